@@ -1,0 +1,1 @@
+"""Merge a run's best candidates into the one model that may be submitted."""

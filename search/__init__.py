@@ -1,0 +1,1 @@
+"""Search timm backbones for real-versus-fake image detection under a parameter budget."""

@@ -1,0 +1,160 @@
+"""A Candidate: what a finished trial leaves on disk, and how to load it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from search.errors import UserError
+from search.training.checkpoint import load_weights, save_weights, write_atomically
+from search.training.evaluate import Predictions
+from search.training.loop import EpochRecord
+from search.training.network import Network, build_network
+from search.training.recipe import Recipe
+
+WEIGHTS = "model.safetensors"
+RECIPE = "recipe.yaml"
+METRICS = "metrics.json"
+HISTORY = "history.csv"
+SCORES = "scores.csv"
+REPORT_SCORES = "scores_report.csv"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained network's folder: weights (of the best candidates), recipe, metrics, history and
+    scores. Nothing is read before it is asked for."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name, the trial's number in four digits for candidates of a search."""
+        return self.path.name
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return Recipe.load(self.path / RECIPE)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json: figures on select, costs, and under "report" the figures on report."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / METRICS).read_text("utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{self.path / METRICS} must hold a candidate's figures: {error}"
+            ) from None
+        return content
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch: the fields of EpochRecord."""
+        return _read_csv(self.path / HISTORY)
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores on select: img_name, target, y_pred (probability of fake)."""
+        return _read_csv(self.path / SCORES)
+
+    @property
+    def report_scores(self) -> pd.DataFrame | None:
+        """Scores on report, once the study has ended, of candidates whose weights are kept."""
+        path = self.path / REPORT_SCORES
+        return _read_csv(path) if path.exists() else None
+
+    @property
+    def has_weights(self) -> bool:
+        return (self.path / WEIGHTS).exists()
+
+    def load(self) -> Network:
+        """The trained network, on the CPU, in evaluation mode.
+
+        Raises:
+            UserError: if the weights were deleted (only the best `--keep` are kept) or do not fit.
+        """
+        if not self.has_weights:
+            raise UserError(
+                f"candidate {self.name} must have its weights, but {self.path / WEIGHTS} is gone: "
+                "the search keeps those of the best --keep candidates; choose one of them, or "
+                "search again with a larger --keep"
+            )
+        network = build_network(self.recipe, pretrained=False)
+        load_weights(self.path / WEIGHTS, network)
+        return network
+
+    def drop_weights(self) -> None:
+        """Deletes the weights; everything else stays."""
+        (self.path / WEIGHTS).unlink(missing_ok=True)
+
+    def save_report(
+        self, table: pd.DataFrame, predictions: Predictions, figures: Mapping[str, Any]
+    ) -> None:
+        """Adds scores and figures on the report split."""
+        _write_csv(self.path / REPORT_SCORES, score_table(table, predictions))
+        _write_json(self.path / METRICS, {**self.metrics, "report": dict(figures)})
+
+
+def save_candidate(
+    folder: Path,
+    *,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    history: Sequence[EpochRecord],
+    scores: pd.DataFrame,
+    weights: Mapping[str, Tensor] | None,
+) -> Candidate:
+    """Writes a candidate's folder.
+
+    Args:
+        folder: candidates/0007, say; made if absent.
+        recipe: what it was trained from.
+        metrics: figures for metrics.json.
+        history: one record an epoch.
+        scores: see `score_table`.
+        weights: the network's state dict; None writes no weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.save)
+    _write_csv(folder / HISTORY, pd.DataFrame([asdict(record) for record in history]))
+    _write_csv(folder / SCORES, scores)
+    if weights is not None:
+        save_weights(folder / WEIGHTS, weights)
+    # Last: a folder with metrics.json is complete.
+    _write_json(folder / METRICS, metrics)
+    return Candidate(folder)
+
+
+def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
+    """img_name, target and y_pred of the images that were scored, in the table's order."""
+    rows = table.iloc[predictions.indices]
+    return pd.DataFrame(
+        {
+            "img_name": rows["img_name"].to_numpy(),
+            "target": predictions.targets,
+            "y_pred": predictions.scores,
+        }
+    )
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype={"img_name": str}, float_precision="round_trip")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} must be a table that onefold wrote: {error}") from None
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)

@@ -1,0 +1,191 @@
+"""Augmentation policies by name: what a network sees of an image, never knowing its label."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import v2
+
+from search.data.degrade import Blur, DownAndUp, Noise, Recompress, Shrink
+from search.data.images import Transform
+from search.errors import UserError
+
+Step = Any
+"""A callable; torchvision and timm declare no types for theirs."""
+
+_GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A named way to alter training images."""
+
+    name: str
+    description: str  # one line
+    build: Callable[[float, int], Transform]  # strength in [0, 1], image size in pixels
+    has_strength: bool = True  # False: the same at any strength
+
+
+def eval_transform(image_size: int) -> Transform:
+    """Resizes to a square, without regard to the aspect ratio, and alters nothing else."""
+    return _compose([_resize(image_size)])
+
+
+def train_transform(policy: str, strength: float, image_size: int) -> Transform:
+    """The transform of a policy in POLICIES.
+
+    It draws from Python's, NumPy's and torch's global generators, which `view` seeds.
+
+    Args:
+        policy: its name.
+        strength: from 0, the policy's mildest form, to 1.
+        image_size: side of the square that comes out, in pixels.
+
+    Raises:
+        UserError: if there is no such policy, or the strength is outside [0, 1].
+    """
+    if policy not in POLICIES:
+        near = difflib.get_close_matches(policy, POLICIES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        names = ", ".join(POLICIES)
+        raise UserError(f"augmentation must be one of {names}, found '{policy}'{hint}")
+    if not 0.0 <= strength <= 1.0:
+        raise UserError(f"augmentation strength must be between 0 and 1, found {strength}")
+    return POLICIES[policy].build(strength, image_size)
+
+
+def _between(strength: float, mildest: float, strongest: float) -> float:
+    return mildest + (strongest - mildest) * strength
+
+
+def _compose(steps: list[Step], *after: Step) -> Transform:
+    transform: Transform = v2.Compose([*steps, v2.PILToTensor(), *after])
+    return transform
+
+
+def _resize(image_size: int) -> Step:
+    return v2.Resize((image_size, image_size), antialias=True)
+
+
+def _crop(image_size: int, smallest_area: float) -> Step:
+    return v2.RandomResizedCrop(
+        (image_size, image_size), scale=(smallest_area, 1.0), ratio=(0.8, 1.25), antialias=True
+    )
+
+
+def _jitter(amount: float) -> Step:
+    return v2.ColorJitter(amount, amount, amount, hue=amount / 4)
+
+
+def _degradation(strength: float, image_size: int) -> list[Step]:
+    """Before the crop: compression blocks lie on the grid of the file, not of the crop."""
+    p = _between(strength, 0.2, 0.5)
+    steps: list[Step] = [
+        v2.RandomApply([Blur(_between(strength, 0.5, 2.5))], p),
+        v2.RandomApply([DownAndUp(_between(strength, 1.3, 4.0))], p),
+        v2.RandomApply([Noise(_between(strength, 3.0, 20.0))], p),
+        v2.RandomApply(
+            [Recompress(round(_between(strength, 80, 30)), round(_between(strength, 1, 4)))],
+            p + 0.3,
+        ),
+    ]
+    return [Shrink(2 * image_size), v2.RandomOrder(steps)]
+
+
+def _none(_strength: float, image_size: int) -> Transform:
+    return eval_transform(image_size)
+
+
+def _flip(_strength: float, image_size: int) -> Transform:
+    return _compose([_resize(image_size), v2.RandomHorizontalFlip()])
+
+
+def _baseline(_strength: float, image_size: int) -> Transform:
+    return _compose([_resize(image_size), v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
+
+
+def _light(strength: float, image_size: int) -> Transform:
+    crop = _crop(image_size, _between(strength, 0.9, 0.5))
+    return _compose([crop, v2.RandomHorizontalFlip(), _jitter(_between(strength, 0.05, 0.25))])
+
+
+def _geometric(strength: float, image_size: int) -> Transform:
+    shift, shear = _between(strength, 0.02, 0.1), _between(strength, 2, 15)
+    affine = v2.RandomAffine(
+        degrees=_between(strength, 5, 30), translate=(shift, shift), shear=shear, fill=_GREY
+    )
+    crop = _crop(image_size, _between(strength, 0.8, 0.25))
+    return _compose([crop, v2.RandomHorizontalFlip(), v2.RandomApply([affine], 0.5)])
+
+
+def _colour(strength: float, image_size: int) -> Transform:
+    steps = [
+        _resize(image_size),
+        v2.RandomHorizontalFlip(),
+        _jitter(_between(strength, 0.1, 0.5)),
+        v2.RandomGrayscale(_between(strength, 0.02, 0.2)),
+        v2.RandomAutocontrast(_between(strength, 0.05, 0.2)),
+        v2.RandomEqualize(_between(strength, 0.02, 0.1)),
+    ]
+    return _compose(steps)
+
+
+def _degrade(strength: float, image_size: int) -> Transform:
+    crop = _crop(image_size, 0.8)
+    return _compose([*_degradation(strength, image_size), crop, v2.RandomHorizontalFlip()])
+
+
+def _randaugment(strength: float, image_size: int) -> Transform:
+    magnitude = round(_between(strength, 2, 10))
+    randaugment = rand_augment_transform(
+        f"rand-m{magnitude}-n2-mstd0.5-inc1", {"translate_pct": 0.3, "img_mean": _GREY}
+    )
+    return _compose([_crop(image_size, 0.7), v2.RandomHorizontalFlip(), randaugment])
+
+
+def _erasing(probability: float, largest_area: float) -> Step:
+    return RandomErasing(probability, max_area=largest_area, device="cpu")  # type: ignore[no-untyped-call]
+
+
+def _erase(strength: float, image_size: int) -> Transform:
+    erasing = _erasing(_between(strength, 0.2, 0.8), _between(strength, 0.1, 1 / 3))
+    return _compose([_crop(image_size, 0.8), v2.RandomHorizontalFlip()], erasing)
+
+
+def _strong(strength: float, image_size: int) -> Transform:
+    steps = [
+        *_degradation(strength, image_size),
+        _crop(image_size, _between(strength, 0.8, 0.3)),
+        v2.RandomHorizontalFlip(),
+        _jitter(_between(strength, 0.1, 0.4)),
+        v2.RandomGrayscale(_between(strength, 0.02, 0.1)),
+    ]
+    return _compose(steps, _erasing(_between(strength, 0.1, 0.4), 0.2))
+
+
+POLICIES: dict[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy("none", "resized, nothing else", _none, has_strength=False),
+        Policy("flip", "mirrored left to right", _flip, has_strength=False),
+        Policy(
+            "baseline",
+            "mirrored in both directions, as the challenge's starting point does",
+            _baseline,
+            has_strength=False,
+        ),
+        Policy("light", "random resized crop, flip and a little colour", _light),
+        Policy("geometric", "small crops, flip, rotation, shift and shear", _geometric),
+        Policy("colour", "flip, colour jitter, grey, contrast and equalisation", _colour),
+        Policy("degrade", "blur, resizing down and up, noise, JPEG and WebP chains", _degrade),
+        Policy("randaugment", "timm's RandAugment (arXiv:1909.13719) on crops", _randaugment),
+        Policy("erase", "crop, flip and random erasing (arXiv:1708.04896)", _erase),
+        Policy("strong", "degrade, crop, flip, colour and erasing together", _strong),
+    )
+}
+"""What the search may draw, by name."""

@@ -1,0 +1,101 @@
+"""Image files -> RGB images, and images -> the one view that a seed stands for."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Transform = Callable[[Image.Image], Tensor]
+"""Maps an RGB image of any size to a uint8 tensor (3, S, S)."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
+"""What is read, whatever the file is called. Not all that Pillow could: its EPS reader starts
+Ghostscript on the file. MPO is what some phones write under the name of JPEG."""
+
+
+class BrokenImage(ValueError):  # noqa: N818 - the field says broken image
+    """A file that no image can be read from; its text is the reason, without the path."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image as it should be seen: RGB, EXIF rotation applied.
+
+    Transparency is laid over black, 16-bit grey is scaled to 8 bits, and of several frames the
+    first is taken.
+
+    Raises:
+        BrokenImage: if the file is absent, empty, cut short, damaged, of another format, or
+            larger than Pillow's `Image.MAX_IMAGE_PIXELS` (a decompression bomb).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF, odd palettes: nothing a user could act on
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                # Damaged EXIF is no reason to lose the picture.
+                with suppress(Exception):
+                    ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
+    except MemoryError:
+        raise  # says something of the machine, not of the file
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = Image.MAX_IMAGE_PIXELS or 0
+        raise BrokenImage(f"more than {limit:,} pixels (a decompression bomb?)") from None
+    except UnidentifiedImageError:
+        empty = Path(path).stat().st_size == 0
+        raise BrokenImage(
+            "the file is empty" if empty else f"none of the formats {', '.join(FORMATS)}"
+        ) from None
+    except OSError as error:
+        raise BrokenImage(error.strerror or str(error)) from error
+    except Exception as error:  # Pillow's readers raise most kinds on damaged files
+        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit values to 255 instead of scaling them.
+        values = np.clip(np.asarray(image), 0, 65535) >> 8
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        black = Image.new("RGBA", opaque.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+def view(image: Image.Image, transform: Transform, seed: int) -> Tensor:
+    """The view of an image that a seed stands for, uint8 (3, S, S).
+
+    The same image, transform and seed give the same view in any process; the generators of the
+    caller are left as they were.
+    """
+    with _seeded(seed):
+        return transform(image)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds Python, NumPy and torch, which transforms draw from, and restores them after."""
+    bits = seed % 2**64
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # Not torch.manual_seed: it would seed the GPU's generator too.
+    torch_state = torch.default_generator.get_state()
+    random.seed(bits)
+    np.random.seed([bits % 2**32, bits // 2**32])  # noqa: NPY002
+    torch.default_generator.manual_seed(bits)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.default_generator.set_state(torch_state)

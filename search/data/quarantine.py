@@ -1,0 +1,124 @@
+"""Images that turned out to be broken: set aside once, told in quarantine.csv, never read again."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from search.errors import UserError
+
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class BrokenFile:
+    """One row of quarantine.csv."""
+
+    img_name: str
+    path: str
+    reason: str
+
+
+HEADER = tuple(field.name for field in fields(BrokenFile))
+
+
+class Quarantine:
+    """The broken images of a run, kept in quarantine.csv between its processes.
+
+    To have an image read again after mending it, delete its line, or the whole file.
+    """
+
+    def __init__(self, path: Path | None, limit_fraction: float = 0.05) -> None:
+        """Takes up the file if it is there; nothing is written before an image is set aside.
+
+        Args:
+            path: quarantine.csv of a run; None keeps the list in memory only.
+            limit_fraction: largest share of a table's images that may be broken, in [0, 1].
+
+        Raises:
+            UserError: if the file is not one that a quarantine wrote.
+        """
+        self.path = path
+        self.limit_fraction = limit_fraction
+        self._broken: dict[str, BrokenFile] = {}  # by path: a name may occur in two folders
+        if path is not None and path.exists():
+            self._broken = {broken.path: broken for broken in _read(path)}
+
+    def __len__(self) -> int:
+        return len(self._broken)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the broken images, as their lists spell them."""
+        return {broken.img_name for broken in self._broken.values()}
+
+    @property
+    def paths(self) -> set[str]:
+        """Paths of the broken images."""
+        return set(self._broken)
+
+    def add(self, img_name: str, path: str, reason: str) -> None:
+        """Sets one image aside; the first reason that is given for it stays."""
+        self.add_all([BrokenFile(img_name, path, reason)])
+
+    def add_all(self, found: Iterable[BrokenFile]) -> None:
+        """Sets images aside and rewrites the file once, if any of them is new."""
+        before = len(self._broken)
+        for broken in found:
+            # A decoder's message may span lines or quote the whole file.
+            reason = " ".join(broken.reason.split())[:_LONGEST_REASON]
+            self._broken.setdefault(broken.path, BrokenFile(broken.img_name, broken.path, reason))
+        if len(self._broken) > before and self.path is not None:
+            _write(self.path, self._broken.values())
+
+    def check(self, table: pd.DataFrame) -> None:
+        """Checks that few enough of a table's images are broken.
+
+        Raises:
+            UserError: if more than `limit_fraction` of them are.
+        """
+        allowed = self.limit_fraction * len(table)
+        if len(self._broken) <= allowed:
+            return
+        broken = table["path"][table["path"].isin(self.paths)]
+        if len(broken) > allowed:
+            first = self._broken[broken.iloc[0]]
+            told = "" if self.path is None else f"; all are listed in {self.path}"
+            raise UserError(
+                f"at most {self.limit_fraction:.0%} of a set's images may be broken, found "
+                f"{len(broken)} of {len(table)}, for example {first.path} ({first.reason}); "
+                f"mend them or take them off the list{told}"
+            )
+
+
+def _read(path: Path) -> list[BrokenFile]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+        if tuple(header) != HEADER:
+            raise ValueError(f"header {','.join(header)}")
+        return [BrokenFile(*row) for row in rows]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path} must be a quarantine list with the columns {','.join(HEADER)}, found: "
+            f"{error}; delete it, and broken images will be found again"
+        ) from error
+
+
+def _write(path: Path, rows: Iterable[BrokenFile]) -> None:
+    """Replaces the file as a whole: who reads it meanwhile sees the old list or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(HEADER)
+            writer.writerows(astuple(row) for row in rows)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

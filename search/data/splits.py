@@ -1,0 +1,189 @@
+"""Tables -> fit (trained on), select (chosen by) and report (read once, at the end)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+
+from search.data.labels import check_two_classes
+from search.errors import UserError
+
+HELD_OUT = (3, 10)
+"""Share of the training set that select and report get together where no validation set is given,
+as so many folds of so many."""
+HALF = (1, 2)
+
+_Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three label tables that share no image and no group."""
+
+    fit: pd.DataFrame  # what networks are trained on
+    select: pd.DataFrame  # what the search chooses by
+    report: pd.DataFrame  # what nothing is chosen by
+
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of the names, targets and groups of all splits, in their order; it does
+        not change when the images move to another folder."""
+        digest = hashlib.sha256()
+        for table in (self.fit, self.select, self.report):
+            columns = [table[column].tolist() for column in ("img_name", "target", "group")]
+            digest.update(json.dumps(columns).encode())
+        return digest.hexdigest()
+
+
+def make_splits(
+    train: pd.DataFrame,
+    val: pd.DataFrame | None,
+    *,
+    limit_train: int | None,
+    limit_val: int | None,
+    seed: int,
+) -> Splits:
+    """Divides label tables by group, with the same share of fakes in every part.
+
+    With a validation set, fit is the training set, and select and report are halves of the
+    validation set. Without one, the training set is divided 70:15:15.
+
+    Limits thin out what the division without limits gives: with one seed, a short run never
+    selects on an image that a full run reports on.
+
+    Args:
+        train: label table.
+        val: label table, or None.
+        limit_train: most images of fit; whole groups are drawn, so there may be a few less.
+        limit_val: most images of select and report together, half each.
+        seed: of the division and the draws.
+
+    Raises:
+        UserError: if a set or a split holds one class only, an image or a group is in both sets,
+            there are too few images or groups to divide, or a limit is too small.
+    """
+    _check_limit("--limit-train", limit_train, 2)
+    _check_limit("--limit-val", limit_val, 4)
+    check_two_classes(train, "the training set")
+    divide_seed, *limit_seeds = np.random.SeedSequence(abs(seed)).generate_state(4).tolist()
+    if val is None:
+        fit, held_out = _divide(train, HELD_OUT, "the training set", divide_seed)
+        select, report = _divide(held_out, HALF, "the held-out training images", divide_seed)
+    else:
+        check_two_classes(val, "the validation set")
+        _check_apart(train, val)
+        fit = train
+        select, report = _divide(val, HALF, "the validation set", divide_seed)
+    half = None if limit_val is None else limit_val // 2
+    limits = (limit_train, None if half is None or limit_val is None else limit_val - half, half)
+    parts = [
+        _draw(part, limit, limit_seed).reset_index(drop=True)
+        for part, limit, limit_seed in zip((fit, select, report), limits, limit_seeds, strict=True)
+    ]
+    for part, name in zip(parts, ("fit", "select", "report"), strict=True):
+        check_two_classes(part, f"the split '{name}'")
+    return Splits(*parts)
+
+
+def _check_limit(flag: str, limit: int | None, least: int) -> None:
+    if limit is not None and limit < least:
+        raise UserError(f"{flag} must be at least {least}, found {limit}")
+
+
+def _check_apart(train: pd.DataFrame, val: pd.DataFrame) -> None:
+    """No image and no group may be in both sets.
+
+    Equal names in different folders are different images; they make a common group only where a
+    group file puts other images into it.
+    """
+    paths = val["path"][val["path"].isin(set(train["path"]))]
+    if len(paths):
+        raise UserError(
+            "no image may be in both the training and the validation set, found "
+            f"{len(paths)}, for example {paths.iloc[0]}; remove them from one of the lists"
+        )
+    named = pd.concat(
+        [table["group"][table["group"] != table["img_name"]] for table in (train, val)]
+    )
+    common = val["group"][
+        val["group"].isin(set(train["group"])) & val["group"].isin(set(named))
+    ].unique()
+    if len(common):
+        raise UserError(
+            "no group may be in both the training and the validation set, found "
+            f"{len(common)}, for example '{common[0]}'; remove them from one of the sets"
+        )
+
+
+def _divide(
+    table: pd.DataFrame, share: tuple[int, int], what: str, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two parts, the second with a share of about share[0] / share[1] of each class."""
+    numerator, folds = share
+    groups, names = pd.factorize(table["group"])
+    targets = table["target"].to_numpy()
+    try:
+        if len(names) == len(table):
+            # StratifiedGroupKFold weighs every group in turn: 30 times slower, no better.
+            shuffle = StratifiedShuffleSplit(1, test_size=numerator / folds, random_state=seed)
+            _, taken = next(shuffle.split(targets, targets))
+        else:
+            taken = _take_groups(groups, targets, share, seed)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{what} must have enough images and groups of both classes to be divided, found "
+            f"{len(table)} images in {len(names)} groups ({reason}); add images"
+        ) from error
+    is_taken = np.zeros(len(table), np.bool_)
+    is_taken[taken] = True
+    return table[~is_taken], table[is_taken]
+
+
+def _take_groups(
+    groups: _Integers, targets: _Integers, share: tuple[int, int], seed: int
+) -> _Integers:
+    """Rows of whole groups that make up the share, stratified."""
+    numerator, folds = share
+    # Its own shuffling loses the stratification before scikit-learn 1.8 (scikit-learn#32540), so
+    # the groups are renamed in random order instead, which decides between equals.
+    renamed = np.random.default_rng(seed).permutation(groups.max() + 1)[groups]
+    folds = min(folds, int(groups.max()) + 1, int(np.bincount(targets).min()))
+    tests = [test for _, test in StratifiedGroupKFold(folds).split(targets, targets, renamed)]
+    # The last folds, because the largest groups come to lie in the first.
+    count = math.ceil(folds * numerator / share[1])
+    return np.concatenate(tests[-count:])
+
+
+def _draw(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
+    """At most `limit` rows: whole groups at random, the share of fakes kept.
+
+    Groups of one make-up (so many real, so many fake) are shuffled and spread evenly over a line,
+    each make-up from a random start; the beginning of the line is then drawn, which has the
+    make-ups in proportion. A smaller limit draws a part of what a larger one does, but for the
+    last few groups.
+    """
+    if limit is None or limit >= len(table):
+        return table
+    generator = np.random.default_rng(seed)
+    groups, names = pd.factorize(table["group"])
+    sizes = np.bincount(groups)
+    fakes = np.bincount(groups, weights=table["target"]).astype(np.int64)
+    shuffled = generator.permutation(len(names))
+    kinds = pd.DataFrame({"images": sizes, "fakes": fakes}).iloc[shuffled]
+    alike = kinds.groupby(["images", "fakes"])
+    starts = generator.random(alike.ngroups)[alike.ngroup()]
+    places = (alike.cumcount() + starts) / alike["fakes"].transform("size")
+    line = shuffled[np.argsort(places.to_numpy(), kind="stable")]
+    taken, rows = [], 0
+    for group, size in zip(line.tolist(), sizes[line].tolist(), strict=True):
+        if rows + size <= limit:
+            taken.append(group)
+            rows += size
+    return table[np.isin(groups, taken)]

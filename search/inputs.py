@@ -1,0 +1,99 @@
+"""The images of a run: from its settings to tables, and the proof that they are still the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from search.data.demo import make_demo
+from search.data.folders import cache_folder
+from search.data.labels import read_labels
+from search.data.splits import Splits, make_splits
+from search.errors import UserError
+from search.settings import SearchSettings
+
+DATA = "data.yaml"
+
+
+def read_splits(settings: SearchSettings) -> Splits:
+    """The fit, select and report tables that the settings name, the demo set made if need be.
+
+    Raises:
+        UserError: for label files, images or groups that break a rule.
+    """
+    if settings.is_demo:
+        demo = make_demo(cache_folder() / "demo")
+        settings = replace(
+            settings,
+            train_labels=demo.train_labels,
+            train_images=demo.train_images,
+            train_groups=demo.train_groups,
+            val_labels=demo.val_labels,
+            val_images=demo.val_images,
+            val_groups=demo.val_groups,
+        )
+    assert settings.train_labels is not None
+    assert settings.train_images is not None
+    skip = settings.skip_missing
+    train = read_labels(
+        settings.train_labels, settings.train_images, settings.train_groups, skip_missing=skip
+    )
+    val: pd.DataFrame | None = None
+    if settings.val_labels is not None and settings.val_images is not None:
+        val = read_labels(
+            settings.val_labels, settings.val_images, settings.val_groups, skip_missing=skip
+        )
+    return make_splits(
+        train,
+        val,
+        limit_train=settings.limit_train,
+        limit_val=settings.limit_val,
+        seed=settings.seed,
+    )
+
+
+def tables(splits: Splits) -> dict[str, pd.DataFrame]:
+    """The three tables by their names."""
+    return {"fit": splits.fit, "select": splits.select, "report": splits.report}
+
+
+def describe_data(splits: Splits) -> dict[str, Any]:
+    """Sizes and class counts of the splits, and their fingerprint."""
+    described = {
+        name: {
+            "images": len(table),
+            "real": int((table["target"] == 0).sum()),
+            "fake": int((table["target"] == 1).sum()),
+            "groups": int(table["group"].nunique()),
+        }
+        for name, table in tables(splits).items()
+    }
+    return {"fingerprint": splits.fingerprint(), "splits": described}
+
+
+def write_data(run: Path, splits: Splits) -> None:
+    """Records in a new run folder which images it is about."""
+    text = yaml.safe_dump(describe_data(splits), sort_keys=False)
+    (run / DATA).write_text(text, encoding="utf-8")
+
+
+def check_data(run: Path, splits: Splits) -> None:
+    """
+    Raises:
+        UserError: if these are not the images that the run's candidates were trained on.
+    """
+    try:
+        saved = yaml.safe_load((run / DATA).read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{run} must be the folder of a search, but it has no {DATA}") from None
+    if saved["fingerprint"] != splits.fingerprint():
+        sizes = {name: split["images"] for name, split in saved["splits"].items()}
+        found = {name: len(table) for name, table in tables(splits).items()}
+        raise UserError(
+            f"{run} holds a search on another data set (images {sizes}, found {found}, or other "
+            "names, labels or groups); restore the label files, or choose another --out"
+        )

@@ -1,0 +1,71 @@
+"""Ctrl-C and the time limit end a running trial at its next batch, never amid a write."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """The running trial shall be closed; the message is its reason."""
+
+
+class Interruption:
+    """Asked between batches whether to go on.
+
+    The first Ctrl-C (or SIGTERM, as batch systems send it) asks for a clean end; a second one
+    raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self, timeout_seconds: float | None = None) -> None:
+        """
+        Args:
+            timeout_seconds: time from now after which `check` raises; None for no limit.
+        """
+        now = time.monotonic()
+        self.deadline = None if timeout_seconds is None else now + timeout_seconds
+        self.requested = False
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time until the limit; None without one."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
+    def timed_out(self) -> bool:
+        left = self.seconds_left
+        return left is not None and left <= 0
+
+    @property
+    def must_stop(self) -> bool:
+        return self.requested or self.timed_out
+
+    def check(self) -> None:
+        """
+        Raises:
+            Interrupted: if Ctrl-C was pressed or the time is up.
+        """
+        if self.requested:
+            raise Interrupted("interrupted by the user")
+        if self.timed_out:
+            raise Interrupted("the time limit was reached")
+
+    @contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        """Turns SIGINT and SIGTERM into a request for the duration of the block."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, self._request)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,144 @@
+"""What the terminal shows while a search runs: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from search.training.loop import EpochRecord, StepRecord
+from search.training.recipe import Recipe
+
+
+class StudyProgress:
+    """Follows a study trial by trial and an epoch step by step.
+
+    Use as a context manager; on a terminal the bars are live inside it.
+    """
+
+    def __init__(
+        self, console: Console, trials: int, finished: int, seconds_left: Callable[[], float | None]
+    ) -> None:
+        """
+        Args:
+            console: where to write; bars only if it is a terminal.
+            trials: how many trials the study shall have.
+            finished: how many it has.
+            seconds_left: time until the limit; None without one.
+        """
+        self.console = console
+        self.trials, self.finished = trials, finished
+        self.seconds_left = seconds_left
+        self.best = math.nan
+        self.durations: list[float] = []
+        self.started = time.monotonic()
+        self.name = ""
+        self.bars: Progress | None = None
+        self.study_bar = self.epoch_bar = TaskID(0)
+        if console.is_terminal:
+            self.bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[info]}"),
+                console=console,
+            )
+            self.study_bar = self.bars.add_task(
+                "trials", total=trials, completed=finished, info=self._study_info()
+            )
+            self.epoch_bar = self.bars.add_task("", total=1, info="", visible=False)
+
+    def __enter__(self) -> StudyProgress:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.bars:
+            self.bars.update(self.epoch_bar, visible=False)
+            self.bars.stop()
+
+    def trial_started(self, name: str, recipe: Recipe) -> None:
+        self.name, self.started = name, time.monotonic()
+        self.epochs = recipe.epochs
+        self.console.print(
+            f"trial {name}: {recipe.backbone} at {recipe.image_size} px, "
+            f"learning rate {recipe.learning_rate:.2g}, augmentation {recipe.augmentation} "
+            f"{recipe.augmentation_strength:.2f}",
+            highlight=False,
+        )
+
+    def step(self, record: StepRecord) -> None:
+        if not self.bars:
+            return
+        fields = {}
+        if record.loss is not None:
+            fields["info"] = f"{record.images_per_second:.0f} images/s, loss {record.loss:.3f}"
+        self.bars.update(
+            self.epoch_bar,
+            description=f"epoch {record.epoch + 1}/{self.epochs}",
+            completed=record.step,
+            total=record.steps,
+            visible=True,
+            **fields,
+        )
+
+    def epoch(self, record: EpochRecord) -> None:
+        self.console.print(
+            f"  epoch {record.epoch}/{self.epochs}: loss {record.train_loss:.3f}, "
+            f"AUC {record.select_auc:.4f}, {record.seconds:.1f} s",
+            highlight=False,
+        )
+
+    def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
+        """Told of every trial's end, whatever its state."""
+        self.finished += 1
+        self.durations.append(time.monotonic() - self.started)
+        if state == "complete" and auc is not None and not auc <= self.best:
+            self.best = auc
+        text = f"  {state}" + ("" if auc is None else f", AUC {auc:.4f}")
+        self.console.print(
+            text + (f": {reason}" if reason else "") + f" | {self._study_info()}",
+            highlight=False,
+            markup=False,
+        )
+        if self.bars:
+            self.bars.update(self.study_bar, completed=self.finished, info=self._study_info())
+            self.bars.update(self.epoch_bar, visible=False)
+
+    def _study_info(self) -> str:
+        parts = [f"{self.finished} of {self.trials} trials"] if not self.bars else []
+        if not math.isnan(self.best):
+            parts.append(f"best AUC {self.best:.4f}")
+        left = self._estimate()
+        if left is not None:
+            parts.append(f"about {format_seconds(left)} left")
+        return ", ".join(parts)
+
+    def _estimate(self) -> float | None:
+        """Seconds left, by the mean trial so far and the limit."""
+        limit = self.seconds_left()
+        if not self.durations:
+            return limit
+        mean = sum(self.durations) / len(self.durations)
+        needed = mean * max(0, self.trials - self.finished)
+        return needed if limit is None else min(needed, max(0.0, limit))
+
+
+def format_seconds(seconds: float) -> str:
+    """90 -> "1 min 30 s", 4000 -> "1 h 6 min"."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole} s"

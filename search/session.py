@@ -1,0 +1,270 @@
+"""One process's work on a run folder: lock it, search, score on report, write what was found."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.table import Table
+
+from search.backbones import DEFAULT_PATH
+from search.data.quarantine import Quarantine
+from search.errors import UserError
+from search.inputs import check_data, tables, write_data
+from search.interruption import Interrupted, Interruption
+from search.leaderboard import rows_from_study, write_leaderboard
+from search.objective import Objective, kept_candidates
+from search.plan import Plan, prepare, versions
+from search.progress import StudyProgress
+from search.publish import publish_outcome
+from search.report import write_report
+from search.settings import (
+    SearchSettings,
+    check_resumable,
+    load_settings,
+    read_settings,
+    write_settings,
+)
+from search.study import (
+    counted_trials,
+    drive,
+    enqueue_baseline,
+    enqueue_first_trials,
+    open_study,
+    recover,
+)
+
+BACKBONES = "backbones.yaml"
+LEADERBOARD = "leaderboard.csv"
+QUARANTINE = "quarantine.csv"
+TOP_ROWS = 10
+
+
+def run_search(settings: SearchSettings, console: Console) -> Path:
+    """Searches, or resumes a search, and returns the run folder.
+
+    Args:
+        settings: as given by the user; defaults are filled in here.
+        console: where progress and the final table go.
+
+    Raises:
+        UserError: for bad input, before anything is written.
+    """
+    settings = settings.resolved()
+    with _opened(settings) as (plan, run, study):
+        enqueue_first_trials(study, plan)
+        _search(plan, run, study, console)
+    return run
+
+
+def run_baseline(settings: SearchSettings, console: Console) -> Path:
+    """Trains the challenge's baseline as one more candidate of a run, new or existing."""
+    settings = settings.resolved()
+    with _opened(settings) as (plan, run, study):
+        before = len(counted_trials(study))
+        enqueue_baseline(study)
+        waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        is_next = bool(waiting) and waiting[0].user_attrs.get("preset") == "baseline"
+        if waiting and not is_next:
+            raise UserError(
+                f"{run} has {len(waiting)} trials waiting before the baseline; finish them with "
+                f"`python -m search run --out {run}`"
+            )
+        once = replace(plan, settings=replace(plan.settings, trials=before + len(waiting)))
+        _search(once, run, study, console)
+    return run
+
+
+def write_run_report(out: Path, console: Console) -> list[Path]:
+    """Scores the kept candidates on report where that is missing, and writes leaderboard.csv,
+    plots and report.html of an existing run.
+
+    Raises:
+        UserError: if the folder holds no search.
+    """
+    settings = load_settings(out)
+    assert settings.out is not None
+    run = settings.out
+    plan = prepare(settings, run / BACKBONES)
+    check_data(run, plan.splits)
+    study = open_study(settings)
+    quarantine = Quarantine(run / QUARANTINE)
+    interruption = Interruption()
+    progress = StudyProgress(console, 0, 0, lambda: None)
+    objective = Objective(plan, run, quarantine, progress, interruption)
+    with interruption.handling_signals():
+        score_on_report(objective, study, run, console)
+    return _write_results(plan, run, study, console)
+
+
+def score_on_report(objective: Objective, study: optuna.Study, run: Path, console: Console) -> None:
+    """Fills in scores and figures on report of the candidates whose weights are kept.
+
+    The only use of the report split in a search; nothing chooses by it.
+    """
+    table = objective.plan.splits.report
+    missing = [c for c in kept_candidates(study, run) if c.report_scores is None]
+    for candidate in missing:
+        console.print(f"scoring candidate {candidate.name} on report", highlight=False)
+        network = candidate.load()
+        evaluation = objective.evaluator(network.image_size, "report")(network)
+        candidate.save_report(table, evaluation.predictions, evaluation.metrics.to_dict())
+
+
+@contextmanager
+def _opened(settings: SearchSettings) -> Iterator[tuple[Plan, Path, optuna.Study]]:
+    """Checks everything, then opens the run folder for this process alone."""
+    run = settings.out
+    assert run is not None
+    saved = read_settings(run)
+    if saved is None:
+        plan = prepare(settings)
+    else:
+        check_resumable(settings, saved)
+        plan = prepare(settings, run / BACKBONES)
+        check_data(run, plan.splits)
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            if saved is None:
+                shutil.copyfile(settings.backbones or DEFAULT_PATH, run / BACKBONES)
+                write_data(run, plan.splits)
+            write_settings(settings, run)
+            study = open_study(settings)
+            if settings.storage is None:
+                recover(study, run)
+            yield plan, run, study
+    except Timeout:
+        raise UserError(
+            f"{run} must be searched by one process at a time, and another one is at it; wait for "
+            "it, or choose another --out"
+        ) from None
+
+
+def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> None:
+    timeout = plan.settings.timeout
+    interruption = Interruption(timeout.total_seconds() if timeout else None)
+    assert plan.settings.trials is not None
+    progress = StudyProgress(
+        console, plan.settings.trials, len(counted_trials(study)), lambda: interruption.seconds_left
+    )
+    quarantine = Quarantine(run / QUARANTINE)
+    objective = Objective(plan, run, quarantine, progress, interruption)
+
+    def after_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+        publish_outcome(study, trial, run)
+        write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
+
+    _introduce(plan, run, console)
+    with interruption.handling_signals():
+        try:
+            with progress:
+                drive(study, objective, after_trial)
+        finally:
+            write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
+        if interruption.requested:
+            console.print("interrupted: the running trial was closed and will be tried again")
+        else:
+            try:
+                # The time limit is for trials; scoring the kept ones is part of the result.
+                interruption.deadline = None
+                score_on_report(objective, study, run, console)
+            except Interrupted:
+                console.print("interrupted while scoring on report")
+    paths = _write_results(plan, run, study, console)
+    leaderboard = rows_from_study(study, run)
+    print_top(leaderboard, console)
+    for path in paths:
+        console.print(f"wrote {_short(path)}", highlight=False, soft_wrap=True)
+    if interruption.must_stop:
+        console.print(
+            f"resume with: python -m search run --out {_short(run)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _write_results(plan: Plan, run: Path, study: optuna.Study, console: Console) -> list[Path]:
+    leaderboard = rows_from_study(study, run)
+    write_leaderboard(leaderboard, run / LEADERBOARD)
+    with console.status("drawing plots"):
+        paths = write_report(run, study, leaderboard, describe_run(plan))
+    return [run / LEADERBOARD, *paths]
+
+
+def describe_run(plan: Plan) -> dict[str, str]:
+    """Facts that every report states."""
+    settings = plan.settings
+    facts = {
+        f"{name} images": f"{len(table):,} ({int(table['target'].sum()):,} fake)"
+        for name, table in tables(plan.splits).items()
+    }
+    weights = {
+        "hub": "timm's hub, pinned ImageNet-1K tags",
+        "file": "local files, pinned ImageNet-1K tags",
+        "none": "none: trained from scratch",
+    }[settings.weights_source]
+    device = plan.runtime.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts |= {
+        "pool": str(settings.pool),
+        "starting weights": weights,
+        "budget": f"{plan.catalogue.budget / 1e6:.0f}M parameters, by thop and exactly",
+        "epochs of a trial": str(settings.epochs),
+        "seed": str(settings.seed),
+        "device": f"{name}, {plan.space.precision}",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+    }
+    if plan.notes:
+        facts["notes"] = " ".join(plan.notes)
+    return facts
+
+
+def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
+    """The best ten complete trials as a table."""
+    table = Table(title="Best candidates")
+    columns = ("rank", "candidate", "backbone", "params", "select AUC [95%]", "report AUC")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "backbone" else "right")
+    for row in leaderboard[leaderboard["state"] == "complete"].head(TOP_ROWS).to_dict("records"):
+        report = row["auc_report"]
+        table.add_row(
+            f"{row['rank']:.0f}",
+            str(row["candidate"]),
+            str(row["backbone"]),
+            f"{row['params_exact'] / 1e6:.1f}M",
+            f"{row['auc']:.4f} [{row['auc_low']:.4f}, {row['auc_high']:.4f}]",
+            "" if pd.isna(report) else f"{report:.4f}",
+        )
+    console.print(table)
+
+
+def _introduce(plan: Plan, run: Path, console: Console) -> None:
+    sizes = ", ".join(f"{name} {len(table):,}" for name, table in tables(plan.splits).items())
+    console.print(
+        f"{_short(run)}: {sizes} images; {len(plan.space.backbones)} backbones of pool "
+        f"'{plan.settings.pool}' on {plan.runtime.device} in {plan.space.precision}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for backbone, verdict in plan.rejected:
+        console.print(f"rejected {backbone.name}: {'; '.join(verdict.reasons)}", highlight=False)
+    for note in plan.notes:
+        console.print(note, highlight=False)
+
+
+def _short(path: Path) -> str:
+    """The path as seen from the working folder, where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,270 @@
+"""All settings of a search: one source for the flags, their help, and settings.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from search.errors import UserError
+
+SETTINGS = "settings.yaml"
+
+AtLeastOne = Parameter(validator=Number(gte=1))
+AtLeastZero = Parameter(validator=Number(gte=0))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What `search run` is told; None stands for a default that depends on the data."""
+
+    train_labels: Path | None = None
+    """Label file of the training images (img_name,target; 1 = fake). Without it: the demo set."""
+
+    train_images: Path | None = None
+    """Folder of the training images."""
+
+    train_groups: Path | None = None
+    """Group file (img_name,group): images of one group never part. Default: each its own."""
+
+    val_labels: Path | None = None
+    """Label file of the validation images. Without it: a part of the training images."""
+
+    val_images: Path | None = None
+    """Folder of the validation images."""
+
+    val_groups: Path | None = None
+    """Group file of the validation images."""
+
+    skip_missing: bool = False
+    """Go on without the listed images that are absent."""
+
+    limit_train: Annotated[int | None, AtLeastOne] = None
+    """Use at most so many training images: stratified, whole groups, drawn with the seed."""
+
+    limit_val: Annotated[int | None, AtLeastOne] = None
+    """Use at most so many images for select and report together."""
+
+    backbones: Path | None = None
+    """File of the allowed backbones and the budget. Default: the backbones.yaml of onefold."""
+
+    pool: str | None = None
+    """Pool of backbones to search: demo, small, strong, or your own. Default: small."""
+
+    weights: Literal["hub", "none"] | None = None
+    """Start from the pinned ImageNet weights of timm's hub, or from scratch. Default: hub."""
+
+    weights_dir: Path | None = None
+    """Start from files in this folder instead, each named <backbone>.safetensors."""
+
+    image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None
+    """One image size in pixels for every backbone, instead of those in the backbones file."""
+
+    trials: Annotated[int | None, AtLeastOne] = None
+    """Stop after so many trials, earlier runs of this folder included. Default: 20."""
+
+    timeout: timedelta | None = None
+    """Stop after this time: 90m, 8h, 1d."""
+
+    epochs: Annotated[int | None, AtLeastOne] = None
+    """Epochs of one trial, unless it is pruned. Default: 4."""
+
+    batch_size: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
+    """Images that one optimizer step sees. Default: 32."""
+
+    micro_batch_size: Annotated[int | None, AtLeastOne] = None
+    """Images in one forward pass; gradients are accumulated. Halved when memory runs out."""
+
+    pruner: Literal["asha", "hyperband", "none"] = "asha"
+    """How trials that lag behind are stopped early."""
+
+    keep: Annotated[int, AtLeastOne] = 10
+    """Keep the weights of so many best candidates."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Mixed precision of the training; scores are always computed in fp32."""
+
+    compile: bool = False
+    """Use torch.compile: slower to start, faster in long trainings."""
+
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images. Default: chosen by the machine."""
+
+    seed: int = 0
+    """Seed of the splits, the search and every training."""
+
+    storage: str | None = None
+    """Optuna storage URL. Default: one journal file in the run folder."""
+
+    out: Path | None = None
+    """The run folder. Default: results/demo, or results/<folder of the label file>."""
+
+    def __post_init__(self) -> None:
+        pairs = (
+            ("train", self.train_labels, self.train_images),
+            ("val", self.val_labels, self.val_images),
+        )
+        for split, labels, images in pairs:
+            if (labels is None) != (images is None):
+                given, missing = ("labels", "images") if images is None else ("images", "labels")
+                raise UserError(
+                    f"--{split}-labels and --{split}-images belong together, but only "
+                    f"--{split}-{given} was given; add --{split}-{missing}"
+                )
+        if self.train_labels is None:
+            for name in ("val_labels", "train_groups", "val_groups"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{flag(name)} needs training images too; add --train-labels and "
+                        "--train-images"
+                    )
+        if self.val_groups is not None and self.val_labels is None:
+            raise UserError("--val-groups needs --val-labels and --val-images")
+        if self.weights is not None and self.weights_dir is not None:
+            raise UserError(
+                f"--weights and --weights-dir exclude each other, found --weights {self.weights} "
+                f"and --weights-dir {self.weights_dir}; give one"
+            )
+
+    @property
+    def is_demo(self) -> bool:
+        return self.train_labels is None
+
+    @property
+    def weights_source(self) -> Literal["hub", "file", "none"]:
+        """Where starting weights come from, in the Recipe's words."""
+        if self.weights_dir is not None:
+            return "file"
+        return self.weights or "hub"
+
+    def resolved(self) -> SearchSettings:
+        """The same settings with every data-dependent default filled in and paths absolute."""
+        defaults: dict[str, Any] = DEMO_DEFAULTS if self.is_demo else DATA_DEFAULTS
+        chosen = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        if self.weights_dir is not None:
+            chosen.pop("weights", None)
+        if self.out is None:
+            name = "demo" if self.train_labels is None else self.train_labels.resolve().parent.name
+            chosen["out"] = Path("results") / (name or "run")
+        settings = replace(self, **chosen)
+        return replace(
+            settings,
+            **{
+                name: path.expanduser().absolute()
+                for name, path in vars(settings).items()
+                if isinstance(path, Path)
+            },
+        )
+
+    def to_yaml(self) -> dict[str, Any]:
+        """Plain values for settings.yaml, unset ones left out."""
+        return {name: _plain(value) for name, value in asdict(self).items() if value is not None}
+
+
+DATA_DEFAULTS: dict[str, Any] = {
+    "pool": "small",
+    "weights": "hub",
+    "trials": 20,
+    "epochs": 4,
+    "batch_size": 32,
+}
+
+# From scratch, because a fresh machine may have no network; small enough for two CPU cores.
+DEMO_DEFAULTS: dict[str, Any] = {
+    "pool": "demo",
+    "weights": "none",
+    "trials": 8,
+    "epochs": 8,
+    "batch_size": 32,
+}
+
+FREE_ON_RESUME = frozenset(
+    {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}
+)
+"""Settings that a resumed run may change without its trials becoming incomparable."""
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: train_labels -> --train-labels."""
+    return "--" + name.replace("_", "-")
+
+
+def write_settings(settings: SearchSettings, run: Path) -> None:
+    """Writes settings.yaml into a run folder."""
+    text = yaml.safe_dump(settings.to_yaml(), sort_keys=False, allow_unicode=True)
+    (run / SETTINGS).write_text(text, encoding="utf-8")
+
+
+def read_settings(run: Path) -> dict[str, Any] | None:
+    """The plain values of a run's settings.yaml; None where there is none yet.
+
+    Raises:
+        UserError: if the file is no mapping of known settings.
+    """
+    path = run / SETTINGS
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be readable YAML: {' '.join(str(error).split())}") from None
+    known = {field.name for field in fields(SearchSettings)}
+    if not isinstance(content, dict) or not set(content) <= known:
+        unknown = sorted(map(str, set(content) - known)) if isinstance(content, dict) else content
+        raise UserError(f"{path} must hold settings of a search, found unknown {unknown}")
+    return content
+
+
+def load_settings(run: Path) -> SearchSettings:
+    """The settings of an existing run.
+
+    Raises:
+        UserError: if the folder holds no run.
+    """
+    content = read_settings(run)
+    if content is None:
+        raise UserError(
+            f"{run} must be the folder of a search, but it has no {SETTINGS}; start one with "
+            f"`python -m search run --out {run}`"
+        )
+    typed = dict(content)
+    for field in fields(SearchSettings):
+        if field.name in typed and field.type in ("Path | None", "Path"):
+            typed[field.name] = Path(typed[field.name])
+    if "timeout" in typed:
+        typed["timeout"] = timedelta(seconds=float(str(typed["timeout"]).removesuffix("s")))
+    return replace(SearchSettings(**typed).resolved(), out=run.absolute())
+
+
+def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:
+    """Refuses changes that would make a run's trials incomparable.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    wanted = settings.to_yaml()
+    for name in wanted.keys() | saved.keys():
+        if name not in FREE_ON_RESUME and wanted.get(name) != saved.get(name):
+            raise UserError(
+                f"{settings.out} holds a search with {flag(name)} {saved.get(name)}, found "
+                f"{flag(name)} {wanted.get(name)}; leave the flag out to resume, or choose "
+                "another --out"
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds():g}s"
+    return value

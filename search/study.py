@@ -1,0 +1,173 @@
+"""The Optuna study of a run: create, resume, drive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search.candidate import METRICS
+from search.errors import UserError
+from search.objective import (
+    INTERRUPTED,
+    REASON,
+    STATE,
+    Objective,
+    TrialFailed,
+    complete_trials,
+    drop_surplus_weights,
+    enqueue_again,
+    reject,
+)
+from search.plan import Plan
+from search.settings import SearchSettings
+from search.space import BASELINE, PRESET
+from search.storage import open_storage
+
+FAILURES_TO_STOP = 3
+"""A study whose first so many trials all fail is stopped: the next would fail as well."""
+
+PREPARED = "prepared"
+"""User attribute of a study whose first trials have been enqueued."""
+
+
+def open_study(settings: SearchSettings) -> optuna.Study:
+    """Creates the study of a run, or opens it."""
+    assert settings.out is not None
+    assert settings.epochs is not None
+    # Optuna logs each trial; the progress display already does, in the user's terms.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(settings.out, settings.storage)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=settings.out.name,
+        direction="maximize",
+        pruner=make_pruner(settings.pruner, settings.epochs),
+        load_if_exists=True,
+    )
+    study.set_metric_names(["AUC on select"])
+    # Another seed for each resumption, or TPE would draw its first random numbers once more.
+    study.sampler = TPESampler(
+        seed=settings.seed + len(study.get_trials(deepcopy=False)),
+        multivariate=True,
+        group=True,
+    )
+    return study
+
+
+def make_pruner(name: str, epochs: int) -> BasePruner:
+    """The pruner that compares trials after the same number of epochs.
+
+    ASHA (arXiv:1810.05934) looks first after a quarter of the epochs, then each time they have
+    tripled, and lets the best third go on. Hyperband (arXiv:1603.06560) runs several such brackets
+    and wants more than ten trials in each.
+    """
+    first = max(1, epochs // 4)
+    if name == "asha":
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=3)
+    return NopPruner()
+
+
+def recover(study: optuna.Study, run: Path) -> None:
+    """Closes trials that a killed process left running.
+
+    A trial whose candidate was already complete is told as complete; any other is closed as failed
+    and enqueued again. Only for storages without heartbeats, whose runs are locked to one process.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        folder = run / "candidates" / f"{trial.number:04d}"
+        if trial.user_attrs.get(STATE) == "complete" and (folder / METRICS).exists():
+            value = trial.user_attrs["row"]["auc"]
+            study.tell(trial.number, value)
+            continue
+        _set(study, trial, STATE, "failed")
+        _set(study, trial, REASON, "the process ended while it was running")
+        _set(study, trial, INTERRUPTED, True)
+        enqueue_again(study, trial)
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def enqueue_first_trials(study: optuna.Study, plan: Plan) -> None:
+    """Once in a study: tells which backbones are rejected, and enqueues the challenge's baseline
+    and one sensible default of each allowed backbone."""
+    if study.user_attrs.get(PREPARED):
+        return
+    for _, verdict in plan.rejected:
+        trial = study.ask()
+        reject(trial, verdict)
+        study.tell(trial, state=TrialState.PRUNED)
+    enqueue_baseline(study)
+    for backbone in plan.space.backbones:
+        study.enqueue_trial(plan.space.default_parameters(backbone))
+    study.set_user_attr(PREPARED, True)
+
+
+def enqueue_baseline(study: optuna.Study) -> None:
+    """Enqueues the challenge's baseline, unless the study has it or is about to."""
+    waiting_or_better = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
+    trials = study.get_trials(deepcopy=False, states=waiting_or_better)
+    if not any(trial.user_attrs.get(PRESET) == BASELINE for trial in trials):
+        study.enqueue_trial({}, user_attrs={PRESET: BASELINE})
+
+
+def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that count towards --trials: finished ones that were neither rejected by the rules
+    nor interrupted."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished()
+        and trial.user_attrs.get(STATE) != "rejected"
+        and not trial.user_attrs.get(INTERRUPTED)
+    ]
+
+
+def drive(
+    study: optuna.Study,
+    objective: Objective,
+    on_trial: Callable[[optuna.Study, FrozenTrial], None],
+) -> None:
+    """Runs trials until --trials or --timeout is reached or Ctrl-C is pressed.
+
+    Args:
+        study: from `open_study`.
+        objective: what a trial is.
+        on_trial: called after every finished trial.
+
+    Raises:
+        UserError: if the data are at fault, or nothing but failures comes.
+    """
+    settings = objective.plan.settings
+    assert settings.trials is not None
+    failures: list[str] = []
+
+    def after_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+        drop_surplus_weights(study, objective.run, settings.keep)
+        on_trial(study, trial)
+        if trial.user_attrs.get(STATE) == "failed" and not trial.user_attrs.get(INTERRUPTED):
+            failures.append(str(trial.user_attrs.get(REASON)))
+        hopeless = len(failures) == FAILURES_TO_STOP and not complete_trials(study)
+        if hopeless or objective.interruption.must_stop:
+            study.stop()
+
+    # In rounds: a trial that the rules reject does not count, and another one takes its turn.
+    while not objective.interruption.must_stop:
+        remaining = settings.trials - len(counted_trials(study))
+        if remaining <= 0:
+            break
+        study.optimize(objective, n_trials=remaining, catch=(TrialFailed,), callbacks=[after_trial])
+        if len(failures) >= FAILURES_TO_STOP and not complete_trials(study):
+            raise UserError(
+                f"the first {len(failures)} trials all failed, the last with: {failures[-1]}"
+            )
+
+
+def _set(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, name, value)

@@ -1,0 +1,1 @@
+"""Training one network from one Recipe. Knows no Optuna and no study."""

@@ -1,0 +1,116 @@
+"""A timm backbone with two logits that does its own resizing and normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from search.training.recipe import Recipe
+
+NUM_CLASSES = 2
+"""Column 0 is real, column 1 is fake."""
+
+
+class Network(nn.Module):
+    """A trunk that takes RGB in [0, 1] of any size and normalises it itself.
+
+    Because the preprocessing lives inside, networks with different image sizes and normalisations
+    can be fed one and the same batch, be fused, and be exported as they are.
+
+    Attributes:
+        trunk: the timm model, with two classes.
+        image_size: side in pixels at which the trunk works.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        image_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.image_size = image_size
+        # Not in the state dict: they come with the recipe, and thop must count the trunk alone.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resizes (N, 3, H, W) RGB in [0, 1] to the trunk's size and normalises it."""
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(
+                images, size=size, mode="bilinear", align_corners=False, antialias=True
+            )
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]."""
+        logits: Tensor = self.trunk(self.preprocess(images))
+        return logits
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (N, D) just before the classifier, and logits (N, 2), in one pass."""
+        trunk: Any = self.trunk
+        maps = trunk.forward_features(self.preprocess(images))
+        return trunk.forward_head(maps, pre_logits=True), trunk.forward_head(maps)
+
+    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: no weight decay on one-dimensional parameters and those that the
+        architecture names; `lr_scale` falls by `layer_decay` with the distance from the head
+        (BEiT, arXiv:2106.08254).
+        """
+        exempt = getattr(self.trunk, "no_weight_decay", set)()
+        if layer_decay < 1.0:
+            groups = param_groups_layer_decay(
+                self.trunk, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
+            )
+        else:
+            groups = param_groups_weight_decay(
+                self.trunk, weight_decay, no_weight_decay_list=exempt
+            )
+        return list(groups)
+
+
+def build_trunk(recipe: Recipe, *, pretrained: bool) -> nn.Module:
+    """The timm model of a recipe, with two classes.
+
+    Args:
+        recipe: names the architecture and where its weights come from.
+        pretrained: load the starting weights; False leaves the random initialisation of the
+            recipe's seed, as it must when trained weights are loaded over it anyway.
+    """
+    arguments: dict[str, Any] = dict(recipe.model_args)
+    if recipe.drop_path > 0:
+        arguments["drop_path_rate"] = recipe.drop_path
+    name = recipe.architecture
+    wanted = pretrained and recipe.weights != "none"
+    if wanted and recipe.weights == "hub":
+        name = recipe.backbone
+    elif wanted:
+        arguments["pretrained_cfg_overlay"] = {"file": recipe.weights_file, "num_classes": 1000}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        trunk: nn.Module = timm.create_model(
+            name, pretrained=wanted, num_classes=NUM_CLASSES, **arguments
+        )
+    return trunk
+
+
+def build_network(recipe: Recipe, *, pretrained: bool = True) -> Network:
+    """The network of a recipe, on the CPU, in evaluation mode."""
+    trunk = build_trunk(recipe, pretrained=pretrained)
+    return Network(trunk, recipe.image_size, recipe.mean, recipe.std).eval()
+
+
+def margin(logits: Tensor) -> Tensor:
+    """z1 - z0 of two logits (N, 2), shape (N,): the log-odds of fake; its sigmoid is y_pred."""
+    return logits[:, 1] - logits[:, 0]

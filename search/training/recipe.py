@@ -1,0 +1,104 @@
+"""A Recipe: all that training one network depends on, frozen and written beside its weights."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from search.errors import UserError
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Recipe:
+    """Everything that one training run depends on besides the images.
+
+    The same Recipe on the same CPU with the same images gives the same scores.
+    """
+
+    # The network.
+    backbone: str
+    """Name in backbones.yaml: a timm `architecture.tag`, or a declared name."""
+    architecture: str
+    """Name that timm.create_model builds, without a tag."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+    mean: Triple = (0.485, 0.456, 0.406)
+    """Per-channel mean of RGB in [0, 1] that the weights were trained with."""
+    std: Triple = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation, likewise."""
+    image_size: int = 224
+    """Side of the square that images are resized to, in pixels."""
+    drop_path: float = 0.0
+    """Stochastic depth rate; 0 where the architecture has none."""
+    weights: Literal["hub", "file", "none"] = "hub"
+    """Where the starting weights come from: timm's hub, a local file, or nowhere (from scratch)."""
+    weights_file: str | None = None
+    """Path of the local file when `weights` is "file"."""
+
+    # The schedule.
+    epochs: int = 4
+    batch_size: int = 32
+    """Effective batch: images that one optimizer step sees."""
+    micro_batch_size: int | None = None
+    """Images in one forward pass; gradients add up to `batch_size`. None: all."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    schedule: Literal["cosine", "step"] = "cosine"
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    """Factor on the learning rate for each layer group further from the head; 1 is none."""
+    warmup_fraction: float = 0.1
+    """Share of all steps over which the learning rate rises linearly (cosine schedule)."""
+    step_size_epochs: int = 4
+    """Epochs between two decays (step schedule)."""
+    step_gamma: float = 0.85
+    """Factor of one decay (step schedule)."""
+    gradient_clip: float | None = 1.0
+    """Largest gradient norm; None does not clip."""
+    freeze_norm_fraction: float = 0.0
+    """Share of all steps, from the first, in which batch-norm layers keep their statistics."""
+    ema_decay: float = 0.0
+    """Decay of the exponential moving average of the weights, per step; 0 keeps none."""
+
+    # The loss.
+    label_smoothing: float = 0.0
+    class_balance: Literal["none", "sampler", "loss"] = "none"
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    # What the network sees.
+    augmentation: str = "none"
+    """Policy in search.data.augment.POLICIES."""
+    augmentation_strength: float = 0.5
+    """From 0, the mildest form of the policy, to 1."""
+
+    # How it is computed.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    seed: int = 0
+
+    def save(self, path: Path) -> None:
+        """Writes the recipe as YAML."""
+        content = TypeAdapter(Recipe).dump_python(self, mode="json")
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    @staticmethod
+    def load(path: Path) -> Recipe:
+        """Reads a recipe that `save` wrote.
+
+        Raises:
+            UserError: if the file is absent, is no YAML, or has an unknown or ill-typed key.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return TypeAdapter(Recipe).validate_python(content)
+        except (OSError, yaml.YAMLError, ValidationError) as error:
+            raise UserError(f"{path} must be a recipe that onefold wrote: {error}") from error

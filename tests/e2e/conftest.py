@@ -1,0 +1,70 @@
+"""A small real run, made once through the command line as a user would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from search.cli import main
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set in the challenge's format, made by `make_data_set`."""
+
+    folder: Path
+
+    @property
+    def flags(self) -> list[str]:
+        folder = self.folder
+        return [
+            *("--train-labels", str(folder / "trainset_label.txt")),
+            *("--train-images", str(folder / "trainset")),
+            *("--train-groups", str(folder / "trainset_group.csv")),
+            *("--val-labels", str(folder / "valset_label.txt")),
+            *("--val-images", str(folder / "valset")),
+            *("--val-groups", str(folder / "valset_group.csv")),
+        ]
+
+
+def make_data_set(folder: Path, train: int = 64, val: int = 48) -> DataSet:
+    """Noise images of 40 px; fakes carry a faint stripe pattern that a network can learn."""
+    generator = np.random.default_rng(0)
+    stripes = 40 * (np.arange(40) // 2 % 2)[None, :, None]
+    for name, size in (("trainset", train), ("valset", val)):
+        (folder / name).mkdir(parents=True)
+        labels, groups = ["img_name,target"], ["img_name,group"]
+        for number in range(size):
+            target = number % 2
+            pixels = generator.integers(0, 180, (40, 40, 3)) + target * stripes
+            image_name = f"{name}{number:03d}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / image_name)
+            labels.append(f"{image_name},{target}")
+            groups.append(f"{image_name},{name}{number // 2}")
+        (folder / f"{name}_label.txt").write_text("\n".join(labels) + "\n")
+        (folder / f"{name}_group.csv").write_text("\n".join(groups) + "\n")
+    return DataSet(folder)
+
+
+QUICK = (
+    *("--pool", "demo", "--weights", "none", "--image-size", "32"),
+    *("--epochs", "2", "--batch-size", "16", "--workers", "0", "--device", "cpu"),
+)
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return make_data_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search of four trials; tests must not change it."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    arguments = ["run", *data_set.flags, *QUICK, "--trials", "4", "--pruner", "none"]
+    assert main([*arguments, "--out", str(run)]) == 0
+    return run

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from search.progress import StudyProgress, format_seconds
+from search.training.loop import EpochRecord, StepRecord
+from search.training.recipe import Recipe
+
+RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=2)
+
+
+def play(*, terminal: bool) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120)
+    with StudyProgress(console, 4, 1, lambda: 100.0) as progress:
+        progress.trial_started("0001", RECIPE)
+        progress.step(StepRecord(0, 1, 2, None, 10.0))
+        progress.step(StepRecord(0, 2, 2, 0.693, 12.0))
+        progress.epoch(EpochRecord(1, 0.693, 1e-3, 0.75, 0.6, 2.0))
+        progress.trial_finished("complete", 0.75)
+        progress.trial_started("0002", RECIPE)
+        progress.trial_finished("failed", None, "the loss [x] must be finite")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_course_of_a_study_is_told(terminal: bool) -> None:
+    text = play(terminal=terminal)
+    for expected in ("0001", "test_resnet.r160_in1k", "AUC 0.7500", "best AUC 0.7500", "[x] must"):
+        assert expected in text
+
+
+def test_without_a_terminal_there_are_only_lines() -> None:
+    text = play(terminal=False)
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert "2 of 4 trials" in text
+
+
+def test_a_terminal_shows_speed_and_loss() -> None:
+    assert "12 images/s, loss 0.693" in play(terminal=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (90, "1 min 30 s"), (4000, "1 h 6 min")],
+)
+def test_seconds_are_readable(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.errors import UserError
+from search.settings import (
+    SETTINGS,
+    SearchSettings,
+    check_resumable,
+    load_settings,
+    read_settings,
+    write_settings,
+)
+
+DATA = {"train_labels": Path("set/train.txt"), "train_images": Path("set/train")}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train_labels": Path("a")}, "add --train-images"),
+        ({"train_images": Path("a")}, "add --train-labels"),
+        (DATA | {"val_labels": Path("a")}, "add --val-images"),
+        ({"val_labels": Path("a"), "val_images": Path("b")}, "add --train-labels and"),
+        ({"train_groups": Path("a")}, "--train-groups needs training images"),
+        (DATA | {"val_groups": Path("a")}, "--val-groups needs --val-labels"),
+        ({"weights": "hub", "weights_dir": Path("w")}, "exclude each other"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SearchSettings(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"pool": "demo", "weights": "none", "weights_source": "none"}),
+        (DATA, {"pool": "small", "weights": "hub", "trials": 20, "epochs": 4}),
+        (DATA | {"trials": 3, "pool": "strong"}, {"trials": 3, "pool": "strong"}),
+        (DATA | {"weights_dir": Path("w")}, {"weights": None, "weights_source": "file"}),
+    ],
+)
+def test_defaults_depend_on_the_data(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    settings = SearchSettings(**given).resolved()
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_the_run_folder_is_named_after_the_data() -> None:
+    assert SearchSettings().resolved().out == Path("results/demo").absolute()
+    assert SearchSettings(**DATA).resolved().out == Path("results/set").absolute()
+
+
+def test_settings_survive_the_disk(tmp_path: Path) -> None:
+    settings = SearchSettings(
+        **DATA, timeout=timedelta(hours=8), limit_train=7, weights_dir=Path("w"), out=tmp_path
+    ).resolved()
+    write_settings(settings, tmp_path)
+    assert load_settings(tmp_path) == settings
+    check_resumable(settings, read_settings(tmp_path) or {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 9}, "with --epochs 4, found --epochs 9"),
+        ({"limit_train": 5}, "with --limit-train None, found --limit-train 5"),
+        ({"seed": 1}, "--seed 0"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    settings = SearchSettings(**DATA, out=tmp_path).resolved()
+    write_settings(settings, tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_resumable(replace(settings, **changes), read_settings(tmp_path) or {})
+
+
+@pytest.mark.parametrize("changes", [{"trials": 40}, {"timeout": timedelta(1)}, {"keep": 2}])
+def test_a_run_may_go_on_for_longer(changes: dict[str, Any], tmp_path: Path) -> None:
+    settings = SearchSettings(**DATA, out=tmp_path).resolved()
+    write_settings(settings, tmp_path)
+    check_resumable(replace(settings, **changes), read_settings(tmp_path) or {})
+
+
+@pytest.mark.parametrize("text", ["trails: 3\n", "- 1\n", "a: [\n"])
+def test_damaged_settings_are_one_user_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text(text)
+    with pytest.raises(UserError, match=r"settings\.yaml"):
+        read_settings(tmp_path)
+
+
+def test_a_folder_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="python -m search run --out"):
+        load_settings(tmp_path)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from search.data.loaders import Batch
+from search.training.loss import ClassificationLoss
+from search.training.recipe import Recipe
+
+RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet")
+
+
+class Fixed(nn.Module):
+    """Logits that do not depend on the images."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits[: len(images)]
+
+
+def make_batch(targets: list[int]) -> Batch:
+    size = len(targets)
+    return Batch(
+        images=torch.rand(size, 3, 8, 8),
+        targets=torch.tensor(targets),
+        indices=torch.arange(size),
+        seeds=torch.zeros(size, dtype=torch.int64),
+    )
+
+
+LOGITS = torch.tensor([[0.3, -0.2], [1.0, 2.0], [-1.0, 0.5], [0.0, 0.0], [2.0, -3.0]])
+TARGETS = [0, 1, 1, 0, 1]
+
+
+def test_plain_is_cross_entropy() -> None:
+    value = ClassificationLoss(RECIPE, (2, 3))(Fixed(LOGITS), make_batch(TARGETS))
+    torch.testing.assert_close(value, F.cross_entropy(LOGITS, torch.tensor(TARGETS)))
+
+
+def test_label_smoothing_is_torchs() -> None:
+    loss = ClassificationLoss(replace(RECIPE, label_smoothing=0.1), (2, 3))
+    expected = F.cross_entropy(LOGITS, torch.tensor(TARGETS), label_smoothing=0.1)
+    torch.testing.assert_close(loss(Fixed(LOGITS), make_batch(TARGETS)), expected)
+
+
+def test_balanced_weights_make_the_classes_count_the_same() -> None:
+    loss = ClassificationLoss(replace(RECIPE, class_balance="loss"), (10, 40))
+    per_image = F.cross_entropy(LOGITS, torch.tensor(TARGETS), reduction="none")
+    weights = torch.tensor([[50 / 20, 50 / 80][target] for target in TARGETS])
+    torch.testing.assert_close(
+        loss(Fixed(LOGITS), make_batch(TARGETS)), (weights * per_image).mean()
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 1, "cutmix_alpha": 1}]
+)
+@pytest.mark.parametrize("targets", [TARGETS, TARGETS[:4], TARGETS[:1]])
+def test_mixed_batches_of_any_size_give_a_gradient(
+    changes: dict[str, Any], targets: list[int]
+) -> None:
+    np.random.seed(0)  # noqa: NPY002 - timm draws from it
+    network = Fixed(LOGITS.clone())
+    value = ClassificationLoss(replace(RECIPE, **changes), (2, 3))(network, make_batch(targets))
+    value.backward()
+    assert torch.isfinite(value)
+    assert network.logits.grad is not None
+    assert network.logits.grad.abs().sum() > 0
