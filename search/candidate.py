@@ -146,7 +146,7 @@ def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, dtype={"img_name": str}, float_precision="round_trip")
+        return pd.read_csv(path, dtype={"img_name": str})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} must be a table that onefold wrote: {error}") from None
 
@@ -157,4 +157,8 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)

@@ -93,7 +93,8 @@ def _row(trial: FrozenTrial, run_folder: Path) -> dict[str, Any]:
     row = {"auc": trial.value, **attributes.get("row", {})}
     candidate = str(attributes.get("candidate", ""))
     return {
-        **{name: value for name, value in row.items() if name in COLUMNS},
+        **dict.fromkeys(TEXTS, ""),
+        **{name: value for name, value in row.items() if name in COLUMNS and value is not None},
         "candidate": candidate,
         "state": state,
         # A line break in a message would break the row for readers that go by lines.
@@ -120,5 +121,4 @@ def _auc_report(candidate: Path) -> float | None:
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """Integers that may be missing, floats, and texts that are never missing."""
     numbers = {name: "Int64" if name in INTEGERS else "float64" for name in COLUMNS}
-    kinds = numbers | dict.fromkeys(TEXTS, "str")
-    return table.fillna(dict.fromkeys(TEXTS, "")).astype(kinds)
+    return table.astype(numbers | dict.fromkeys(TEXTS, "str"))

@@ -14,12 +14,20 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from search.candidate import WEIGHTS, Candidate, save_candidate, score_table
-from search.dashboard import mark_infeasible
 from search.data.augment import train_transform
 from search.data.loaders import eval_loader, train_loader
 from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
+from search.outcome import (
+    CANDIDATE,
+    INTERRUPTED,
+    RECIPE,
+    ROW,
+    record_outcome,
+    reject,
+    verdict_row,
+)
 from search.plan import Plan
 from search.progress import StudyProgress
 from search.rules import Verdict
@@ -30,12 +38,6 @@ from search.training.loop import EpochRecord, FitResult, NonFiniteLossError, Ste
 from search.training.loss import ClassificationLoss
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
-
-STATE, REASON, CANDIDATE, ROW, RECIPE = "state", "reason", "candidate", "row", "recipe"
-"""User attributes of a trial; the leaderboard is made of them."""
-
-INTERRUPTED = "interrupted"
-"""User attribute of a trial that was closed early and enqueued again."""
 
 
 class TrialFailed(Exception):  # noqa: N818 - an outcome, caught by the study
@@ -66,12 +68,12 @@ class Objective:
         name = f"{trial.number:04d}"
         recipe = self.plan.space.recipe(trial)
         verdict = self._judge(recipe)
-        row = _recipe_row(recipe) | _verdict_row(verdict)
+        row = _recipe_row(recipe) | verdict_row(verdict)
         row["path"] = f"candidates/{name}"
         trial.set_user_attr(RECIPE, asdict(recipe))
         trial.set_user_attr(ROW, row)
         if not verdict.allowed:
-            reject(trial, verdict)
+            reject(trial, self.run, verdict, self.plan.catalogue.budget)
             raise optuna.TrialPruned
         self.progress.trial_started(name, recipe)
         training = _TrialTraining(self, trial, recipe, row)
@@ -218,21 +220,16 @@ class _TrialTraining:
         has_candidate = (self.folder / "metrics.json").exists()
         if not has_candidate:
             self.row["path"] = ""
-        self.trial.set_user_attr(ROW, self.row)
-        self.trial.set_user_attr(CANDIDATE, self.folder.name if has_candidate else "")
-        self.trial.set_user_attr(REASON, reason)
-        self.trial.set_user_attr(STATE, state)
+        record_outcome(
+            self.trial,
+            self.objective.run,
+            state=state,
+            reason=reason,
+            row=self.row,
+            candidate=self.folder.name if has_candidate else "",
+        )
         auc = self.best.metrics.auc if self.best is not None else None
         self.objective.progress.trial_finished(state, auc, reason)
-
-
-def reject(trial: optuna.Trial, verdict: Verdict) -> None:
-    """Tells Optuna, its dashboard and the leaderboard that the rules forbid a trial's backbone."""
-    mark_infeasible(trial, 1.0)
-    trial.set_user_attr(ROW, {**trial.user_attrs.get(ROW, {}), **_verdict_row(verdict), "path": ""})
-    trial.set_user_attr(CANDIDATE, "")
-    trial.set_user_attr(REASON, "; ".join(verdict.reasons))
-    trial.set_user_attr(STATE, "rejected")
 
 
 def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
@@ -271,14 +268,3 @@ def _recipe_row(recipe: Recipe) -> dict[str, Any]:
     row = {name: getattr(recipe, name) for name in (*names, "seed")}
     row["augmentation"] = f"{recipe.augmentation}:{recipe.augmentation_strength:.2f}"
     return row
-
-
-def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "backbone": verdict.backbone,
-        "pretraining": verdict.pretraining,
-        "params_thop": verdict.params_thop,
-        "params_exact": verdict.params_exact,
-        "gmacs": verdict.gmacs,
-        "image_size": verdict.image_size,
-    }

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -80,7 +81,7 @@ class StudyProgress:
     def step(self, record: StepRecord) -> None:
         if not self.bars:
             return
-        fields = {}
+        fields: dict[str, Any] = {}
         if record.loss is not None:
             fields["info"] = f"{record.images_per_second:.0f} images/s, loss {record.loss:.3f}"
         self.bars.update(

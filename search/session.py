@@ -25,7 +25,6 @@ from search.leaderboard import rows_from_study, write_leaderboard
 from search.objective import Objective, kept_candidates
 from search.plan import Plan, prepare, versions
 from search.progress import StudyProgress
-from search.publish import publish_outcome
 from search.report import write_report
 from search.settings import (
     SearchSettings,
@@ -61,7 +60,7 @@ def run_search(settings: SearchSettings, console: Console) -> Path:
     """
     settings = settings.resolved()
     with _opened(settings) as (plan, run, study):
-        enqueue_first_trials(study, plan)
+        enqueue_first_trials(study, plan, run)
         _search(plan, run, study, console)
     return run
 
@@ -160,8 +159,7 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
     quarantine = Quarantine(run / QUARANTINE)
     objective = Objective(plan, run, quarantine, progress, interruption)
 
-    def after_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-        publish_outcome(study, trial, run)
+    def after_trial(study: optuna.Study, _trial: FrozenTrial) -> None:
         write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
 
     _introduce(plan, run, console)

@@ -150,21 +150,18 @@ class SearchSettings:
     def resolved(self) -> SearchSettings:
         """The same settings with every data-dependent default filled in and paths absolute."""
         defaults: dict[str, Any] = DEMO_DEFAULTS if self.is_demo else DATA_DEFAULTS
-        chosen = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        chosen: dict[str, Any] = {
+            name: value for name, value in defaults.items() if getattr(self, name) is None
+        }
         if self.weights_dir is not None:
             chosen.pop("weights", None)
         if self.out is None:
             name = "demo" if self.train_labels is None else self.train_labels.resolve().parent.name
             chosen["out"] = Path("results") / (name or "run")
-        settings = replace(self, **chosen)
-        return replace(
-            settings,
-            **{
-                name: path.expanduser().absolute()
-                for name, path in vars(settings).items()
-                if isinstance(path, Path)
-            },
-        )
+        for name, value in {**vars(self), **chosen}.items():
+            if isinstance(value, Path):
+                chosen[name] = value.expanduser().absolute()
+        return replace(self, **chosen)
 
     def to_yaml(self) -> dict[str, Any]:
         """Plain values for settings.yaml, unset ones left out."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from optuna import Trial
 
 from search.backbones import Backbone
 from search.data.augment import POLICIES
-from search.training.recipe import Recipe
+from search.training.recipe import ClassBalance, Recipe
 from search.training.runtime import Precision
 
 BASELINE = "baseline"
@@ -75,7 +75,9 @@ class Space:
             weight_decay=trial.suggest_float("weight_decay", 1e-3, 0.3, log=True),
             ema_decay=trial.suggest_categorical("ema_decay", [0.0, 0.998]),
             label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.15),
-            class_balance=trial.suggest_categorical("class_balance", ["none", "sampler", "loss"]),
+            class_balance=cast(
+                ClassBalance, trial.suggest_categorical("class_balance", get_args(ClassBalance))
+            ),
             mixup_alpha=trial.suggest_categorical("mixup_alpha", [0.0, 0.2]),
             cutmix_alpha=trial.suggest_categorical("cutmix_alpha", [0.0, 1.0]),
             augmentation=trial.suggest_categorical("augmentation", SEARCHED_POLICIES),

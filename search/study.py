@@ -14,16 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 from search.candidate import METRICS
 from search.errors import UserError
 from search.objective import (
-    INTERRUPTED,
-    REASON,
-    STATE,
     Objective,
     TrialFailed,
     complete_trials,
     drop_surplus_weights,
     enqueue_again,
-    reject,
 )
+from search.outcome import INTERRUPTED, REASON, STATE, reject
 from search.plan import Plan
 from search.settings import SearchSettings
 from search.space import BASELINE, PRESET
@@ -94,14 +91,14 @@ def recover(study: optuna.Study, run: Path) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def enqueue_first_trials(study: optuna.Study, plan: Plan) -> None:
+def enqueue_first_trials(study: optuna.Study, plan: Plan, run: Path) -> None:
     """Once in a study: tells which backbones are rejected, and enqueues the challenge's baseline
     and one sensible default of each allowed backbone."""
     if study.user_attrs.get(PREPARED):
         return
     for _, verdict in plan.rejected:
         trial = study.ask()
-        reject(trial, verdict)
+        reject(trial, run, verdict, plan.catalogue.budget)
         study.tell(trial, state=TrialState.PRUNED)
     enqueue_baseline(study)
     for backbone in plan.space.backbones:

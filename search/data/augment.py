@@ -136,7 +136,7 @@ def _colour(strength: float, image_size: int) -> Transform:
 
 
 def _degrade(strength: float, image_size: int) -> Transform:
-    crop = _crop(image_size, 0.8)
+    crop = _crop(image_size, _between(strength, 0.95, 0.7))
     return _compose([*_degradation(strength, image_size), crop, v2.RandomHorizontalFlip()])
 
 
@@ -149,7 +149,7 @@ def _randaugment(strength: float, image_size: int) -> Transform:
 
 
 def _erasing(probability: float, largest_area: float) -> Step:
-    return RandomErasing(probability, max_area=largest_area, device="cpu")  # type: ignore[no-untyped-call]
+    return RandomErasing(probability, max_area=largest_area, device="cpu")
 
 
 def _erase(strength: float, image_size: int) -> Transform:

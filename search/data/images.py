@@ -16,9 +16,9 @@ from torch import Tensor
 Transform = Callable[[Image.Image], Tensor]
 """Maps an RGB image of any size to a uint8 tensor (3, S, S)."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
-"""What is read, whatever the file is called. Not all that Pillow could: its EPS reader starts
-Ghostscript on the file. MPO is what some phones write under the name of JPEG."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is read, whatever the file is called. Not all that Pillow could: its EPS reader, for
+example, starts Ghostscript on the file."""
 
 
 class BrokenImage(ValueError):  # noqa: N818 - the field says broken image
@@ -88,10 +88,10 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seeds Python, NumPy and torch, which transforms draw from, and restores them after."""
     bits = seed % 2**64
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    # Not torch.manual_seed: it would seed the GPU's generator too.
     torch_state = torch.default_generator.get_state()
     random.seed(bits)
     np.random.seed([bits % 2**32, bits // 2**32])  # noqa: NPY002
+    # Not torch.manual_seed, which would reseed the GPU in the middle of a training.
     torch.default_generator.manual_seed(bits)
     try:
         yield

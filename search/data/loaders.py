@@ -3,23 +3,23 @@ number of worker processes, nor on when a broken image was found."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from search.data.augment import eval_transform
+from search.data.draws import Integers, Plan, balanced, shuffled, view_seed, with_views
 from search.data.images import BrokenImage, Transform, read_image, view
 from search.data.quarantine import BrokenFile, Quarantine
+from search.data.workers import NO_TARGET, Batch, Images, Sample, collate, start_worker
 from search.errors import UserError
 
 __all__ = [
+    "NO_TARGET",
     "Batch",
     "BrokenImage",
     "Loader",
@@ -28,83 +28,70 @@ __all__ = [
     "train_loader",
     "view",
     "view_seed",
-    "view_seeds",
 ]
-
-NO_TARGET = -1
-"""Target of images from a list without labels."""
 
 SMALLEST_TRAINING_BATCH = 2
 """Batch norm and mixup need two images."""
 
-Integers = NDArray[np.int64]
-Draw = tuple[int, int]  # row of the table, view seed
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one batch and where they come from; broken ones are left out."""
-
-    images: Tensor  # (N, 3, S, S) - uint8
-    targets: Tensor  # (N,) - int64, 1 = fake, NO_TARGET = unknown
-    indices: Tensor  # (N,) - int64, rows of the table
-    seeds: Tensor  # (N,) - int64, what `view` made the images from
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; its images alone are worth a fast way to the GPU."""
-        return replace(self, images=self.images.pin_memory())
-
 
 class Loader:
-    """Batches of one table, again and again.
+    """Batches of one table, as often as they are asked for.
 
-    Images that cannot be read are dropped from their batch, handed to the quarantine, and not
-    read again. The other images stay in the batches they were in, so what a network sees does not
-    depend on whether an image was known to be broken.
+    An image that cannot be read is dropped from its batch, handed to the quarantine and not read
+    again. The other images stay where they were, so training does not depend on whether the image
+    was known to be broken before.
     """
 
     def __init__(
         self,
         table: pd.DataFrame,
         transform: Transform,
-        plan: _Plan,
+        plan: Plan,
         *,
-        workers: int,
-        quarantine: Quarantine | None,
-        pin_memory: bool,
+        workers: int = 0,
+        quarantine: Quarantine | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        """See `train_loader` and `eval_loader`."""
+        """
+        Args:
+            table: has the columns img_name and path, and target unless it is unlabelled.
+            transform: maps an RGB image to a uint8 tensor (3, S, S).
+            plan: which rows come when.
+            workers: processes that decode images; 0 decodes in this one.
+            quarantine: is told of broken images; None only leaves them out.
+            pin_memory: deliver images in page-locked memory.
+        """
         self.table = table
-        self.quarantine = Quarantine(None, 1.0) if quarantine is None else quarantine
         self._plan = plan
-        self._batches: DataLoader[_Read] = DataLoader(
-            _Images(table, transform),  # type: ignore[arg-type]
-            batch_sampler=plan,  # type: ignore[arg-type]
-            collate_fn=_collate,
+        self._quarantine = Quarantine(None, 1.0) if quarantine is None else quarantine
+        self._batches: DataLoader[Any] = DataLoader(
+            Images(table, transform),
+            batch_sampler=plan,
+            collate_fn=collate,
             num_workers=workers,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            # Its own generator: drawing the workers' seeds must not advance the global one.
+            # Its own: seeding workers would advance the global generator.
             generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
-        """Number of batches of an epoch; fewer come if all images of one are broken."""
+        """Number of batches of an epoch; broken images may leave fewer."""
         return len(self._plan)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the views of the next iteration."""
+        """Chooses the order and the views of the iterations from now on."""
         self._plan.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """
+        """The batches of the epoch.
+
         Raises:
-            UserError: if too many images are broken, or no batch is left.
+            UserError: if more images are broken than the quarantine allows, or no batch is left.
         """
-        self.quarantine.check(self.table)
-        broken_paths = self.quarantine.paths
-        known = self.table["path"].isin(broken_paths) if broken_paths else np.empty(0)
+        self._quarantine.check(self.table)
+        known = self.table["path"].isin(self._quarantine.paths)
         self._plan.left_out = set(np.flatnonzero(known).tolist())
         delivered = 0
         for read in self._batches:
@@ -114,20 +101,21 @@ class Loader:
                 delivered += 1
                 yield read.batch
         if not delivered:
+            broken = self._quarantine.among(self.table)
+            example = f", for example {broken[0].path} ({broken[0].reason})" if broken else ""
             raise UserError(
-                f"at least {self._plan.smallest_batch} images of a set must be readable, found "
-                f"{len(self.table) - len(self._plan.left_out)} of {len(self.table)}"
-                + "".join(f"; {path}: {reason}" for path, reason in self._example())
+                f"a set must leave a batch of {self._plan.smallest_batch} images or more, found "
+                f"{len(broken)} of {len(self.table)} images to be broken{example}"
             )
 
-    def _set_aside(self, broken: Sequence[_Sample]) -> None:
+    def _set_aside(self, broken: list[Sample]) -> None:
         rows = self.table.iloc[[sample.index for sample in broken]]
-        self.quarantine.add_all(
+        self._quarantine.add_all(
             BrokenFile(name, path, sample.reason)
             for name, path, sample in zip(rows["img_name"], rows["path"], broken, strict=True)
         )
         self._plan.left_out.update(sample.index for sample in broken)
-        self.quarantine.check(self.table)
+        self._quarantine.check(self.table)
 
 
 def train_loader(
@@ -141,28 +129,79 @@ def train_loader(
     quarantine: Quarantine | None = None,
     pin_memory: bool = False,
 ) -> Loader:
-    """Shuffled batches of augmented images; order and views depend on (seed, epoch) alone.
+    """Augmented images in random order, different in every epoch.
 
-    The last batch is dropped if it is incomplete, unless it is the only one. Batches that broken
-    images leave with fewer than two are skipped.
+    The last batch is dropped if it is incomplete, unless it is the only one. A batch that broken
+    images leave with fewer than two is skipped.
 
     Args:
         table: label table.
         transform: see `augment.train_transform`.
         batch_size: images of a batch.
-        seed: any integer.
-        balance: draw as many images as the table has, with replacement, both classes with equal
-            probability.
-        workers: processes that decode images; 0 decodes in this one.
-        quarantine: is told of broken images; None only leaves them out.
-        pin_memory: deliver images in page-locked memory.
+        seed: with the epoch, decides the order and the views.
+        balance: draw with replacement, so that real and fake images are equally likely.
+        workers, quarantine, pin_memory: see `Loader`.
 
     Raises:
-        UserError: if the batch size is too small.
+        UserError: if the batch size is below two.
     """
     if batch_size < SMALLEST_TRAINING_BATCH:
         raise UserError(
             f"batch size must be at least {SMALLEST_TRAINING_BATCH}, found {batch_size}"
         )
-    draws = _BalancedDraws if balance else _ShuffledDraws
-    ...
+    targets = table["target"].to_numpy()
+
+    def draw(epoch: int) -> tuple[Integers, Integers]:
+        order = balanced(targets, seed, epoch) if balance else shuffled(len(table), seed, epoch)
+        return with_views(order, seed, epoch)
+
+    plan = Plan(
+        draw,
+        len(table),
+        batch_size=batch_size,
+        smallest_batch=SMALLEST_TRAINING_BATCH,
+        drop_last=True,
+    )
+    return Loader(
+        table,
+        transform,
+        plan,
+        workers=workers,
+        quarantine=quarantine,
+        pin_memory=pin_memory,
+    )
+
+
+def eval_loader(
+    table: pd.DataFrame,
+    image_size: int,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    quarantine: Quarantine | None = None,
+    pin_memory: bool = False,
+) -> Loader:
+    """All images in the table's order, resized and otherwise as they are; view seeds are 0.
+
+    Args:
+        table: label table, or the table of an unlabelled list, whose targets are NO_TARGET.
+        image_size: side of the images, in pixels.
+        batch_size: images of a batch.
+        workers, quarantine, pin_memory: see `Loader`.
+    """
+    rows = np.arange(len(table))
+    plan = Plan(
+        lambda _epoch: (rows, np.zeros_like(rows)),
+        len(table),
+        batch_size=batch_size,
+        smallest_batch=1,
+        drop_last=False,
+    )
+    return Loader(
+        table,
+        eval_transform(image_size),
+        plan,
+        workers=workers,
+        quarantine=quarantine,
+        pin_memory=pin_memory,
+    )

@@ -49,9 +49,6 @@ class Quarantine:
         if path is not None and path.exists():
             self._broken = {broken.path: broken for broken in _read(path)}
 
-    def __len__(self) -> int:
-        return len(self._broken)
-
     @property
     def names(self) -> set[str]:
         """Names of the broken images, as their lists spell them."""
@@ -76,6 +73,13 @@ class Quarantine:
         if len(self._broken) > before and self.path is not None:
             _write(self.path, self._broken.values())
 
+    def among(self, table: pd.DataFrame) -> list[BrokenFile]:
+        """The broken images of a table."""
+        if not self._broken:
+            return []
+        paths = table["path"][table["path"].isin(self.paths)]
+        return [self._broken[path] for path in paths]
+
     def check(self, table: pd.DataFrame) -> None:
         """Checks that few enough of a table's images are broken.
 
@@ -85,14 +89,13 @@ class Quarantine:
         allowed = self.limit_fraction * len(table)
         if len(self._broken) <= allowed:
             return
-        broken = table["path"][table["path"].isin(self.paths)]
+        broken = self.among(table)
         if len(broken) > allowed:
-            first = self._broken[broken.iloc[0]]
-            told = "" if self.path is None else f"; all are listed in {self.path}"
+            told = "" if self.path is None else f"; {self.path} lists them all"
             raise UserError(
                 f"at most {self.limit_fraction:.0%} of a set's images may be broken, found "
-                f"{len(broken)} of {len(table)}, for example {first.path} ({first.reason}); "
-                f"mend them or take them off the list{told}"
+                f"{len(broken)} of {len(table)}, for example {broken[0].path} "
+                f"({broken[0].reason}); mend them or take them off the list{told}"
             )
 
 
@@ -116,7 +119,7 @@ def _write(path: Path, rows: Iterable[BrokenFile]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             writer.writerow(HEADER)
             writer.writerows(astuple(row) for row in rows)
         temporary.replace(path)

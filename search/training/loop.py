@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -148,9 +148,11 @@ class _Training:
         self.loader, self.loss, self.recipe, self.runtime = loader, loss, recipe, runtime
         self.network = network.to(runtime.device)
         if recipe.channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network = self.network.to(memory_format=torch.channels_last)
         # The compiled module shares its parameters with the network.
-        self.compiled: nn.Module = torch.compile(self.network) if recipe.compile else self.network
+        self.compiled = self.network
+        if recipe.compile:
+            self.compiled = cast(nn.Module, torch.compile(self.network))
         self.ema = (
             # Its own warm-up: a short fit must not average over its random start.
             ModelEmaV3(self.network, decay=recipe.ema_decay, use_warmup=True)
@@ -289,7 +291,7 @@ class _Training:
             ):
                 value = self.loss(self.compiled, moved)
             value = value * (len(part.targets) / len(batch.targets))
-            self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(value).backward()
             mean_loss += value.detach()
         return mean_loss
 

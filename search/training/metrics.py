@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
+from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from sklearn.metrics import log_loss as sklearn_log_loss
 
@@ -144,8 +145,8 @@ def delong_interval(scores: ArrayLike, targets: ArrayLike, confidence: float = 0
     standard_error = _standard_error(above_reals, below_fakes)
     # Also false for NaN, the standard error of a single image.
     if standard_error > 0:
-        logit, half = math.log(auc / (1 - auc)), quantile * standard_error / (auc * (1 - auc))
-        return Interval(_logistic(logit - half), _logistic(logit + half))
+        middle, half = logit(auc), quantile * standard_error / (auc * (1 - auc))
+        return Interval(float(expit(middle - half)), float(expit(middle + half)))
     return Interval(
         _newcombe_low(auc, fakes, reals, quantile),
         1 - _newcombe_low(1 - auc, fakes, reals, quantile),
@@ -251,8 +252,3 @@ def _newcombe_low(auc: float, fakes: int, reals: int, quantile: float) -> float:
 
     # Not up to 1, which also solves the equation where the AUC is 1.
     return float(brentq(excess, 0, min(auc, 1 - 1e-12))) if auc > 0 else 0.0
-
-
-def _logistic(value: float) -> float:
-    """1 / (1 + exp(-value)) without overflow."""
-    return 0.5 * (1 + math.tanh(value / 2))

@@ -15,6 +15,9 @@ from search.training.recipe import Recipe
 NUM_CLASSES = 2
 """Column 0 is real, column 1 is fake."""
 
+CLASSIFIER_STD = 0.01
+"""Standard deviation of a new classifier's weights."""
+
 
 class Network(nn.Module):
     """A trunk that takes RGB in [0, 1] of any size and normalises it itself.
@@ -68,7 +71,7 @@ class Network(nn.Module):
         architecture names; `lr_scale` falls by `layer_decay` with the distance from the head
         (BEiT, arXiv:2106.08254).
         """
-        exempt = getattr(self.trunk, "no_weight_decay", set)()
+        exempt: set[str] = getattr(self.trunk, "no_weight_decay", set)()
         if layer_decay < 1.0:
             groups = param_groups_layer_decay(
                 self.trunk, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
@@ -102,7 +105,20 @@ def build_trunk(recipe: Recipe, *, pretrained: bool) -> nn.Module:
         trunk: nn.Module = timm.create_model(
             name, pretrained=wanted, num_classes=NUM_CLASSES, **arguments
         )
+        _initialise_classifier(trunk)
     return trunk
+
+
+def _initialise_classifier(trunk: Any) -> None:
+    """Starts the new classifier near zero, so that training starts from a loss of ln 2.
+
+    Some architectures draw it from a range of 1 / sqrt(classes): with two classes
+    tf_efficientnet_lite0 then starts at a loss above 2, and its first steps spoil the trunk.
+    """
+    classifier = trunk.get_classifier()
+    if isinstance(classifier, nn.Linear):
+        nn.init.trunc_normal_(classifier.weight, std=CLASSIFIER_STD)
+        nn.init.zeros_(classifier.bias)
 
 
 def build_network(recipe: Recipe, *, pretrained: bool = True) -> Network:

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from search.errors import UserError
 
 Triple = tuple[float, float, float]
+ClassBalance = Literal["none", "sampler", "loss"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -69,7 +70,7 @@ class Recipe:
 
     # The loss.
     label_smoothing: float = 0.0
-    class_balance: Literal["none", "sampler", "loss"] = "none"
+    class_balance: ClassBalance = "none"
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
 

@@ -75,7 +75,9 @@ def test_a_saved_setting_stands_in_for_a_flag(
     ).resolved()
     write_settings(saved, tmp_path)
     seen: list[SearchSettings] = []
-    monkeypatch.setattr("search.session.run_search", lambda settings, console: seen.append(settings))
+    monkeypatch.setattr(
+        "search.session.run_search", lambda settings, console: seen.append(settings)
+    )
     assert main(["run", "--out", str(tmp_path), "--trials", "9"]) == 0
     (settings,) = seen
     assert settings.trials == 9

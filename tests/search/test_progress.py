@@ -19,6 +19,8 @@ def play(*, terminal: bool) -> str:
         progress.trial_started("0001", RECIPE)
         progress.step(StepRecord(0, 1, 2, None, 10.0))
         progress.step(StepRecord(0, 2, 2, 0.693, 12.0))
+        if progress.bars:
+            progress.bars.refresh()
         progress.epoch(EpochRecord(1, 0.693, 1e-3, 0.75, 0.6, 2.0))
         progress.trial_finished("complete", 0.75)
         progress.trial_started("0002", RECIPE)

@@ -1,0 +1,90 @@
+"""What `submit` and `predict` are told; light to import, so that --help is instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from search.settings import AtLeastOne, AtLeastZero
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SubmitSettings:
+    """What `submit` is told."""
+
+    run: Path
+    """The run folder."""
+
+    images: Path
+    """Folder of the images to score."""
+
+    names: Annotated[Path, Parameter(name="--list")]
+    """List of the images to score (header img_name); prediction.csv follows its order."""
+
+    phase: Literal["validation", "test"]
+    """What is scored: the rules allow 5 submissions a day for validation, 2 for test."""
+
+    model: str = "auto"
+    """auto takes the one that comparison.csv recommends; else a candidate, merged model or folder."""
+
+    time_zone: str = "UTC"
+    """IANA name (Asia/Shanghai) of the time zone whose midnight ends a competition day."""
+
+    force: bool = False
+    """Submit although the day's limit is reached; recorded in the ledger."""
+
+    broken_score: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None
+    """Score of listed images that cannot be read; recorded. Default: refuse to submit."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    batch_size: Annotated[int, AtLeastOne] = 32
+    """Images in one forward pass."""
+
+    workers: Annotated[int, AtLeastZero] = 0
+    """Processes that decode images."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """What `predict` is told."""
+
+    model: Path
+    """Folder of a candidate, a merged model or a submission."""
+
+    path: Annotated[Path | None, Parameter(parse=False)] = None
+    """An image, a folder, or a list (.txt, .csv or .tsv with the header img_name)."""
+
+    images: Path | None = None
+    """Folder that the names of a list are relative to. Default: the list's own."""
+
+    output: Path | None = None
+    """File to write the scores to. Default: standard output."""
+
+    format: Literal["csv", "jsonl"] = "csv"
+    """A table img_name,y_pred, or one JSON object a line."""
+
+    flip: bool = False
+    """Average each image's log-odds with those of its mirror image."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    batch_size: Annotated[int, AtLeastOne] = 32
+    """Images in one forward pass."""
+
+    workers: Annotated[int, AtLeastZero] = 0
+    """Processes that decode images."""
+
+    export: Literal["onnx"] | None = None
+    """Write the model as ONNX, preprocessing included, and compare its scores with torch's."""
+
+    export_file: Path | None = None
+    """Where to write it. Default: <name of the model's folder>.onnx in the current folder."""

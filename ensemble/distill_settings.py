@@ -1,0 +1,104 @@
+"""What `distill` is told; light to import, so that --help is instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from search.settings import AtLeastOne, AtLeastZero
+
+Share = Parameter(validator=Number(gte=0, lte=1))
+Weight = Parameter(validator=Number(gte=0))
+Positive = Parameter(validator=Number(gt=0))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """What `distill` is told; None stands for a default that depends on the run."""
+
+    run: Path
+    """The run folder."""
+
+    student: str | None = None
+    """Backbone of the student, as the run's backbones file names it. Default: the best candidate's."""
+
+    teachers: str = "auto"
+    """auto: the ensemble chosen on select; fused: the fused network; or candidates: 0003,0007."""
+
+    start: Literal["best", "imagenet"] | None = None
+    """Start from the backbone's best candidate, or as the search started. Default: best, if any."""
+
+    epochs: Annotated[int | None, AtLeastOne] = None
+    """Epochs; the views are seen in turn. Default: 30, on the demo set 12."""
+
+    views: Annotated[int, AtLeastOne] = 8
+    """Recorded views of each image, for which the teacher is asked once."""
+
+    live_teacher: bool = False
+    """Ask the teacher in every step instead: new views in every epoch, at the teacher's cost."""
+
+    match: Literal["bce", "mse"] = "bce"
+    """How the teacher's log-odds are matched: cross entropy at the temperature, or squared error."""
+
+    temperature: Annotated[float, Positive] = 2.0
+    """Temperature of the cross entropy; the higher, the more sure answers count."""
+
+    hard_label_weight: Annotated[float, Share] = 0.1
+    """Share of the true label, the teacher has the rest."""
+
+    relation_weight: Annotated[float, Weight] = 0.5
+    """Weight of the relation loss: the teacher's order and spacing of a batch."""
+
+    feature_weight: Annotated[float, Weight] = 0.0
+    """Weight of the feature loss. Above 0 the teacher's features are recorded too."""
+
+    learning_rate: Annotated[float | None, Positive] = None
+    """Peak learning rate. Default: that of the candidate it starts from, or the backbone's middle."""
+
+    augmentation: str | None = None
+    """Augmentation policy of the views. Default: the best candidate's."""
+
+    augmentation_strength: Annotated[float | None, Share] = None
+    """Its strength. Default: the best candidate's."""
+
+    image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None
+    """Image size of the student in pixels. Default: its candidate's, or its backbone's first."""
+
+    batch_size: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
+    """Images that one optimizer step sees. Default: the best candidate's."""
+
+    micro_batch_size: Annotated[int | None, AtLeastOne] = None
+    """Images in one forward pass; halved when memory runs out."""
+
+    allow_tainted: bool = False
+    """Accept teachers whose pretraining breaks the rule; recorded, and the student is tainted."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Mixed precision of the student; teachers and scores are always computed in fp32."""
+
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images. Default: chosen by the machine."""
+
+    seed: int | None = None
+    """Seed of the views and the training. Default: the search's."""
+
+    def resolved_epochs(self, *, is_demo: bool) -> int:
+        """The epochs to train for."""
+        if self.epochs is not None:
+            return self.epochs
+        return DEMO_EPOCHS if is_demo else DATA_EPOCHS
+
+
+DATA_EPOCHS = 30
+"""Patience is most of what distillation gains by (arXiv:2106.05237)."""
+
+DEMO_EPOCHS = 12
+"""Fits into three minutes on two cores, the teacher's views included."""

@@ -1,0 +1,206 @@
+"""What a merged model is: a spec that rebuilds its module, and the two side by side on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from ensemble.heads import Head, HeadKind, build_head
+from search.candidate import RECIPE, WEIGHTS
+from search.errors import UserError
+from search.strict_yaml import first_problem, load_yaml
+from search.training.checkpoint import load_weights, write_atomically
+from search.training.network import Network, build_network
+from search.training.recipe import Recipe
+
+SPEC = "model.yaml"
+
+Method = Literal["candidate", "soup-greedy", "soup-uniform", "fused", "distilled"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class HeadSpec:
+    """The head of a fused network; see `ensemble.heads`."""
+
+    kind: HeadKind
+    hidden_size: int = 0
+    """Units of the hidden layer of "mlp"; 0 for the others."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TeacherOrigin:
+    """One network that taught a distilled student: what it learned from counts as pretraining."""
+
+    name: str
+    """The candidate, or the merged model that it is a trunk of."""
+    backbone: str
+    weights: Literal["hub", "file", "none"]
+    """Where its starting weights came from."""
+    pretraining: str
+    weight: float
+    """Share of its probability in what was taught."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelSpec:
+    """All that is needed to rebuild a model's module, and where it comes from."""
+
+    kind: Literal["single", "fused"]
+    trunks: tuple[Recipe, ...]
+    head: HeadSpec | None = None
+    """Of a fused network."""
+    method: Method = "candidate"
+    merged_from: tuple[str, ...] = ()
+    """Names of the candidates whose weights are in it, or that it started from."""
+    teachers: tuple[TeacherOrigin, ...] = ()
+    """Of a distilled student; teachers of its teachers included."""
+    overrides: tuple[str, ...] = ()
+    """Rules that the user overrode, one line each."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the model card should know."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "single" and (len(self.trunks) != 1 or self.head is not None):
+            raise ValueError(
+                f"a single network has one trunk and no head, found {len(self.trunks)}"
+            )
+        if self.kind == "fused" and (len(self.trunks) < 2 or self.head is None):
+            raise ValueError(
+                f"a fused network has two trunks or more and a head, found {len(self.trunks)}"
+            )
+        return self
+
+    def save(self, path: Path) -> None:
+        """Writes the spec as YAML, atomically."""
+        content = TypeAdapter(ModelSpec).dump_python(self, mode="json")
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+        def write(temporary: Path) -> None:
+            temporary.write_text(text, encoding="utf-8")
+
+        write_atomically(path, write)
+
+    @staticmethod
+    def load(path: Path) -> ModelSpec:
+        """Reads a spec that `save` wrote.
+
+        Raises:
+            UserError: if the file is absent, is no YAML, or has an unknown or ill-typed key.
+        """
+        content = load_yaml(path)
+        try:
+            return TypeAdapter(ModelSpec).validate_python(content)
+        except ValidationError as error:
+            raise UserError(
+                f"{path} must be a model that onefold wrote: {first_problem(error)}"
+            ) from error
+
+
+class FusedNetwork(nn.Module):
+    """Several trunks and a head in one module: one forward pass from one RGB batch.
+
+    Every trunk resizes and normalises the batch itself.
+
+    Attributes:
+        trunks: Networks.
+        head: see `ensemble.heads`.
+        image_size: the largest size of a trunk, in pixels: what images are best loaded at.
+    """
+
+    def __init__(self, trunks: Sequence[Network], head: Head) -> None:
+        super().__init__()
+        self.trunks = nn.ModuleList(trunks)
+        self.head = head
+        self.image_size = max(trunk.image_size for trunk in trunks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]."""
+        if self.head.needs_features:
+            return self.forward_with_features(images)[1]
+        fused: Tensor = self.head([trunk(images) for trunk in self.trunks], [])
+        return fused
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features of all trunks side by side (N, sum of D), and logits (N, 2)."""
+        features, logits = self.forward_trunks(images)
+        fused: Tensor = self.head(logits, features)
+        return torch.cat(features, dim=1), fused
+
+    def forward_trunks(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What the head is given: K features (N, D) and K logits (N, 2)."""
+        given = [trunk.forward_with_features(images) for trunk in self.networks]
+        return [features for features, _ in given], [logits for _, logits in given]
+
+    @property
+    def networks(self) -> list[Network]:
+        """The trunks by their type."""
+        return list(self.trunks)  # type: ignore[arg-type]
+
+    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """The trunks' groups, and the head's, which is new and learns at the full rate."""
+        groups = [
+            group
+            for trunk in self.networks
+            for group in trunk.parameter_groups(weight_decay, layer_decay)
+        ]
+        head = list(self.head.parameters())
+        if head:
+            groups.append({"params": head, "weight_decay": 0.0, "lr_scale": 1.0})
+        return groups
+
+
+def feature_size(network: Network) -> int:
+    """D of a network's pooled features, which not every architecture knows as `num_features`."""
+    trunk: Any = network.trunk
+    return int(getattr(trunk, "head_hidden_size", trunk.num_features))
+
+
+def fuse_networks(networks: Sequence[Network], head: HeadSpec, seed: int = 0) -> FusedNetwork:
+    """Networks with an untrained head, in evaluation mode; their weights are shared, not copied."""
+    sizes = [feature_size(network) for network in networks]
+    return FusedNetwork(networks, build_head(head.kind, sizes, head.hidden_size, seed)).eval()
+
+
+def build_model(spec: ModelSpec) -> Network | FusedNetwork:
+    """The module of a spec, on the CPU, in evaluation mode, its weights random."""
+    networks = [build_network(recipe, pretrained=False) for recipe in spec.trunks]
+    return networks[0] if spec.head is None else fuse_networks(networks, spec.head)
+
+
+def load_spec(folder: Path) -> ModelSpec:
+    """The spec of a merged model's folder, of a submission, or of a candidate.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    if (folder / SPEC).exists():
+        return ModelSpec.load(folder / SPEC)
+    if (folder / RECIPE).exists():
+        recipe = Recipe.load(folder / RECIPE)
+        return ModelSpec(kind="single", trunks=(recipe,), merged_from=(folder.name,))
+    raise UserError(f"{folder} must be the folder of a model, but it has no {SPEC} and no {RECIPE}")
+
+
+def load_model(folder: Path) -> tuple[Network | FusedNetwork, ModelSpec]:
+    """The trained model of a folder, on the CPU, in evaluation mode, and its spec.
+
+    Raises:
+        UserError: if the folder holds no model, or its weights are gone or do not fit.
+    """
+    spec = load_spec(folder)
+    if not (folder / WEIGHTS).exists():
+        raise UserError(
+            f"{folder} must hold weights, but {WEIGHTS} is gone: the search keeps those of the "
+            "best --keep candidates; choose one of them"
+        )
+    model = build_model(spec)
+    load_weights(folder / WEIGHTS, model)
+    return model, spec

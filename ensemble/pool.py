@@ -1,0 +1,293 @@
+"""The pool: the finished candidates of a run, checked, and their scores aligned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import nn
+
+from ensemble.alignment import align_scores
+from ensemble.origin import judge_origin
+from search.backbones import Catalogue, load_backbones
+from search.candidate import METRICS, Candidate
+from search.data.loaders import Loader, eval_loader
+from search.data.quarantine import Quarantine
+from search.data.splits import Splits
+from search.errors import UserError
+from search.inputs import check_data, read_splits, tables
+from search.settings import SearchSettings, load_settings
+from search.strict_yaml import suggestion
+from search.training.evaluate import Evaluation, evaluate
+from search.training.runtime import Runtime, resolve_device
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+BACKBONES, CANDIDATES, QUARANTINE = "backbones.yaml", "candidates", "quarantine.csv"
+FEWEST = 2
+"""Candidates that there must be for anything to be merged."""
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """A finished search, opened to merge its candidates."""
+
+    run: Path
+    settings: SearchSettings
+    splits: Splits
+    catalogue: Catalogue
+    runtime: Runtime
+    quarantine: Quarantine
+    candidates: tuple[Candidate, ...]
+    """Complete, with weights, allowed by the rules or by the user; best on select first."""
+    select: pd.DataFrame
+    """img_name, target, and a column of probabilities for each candidate by its name."""
+    report: pd.DataFrame
+    """Likewise; nothing chooses by it."""
+    tainted: Mapping[str, str]
+    """Why the rules forbid a candidate, by its name."""
+    allow_tainted: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(candidate.name for candidate in self.candidates)
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the highest AUC on select."""
+        return self.candidates[0]
+
+    def get(self, name: str) -> Candidate:
+        """The candidate of a name.
+
+        Raises:
+            UserError: if there is none, it was pruned, its weights are gone, or it is tainted.
+        """
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        candidate = Candidate(self.run / CANDIDATES / name)
+        if name in self.tainted:
+            raise UserError(
+                f"candidate {name} must not be merged: {self.tainted[name]}; choose another, or "
+                "add --allow-tainted, which is recorded"
+            )
+        if not (candidate.path / METRICS).exists():
+            raise UserError(
+                f"candidates must be among {', '.join(self.names)}, found '{name}'"
+                f"{suggestion(name, self.names)}"
+            )
+        if not _is_finished(candidate):
+            raise UserError(
+                f"candidate {name} must be finished, but it was pruned; choose another of "
+                f"{', '.join(self.names)}"
+            )
+        raise UserError(
+            f"candidate {name} must have its weights, but they were deleted by the search's "
+            f"--keep {self.settings.keep}; choose another of {', '.join(self.names)}"
+        )
+
+    def choose(self, names: Sequence[str]) -> tuple[Candidate, ...]:
+        """Several candidates by name, in the pool's order, each once.
+
+        Raises:
+            UserError: as `get`, and for fewer than two.
+        """
+        wanted = {self.get(name).name for name in names}
+        if len(wanted) < FEWEST:
+            raise UserError(
+                f"merging needs two candidates or more, found {', '.join(names) or 'none'}; the "
+                f"pool has {', '.join(self.names)}"
+            )
+        return tuple(candidate for candidate in self.candidates if candidate.name in wanted)
+
+    def overrides(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The rules that merging these candidates overrides, one line each, for every report."""
+        return tuple(
+            f"candidate {name} is tainted and was allowed by --allow-tainted: {self.tainted[name]}"
+            for name in names
+            if name in self.tainted
+        )
+
+    def select_scores(self, names: Sequence[str]) -> Floats:
+        """Probabilities on select, (M, N)."""
+        return self.select[list(names)].to_numpy(np.float64).T
+
+    @property
+    def select_targets(self) -> Integers:
+        """(N,) 1 = fake."""
+        return self.select["target"].to_numpy(np.int64)
+
+    def loader(self, split: str, image_size: int) -> Loader:
+        """The images of "fit", "select" or "report" as they are, in the table's order."""
+        return _loader(tables(self.splits)[split], image_size, self.runtime, self.quarantine)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        split: str,
+        image_size: int,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
+        """Scores a model on a split."""
+        return evaluate(model, self.loader(split, image_size), self.runtime, on_batch)
+
+
+def open_pool(
+    run: Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    allow_tainted: bool = False,
+    console: Console | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Pool:
+    """Opens a run and checks all that merging rests on.
+
+    Candidates that lack scores on report are scored now; pruned ones, those without weights, and
+    tainted ones (unless allowed) are left out.
+
+    Args:
+        run: the folder of a search.
+        device: see `resolve_device`.
+        workers: processes that decode images; None leaves it to the settings and the machine.
+        allow_tainted: take candidates whose pretraining breaks the rule, too.
+        console: is told what is left out and what is scored.
+        on_batch: called after every batch that is scored; what it raises ends the opening.
+
+    Raises:
+        UserError: if this is no run, its images changed, fewer than two candidates can be merged,
+            or candidates were scored on different splits.
+    """
+    console = console or Console(quiet=True)
+    settings = load_settings(run)
+    splits = read_splits(settings)
+    check_data(run, splits)
+    catalogue = load_backbones(run / BACKBONES)
+    target = resolve_device(device)
+    runtime = Runtime(target, _workers(workers, settings.workers, target))
+    quarantine = Quarantine(run / QUARANTINE)
+    finished = _finished_candidates(run)
+    verdicts = {c.name: judge_origin(c, catalogue) for c in finished}
+    tainted = {name: origin.reason for name, origin in verdicts.items() if not origin.allowed}
+    candidates = [c for c in finished if c.has_weights and (allow_tainted or c.name not in tainted)]
+    _check_enough(run, settings, finished, candidates, () if allow_tainted else tuple(tainted))
+    for name, reason in tainted.items():
+        fate = "allowed by --allow-tainted" if allow_tainted else "left out"
+        console.print(f"candidate {name} is tainted, {fate}: {reason}", highlight=False)
+    _score_on_report(candidates, splits.report, runtime, quarantine, console, on_batch)
+    return Pool(
+        run=run,
+        settings=settings,
+        splits=splits,
+        catalogue=catalogue,
+        runtime=runtime,
+        quarantine=quarantine,
+        candidates=tuple(candidates),
+        select=align_scores(
+            {c.name: c.scores for c in candidates},
+            splits.select,
+            _names(quarantine, splits.select),
+        ),
+        report=align_scores(
+            {c.name: c.report_scores for c in candidates if c.report_scores is not None},
+            splits.report,
+            _names(quarantine, splits.report),
+        ),
+        tainted=tainted,
+        allow_tainted=allow_tainted,
+    )
+
+
+def _is_finished(candidate: Candidate) -> bool:
+    """A pruned trial leaves a candidate, too, but no best epoch."""
+    return candidate.metrics.get("best_epoch") is not None
+
+
+def _finished_candidates(run: Path) -> list[Candidate]:
+    """Complete candidates, with or without weights, best on select first."""
+    folders = sorted(path.parent for path in (run / CANDIDATES).glob(f"*/{METRICS}"))
+    finished = [c for c in map(Candidate, folders) if _is_finished(c)]
+    metrics = {c.name: c.metrics for c in finished}
+    return sorted(
+        finished, key=lambda c: (-metrics[c.name]["auc"], metrics[c.name]["params_exact"], c.name)
+    )
+
+
+def _check_enough(
+    run: Path,
+    settings: SearchSettings,
+    finished: Sequence[Candidate],
+    usable: Sequence[Candidate],
+    tainted: Sequence[str],
+) -> None:
+    if len(usable) >= FEWEST:
+        return
+    if len(finished) < FEWEST:
+        raise UserError(
+            f"{run} must hold two finished candidates or more, found {len(finished)}; search on "
+            f"with `python -m search run --out {run} --trials {(settings.trials or 0) + 5}`"
+        )
+    gone = [c.name for c in finished if not c.has_weights]
+    reasons = []
+    if gone:
+        reasons.append(f"the weights of {', '.join(gone)} were deleted by --keep {settings.keep}")
+    if tainted:
+        reasons.append(f"{', '.join(tainted)} broke the pretraining rule")
+    raise UserError(
+        f"{run} must hold two candidates or more that can be merged, found {len(usable)} of "
+        f"{len(finished)} finished: {' and '.join(reasons)}; search again with a larger --keep"
+        + (", or add --allow-tainted" if tainted else "")
+    )
+
+
+def _score_on_report(
+    candidates: Sequence[Candidate],
+    table: pd.DataFrame,
+    runtime: Runtime,
+    quarantine: Quarantine,
+    console: Console,
+    on_batch: Callable[[], None],
+) -> None:
+    for candidate in candidates:
+        if candidate.report_scores is not None:
+            continue
+        console.print(f"scoring candidate {candidate.name} on report", highlight=False)
+        network = candidate.load()
+        loader = _loader(table, network.image_size, runtime, quarantine)
+        found = evaluate(network, loader, runtime, on_batch)
+        candidate.save_report(table, found.predictions, found.metrics.to_dict())
+
+
+def _names(quarantine: Quarantine, table: pd.DataFrame) -> set[str]:
+    """Broken images of a table; a name may be another, sound image in another folder."""
+    return {broken.img_name for broken in quarantine.among(table)}
+
+
+def _loader(
+    table: pd.DataFrame, image_size: int, runtime: Runtime, quarantine: Quarantine
+) -> Loader:
+    return eval_loader(
+        table,
+        image_size,
+        batch_size=EVALUATION_BATCH,
+        workers=runtime.workers,
+        quarantine=quarantine,
+        pin_memory=runtime.on_cuda,
+    )
+
+
+def _workers(given: int | None, of_run: int | None, device: torch.device) -> int:
+    if given is not None or of_run is not None:
+        return given if given is not None else of_run or 0
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)

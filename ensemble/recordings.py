@@ -1,0 +1,187 @@
+"""What the teacher says of every recorded view, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from ensemble.teacher import Teacher, TeacherOutputs
+from ensemble.views import ViewManifest, round_loader
+from search.data.loaders import Batch
+from search.data.quarantine import Quarantine
+from search.errors import UserError
+from search.training.checkpoint import write_atomically
+from search.training.evaluate import to_device
+from search.training.runtime import Runtime
+
+MANIFEST = "manifest.json"
+FINISHED = "finished_rounds.json"
+SEEDS, MARGINS, FEATURES = "seeds.npy", "margins.npy", "features.npy"
+
+FEATURE_DTYPE = np.dtype(np.float16)
+"""Normalised features lie within a few units of 0, where float16 is good to about 1e-3."""
+
+
+class RecordedViews:
+    """A TeacherSource that looks up what the teacher said."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: where `record_views` wrote.
+        """
+        self.folder = folder
+        self.seeds: NDArray[np.int64] = np.load(folder / SEEDS)  # (V, N)
+        self.margins: NDArray[np.float32] = np.load(folder / MARGINS, mmap_mode="r")  # (V, N)
+        self.features: NDArray[np.float16] | None = None  # (V, N, D)
+        if (folder / FEATURES).exists():
+            self.features = np.load(folder / FEATURES, mmap_mode="r")
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        """
+        Raises:
+            ValueError: if the batch holds a view that was not recorded.
+            UserError: if an image could not be read when the views were recorded.
+        """
+        rows = batch.indices.cpu().numpy()
+        is_view = self.seeds[:, rows] == batch.seeds.cpu().numpy()
+        if not is_view.any(axis=0).all():
+            raise ValueError(f"only recorded views have teacher outputs; {self.folder} lacks some")
+        rounds = is_view.argmax(axis=0)
+        margins = self.margins[rounds, rows]
+        if not np.isfinite(margins).all():
+            raise UserError(
+                f"{self.folder} must hold the teacher's outputs for every image, but some images "
+                "could not be read when they were recorded; delete the folder to record anew"
+            )
+        device = batch.images.device
+        features = None
+        if self.features is not None:
+            features = torch.from_numpy(self.features[rounds, rows]).to(device).float()
+        return TeacherOutputs(torch.from_numpy(margins).to(device), features)
+
+
+def record_views(
+    folder: Path,
+    manifest: ViewManifest,
+    teacher: Callable[[], Teacher],
+    table: pd.DataFrame,
+    *,
+    batch_size: int,
+    runtime: Runtime,
+    quarantine: Quarantine | None,
+    console: Console,
+    on_batch: Callable[[int, int], None] = lambda _finished, _batches: None,
+) -> RecordedViews:
+    """Has the teacher look at every view once; goes on after the last finished round of views.
+
+    Args:
+        folder: where the outputs lie or shall lie.
+        manifest: what they depend on; outputs of another manifest are replaced.
+        teacher: makes the teacher; called only if something is left to do.
+        table: label table of the images, as many as the manifest says.
+        batch_size: images of one forward pass.
+        runtime: the device, and how many processes decode images.
+        quarantine: is told of broken images, which get no outputs.
+        console: is told why outputs are replaced.
+        on_batch: told how many batches of how many are finished; what it raises ends the
+            recording, and the next one repeats the round of views that was begun.
+
+    Raises:
+        UserError: if the disk is too small, or the teacher says something that is no number.
+    """
+    _prepare(folder, manifest, console)
+    finished = _finished_rounds(folder)
+    if finished < manifest.views:
+        asked = teacher()
+        loader = round_loader(
+            table, manifest, batch_size=batch_size, runtime=runtime, quarantine=quarantine
+        )
+        margins = np.load(folder / MARGINS, mmap_mode="r+")
+        features = np.load(folder / FEATURES, mmap_mode="r+") if manifest.feature_size else None
+        for round_ in range(finished, manifest.views):
+            loader.set_epoch(round_)
+            margins[round_] = np.nan
+            for number, batch in enumerate(loader, start=1):
+                outputs = asked(to_device(batch, runtime))
+                _check_finite(outputs, manifest)
+                rows = batch.indices.numpy()
+                margins[round_, rows] = outputs.margins.cpu().numpy()
+                if features is not None and outputs.features is not None:
+                    features[round_, rows] = outputs.features.cpu().numpy()
+                on_batch(round_ * len(loader) + number, manifest.views * len(loader))
+            margins.flush()
+            if features is not None:
+                features.flush()
+            _write_json(folder / FINISHED, round_ + 1)
+    return RecordedViews(folder)
+
+
+def _prepare(folder: Path, manifest: ViewManifest, console: Console) -> None:
+    """Leaves in the folder the files of this manifest, begun or new."""
+    wanted, found = manifest.to_json(), _read_json(folder / MANIFEST)
+    if found == wanted:
+        return
+    if isinstance(found, dict):
+        changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
+        console.print(f"recorded views are of other {changed}: recording anew", highlight=False)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    shape = (manifest.views, manifest.images)
+    size = shape[0] * shape[1] * (16 + manifest.feature_size * FEATURE_DTYPE.itemsize)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"the recorded views need {size / 2**30:.1f} GiB in {folder}, found "
+            f"{free / 2**30:.1f} GiB free; choose fewer --views, or --feature-weight 0"
+        )
+    np.save(folder / SEEDS, manifest.seeds())
+    np.lib.format.open_memmap(folder / MARGINS, mode="w+", dtype=np.float32, shape=shape).flush()
+    if manifest.feature_size:
+        np.lib.format.open_memmap(
+            folder / FEATURES,
+            mode="w+",
+            dtype=FEATURE_DTYPE,
+            shape=(*shape, manifest.feature_size),
+        ).flush()
+    # Last: without a manifest the folder counts as empty.
+    _write_json(folder / MANIFEST, wanted)
+
+
+def _finished_rounds(folder: Path) -> int:
+    content = _read_json(folder / FINISHED)
+    return content if isinstance(content, int) else 0
+
+
+def _check_finite(outputs: TeacherOutputs, manifest: ViewManifest) -> None:
+    if not outputs.margins.isfinite().all():
+        names = ", ".join(entry.name for entry in manifest.teachers)
+        raise UserError(
+            f"a teacher's outputs must be finite numbers, found others among those of {names}; "
+            "choose other --teachers"
+        )
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a file; None if it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    write_atomically(path, write)

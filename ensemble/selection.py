@@ -1,0 +1,121 @@
+"""Which candidates teach: greedy selection with replacement, by their scores on select."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ensemble.pool import Pool
+from search.training.metrics import Metrics, roc_auc
+from search.training.metrics import evaluate as measure
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+ROUNDS = 50
+"""Of the greedy selection."""
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherEnsemble:
+    """Candidates whose probabilities are averaged: the reference that merged models are held
+    against, never itself submittable."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]  # positive, summing to 1
+    select: Metrics
+    report: Metrics
+
+    @property
+    def select_auc(self) -> float:
+        return self.select.auc
+
+    @property
+    def report_auc(self) -> float:
+        return self.report.auc
+
+    def scores(self, aligned: pd.DataFrame) -> Floats:
+        """(N,) mean probabilities, from a table such as `Pool.report`."""
+        return _mean_scores(aligned, self.names, self.weights)
+
+    def describe(self) -> str:
+        """One line for people, which says that this is no model to submit."""
+        members = ", ".join(
+            f"{name} x {weight:.2f}" for name, weight in zip(self.names, self.weights, strict=True)
+        )
+        return (
+            f"teacher ensemble of {members}: AUC {self.select_auc:.4f} on select, "
+            f"{self.report_auc:.4f} on report; a reference, not submittable: the rules allow one "
+            "model"
+        )
+
+
+def choose_teachers(
+    pool: Pool, names: Sequence[str] | None = None, rounds: int = ROUNDS
+) -> TeacherEnsemble:
+    """The ensemble that teaches.
+
+    Args:
+        pool: its candidates are chosen from, by their scores on select.
+        names: these candidates instead, with equal weights.
+        rounds: see `greedy_ensemble`.
+
+    Raises:
+        UserError: for names that the pool does not have.
+    """
+    if names is not None:
+        chosen = tuple(dict.fromkeys(pool.get(name).name for name in names))
+        weights = (1 / len(chosen),) * len(chosen)
+    else:
+        found = greedy_ensemble(pool.select_scores(pool.names), pool.select_targets, rounds)
+        pairs = [(n, float(w)) for n, w in zip(pool.names, found, strict=True) if w > 0]
+        chosen, weights = tuple(n for n, _ in pairs), tuple(w for _, w in pairs)
+    measured = [
+        measure(_mean_scores(table, chosen, weights), table["target"].to_numpy())
+        for table in (pool.select, pool.report)
+    ]
+    return TeacherEnsemble(chosen, weights, *measured)
+
+
+def greedy_ensemble(scores: Floats, targets: Integers, rounds: int = ROUNDS) -> Floats:
+    """Greedy selection with replacement (Caruana et al. 2004, doi:10.1145/1015330.1015432).
+
+    Every round adds the model that makes the mean of the probabilities best; the best bag of all
+    rounds is returned, the smallest of equals.
+
+    Args:
+        scores: (M, N) probabilities of M models; of equally good models the first is taken.
+        targets: (N,) 0 or 1.
+        rounds: how often a model is added, at least 1.
+
+    Returns:
+        (M,) weights, not negative, summing to 1.
+    """
+    counts, total = np.zeros(len(scores), np.int64), np.zeros(scores.shape[1])
+    best, best_counts = (-np.inf, -np.inf), counts
+    for size in range(1, rounds + 1):
+        reached = [quality((total + added) / size, targets) for added in scores]
+        pick = max(range(len(scores)), key=lambda index: reached[index])
+        counts = counts + (np.arange(len(scores)) == pick)
+        total = total + scores[pick]
+        if reached[pick] > best:
+            best, best_counts = reached[pick], counts
+    weights: Floats = best_counts / best_counts.sum()
+    return weights
+
+
+def quality(scores: Floats, targets: Integers) -> tuple[float, float]:
+    """What ensembles are chosen by: AUC, and between equal AUCs, as on a split that is solved, the
+    lower log loss; higher is better for both numbers."""
+    likelihood = np.where(targets == 1, scores, 1 - scores)
+    return roc_auc(scores, targets), float(np.log(likelihood.clip(1e-15)).mean())
+
+
+def _mean_scores(table: pd.DataFrame, names: Sequence[str], weights: Sequence[float]) -> Floats:
+    mean: Floats = table[list(names)].to_numpy(np.float64) @ np.asarray(weights)
+    # Weights that sum to 1 but for rounding must not lift a probability above it.
+    return mean.clip(0.0, 1.0)

@@ -1,0 +1,52 @@
+"""Where a run's study is stored: one journal file in its folder, or any Optuna storage URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from search.errors import UserError
+
+JOURNAL = "study.journal"
+
+HEARTBEAT_SECONDS = 60
+GRACE_SECONDS = 180
+"""A trial without a sign of life for so long is failed by the next process that looks."""
+
+
+def open_storage(run: Path, url: str | None) -> BaseStorage:
+    """Opens the storage of a run's study.
+
+    The default is an append-only journal: the dashboard reads and writes it while a search runs,
+    which SQLite answers with "database is locked".
+
+    Args:
+        run: the run folder.
+        url: an Optuna storage URL (postgresql://..., sqlite:///...), or None for the journal.
+
+    Raises:
+        UserError: if the URL is malformed or nothing answers there; its password is not repeated.
+    """
+    if url is None:
+        path = str(run / JOURNAL)
+        # The lock by open() needs no symbolic links, which some mounted file systems lack.
+        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        raise UserError(
+            "--storage must be a database URL such as postgresql://user@host/database, and what "
+            "was given cannot be parsed"
+        ) from None
+    try:
+        return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
+    except (SQLAlchemyError, NoSuchModuleError, ImportError, StorageInternalError) as error:
+        raise UserError(
+            f"--storage {shown} must be reachable, found {type(error).__name__}; check the server "
+            "and that its Python driver is installed"
+        ) from None

@@ -1,0 +1,222 @@
+"""A tiny finished run: five candidates of timm's test networks, trained for a moment on images that
+are made here. Everything is built without Optuna, as the ensemble must work without it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ensemble.pool import Pool, open_pool
+from search.backbones import load_backbones
+from search.candidate import Candidate, save_candidate, score_table
+from search.data.augment import train_transform
+from search.data.loaders import eval_loader, train_loader
+from search.data.splits import Splits
+from search.inputs import read_splits, write_data
+from search.leaderboard import COLUMNS, write_leaderboard
+from search.rules import count_parameters
+from search.settings import SearchSettings, write_settings
+from search.training.checkpoint import copy_state
+from search.training.evaluate import Evaluation, evaluate
+from search.training.loop import EpochRecord, fit
+from search.training.loss import ClassificationLoss
+from search.training.network import build_network
+from search.training.recipe import Recipe
+from search.training.runtime import Runtime, resolve_device
+
+IMAGE_SIZE = 32
+CPU = Runtime(resolve_device("cpu"))
+
+BACKBONES = """\
+budget: 200000000
+pretraining: ImageNet-1K
+pools:
+  test:
+    test_resnet.r160_in1k: {image_sizes: [32, 48]}
+    test_vit.r160_in1k: {image_sizes: [32]}
+    test_efficientnet.r160_in1k: {image_sizes: [32]}
+"""
+
+RESNET = Recipe(
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    image_size=IMAGE_SIZE,
+    weights="none",
+    epochs=3,
+    batch_size=8,
+    learning_rate=3e-3,
+    augmentation="flip",
+)
+VIT = replace(
+    RESNET,
+    backbone="test_vit.r160_in1k",
+    architecture="test_vit",
+    model_args={"img_size": IMAGE_SIZE},
+    learning_rate=1e-3,
+)
+
+RECIPES: dict[str, tuple[Recipe, str]] = {
+    # Two of one start, for soups; then networks that differ in architecture, size, and start.
+    "0000": (RESNET, "complete"),
+    "0001": (replace(RESNET, learning_rate=1e-3, augmentation="light"), "complete"),
+    "0002": (VIT, "complete"),
+    "0003": (replace(RESNET, image_size=48), "complete"),
+    "0004": (
+        replace(
+            RESNET, backbone="test_efficientnet.r160_in1k", architecture="test_efficientnet", seed=1
+        ),
+        "complete",
+    ),
+    "0005": (replace(VIT, epochs=1), "pruned"),
+}
+"""By the candidate's name: its recipe and its state."""
+
+WITHOUT_REPORT = "0002"
+"""The candidate that was not scored on report: opening the pool does so."""
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder that all tests share: to be read only; `run_folder` is a copy to write in."""
+    data = tmp_path_factory.mktemp("tiny-data")
+    settings = SearchSettings(
+        train_labels=_make_images(data, "trainset", 40, seed=0),
+        train_images=data / "trainset",
+        val_labels=_make_images(data, "valset", 48, seed=1),
+        val_images=data / "valset",
+        pool="test",
+        weights="none",
+        trials=len(RECIPES),
+        epochs=3,
+        batch_size=8,
+        device="cpu",
+        workers=0,
+        out=tmp_path_factory.mktemp("tiny-run"),
+    ).resolved()
+    run = settings.out
+    assert run is not None
+    splits = read_splits(settings)
+    write_settings(settings, run)
+    write_data(run, splits)
+    (run / "backbones.yaml").write_text(BACKBONES, encoding="utf-8")
+    load_backbones(run / "backbones.yaml")
+    candidates = [_train(run, name, splits) for name in RECIPES]
+    _write_leaderboard(run, candidates)
+    return run
+
+
+@pytest.fixture
+def run_folder(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run that a test may change; its images stay where they are."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pool(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """The opened pool of a copy of the tiny run, on the CPU: to be read only."""
+    run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("tiny-pool") / "run"))
+    return open_pool(run, device="cpu", workers=0)
+
+
+@pytest.fixture
+def pool(run_folder: Path) -> Pool:
+    """The opened pool of `run_folder`."""
+    return open_pool(run_folder, device="cpu", workers=0)
+
+
+def _make_images(folder: Path, name: str, count: int, seed: int) -> Path:
+    """A label file and its images in the challenge's format: fakes have a faint checkerboard."""
+    generator = np.random.default_rng(seed)
+    (folder / name).mkdir()
+    board = (np.indices((IMAGE_SIZE, IMAGE_SIZE)).sum(axis=0) // 4 % 2 * 2 - 1)[..., None]
+    rows = []
+    for number in range(count):
+        target = number % 2
+        pixels = 128 + generator.normal(0, 50, (IMAGE_SIZE, IMAGE_SIZE, 3)) + 7 * target * board
+        file = f"{seed}{number:03d}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / file)
+        rows.append(f"{file},{target}")
+    labels = folder / f"{name}_label.txt"
+    labels.write_text("\n".join(["img_name,target", *rows, ""]), encoding="utf-8")
+    return labels
+
+
+def _train(run: Path, name: str, splits: Splits) -> Candidate:
+    recipe, state = RECIPES[name]
+    network = build_network(recipe)
+    counts = count_parameters(network, recipe.image_size)
+    select = eval_loader(splits.select, recipe.image_size, batch_size=64)
+    history: list[EpochRecord] = []
+    result = fit(
+        network,
+        train_loader(
+            splits.fit,
+            train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size),
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+        ),
+        ClassificationLoss(recipe, (20, 20)),
+        recipe,
+        evaluate=lambda module: evaluate(module, select, CPU),
+        runtime=CPU,
+        on_epoch=history.append,
+    )
+    complete = state == "complete"
+    candidate = save_candidate(
+        run / "candidates" / name,
+        recipe=recipe,
+        metrics={
+            "backbone": recipe.backbone,
+            "pretraining": "none (from scratch)",
+            "params_thop": counts.params_thop,
+            "params_exact": counts.params_exact,
+            "gmacs": counts.macs / 1e9,
+            "image_size": recipe.image_size,
+            "epochs": recipe.epochs,
+            "learning_rate": recipe.learning_rate,
+            "weight_decay": recipe.weight_decay,
+            "batch_size": recipe.batch_size,
+            "augmentation": f"{recipe.augmentation}:{recipe.augmentation_strength:.2f}",
+            "seed": recipe.seed,
+            "train_seconds": result.train_seconds,
+            "images_per_second": result.images_per_second,
+            "peak_memory_mb": None,
+            "path": f"candidates/{name}",
+            **result.best.metrics.to_dict(),
+            "best_epoch": result.best_epoch if complete else None,
+            "micro_batch_size": result.micro_batch_size if complete else None,
+        },
+        history=history,
+        scores=score_table(splits.select, result.best.predictions),
+        weights=copy_state(network) if complete else None,
+    )
+    if complete and name != WITHOUT_REPORT:
+        loader = eval_loader(splits.report, recipe.image_size, batch_size=64)
+        found: Evaluation = evaluate(network, loader, CPU)
+        candidate.save_report(splits.report, found.predictions, found.metrics.to_dict())
+    return candidate
+
+
+def _write_leaderboard(run: Path, candidates: list[Candidate]) -> None:
+    rows = [
+        {
+            **candidate.metrics,
+            "candidate": candidate.name,
+            "state": RECIPES[candidate.name][1],
+            "auc_report": candidate.metrics.get("report", {}).get("auc"),
+            "reason": "",
+        }
+        for candidate in candidates
+    ]
+    table = pd.DataFrame(rows).sort_values(["state", "auc"], ascending=[True, False])
+    complete = table["state"] == "complete"
+    table["rank"] = complete.cumsum().where(complete).astype("Int64")
+    write_leaderboard(table[list(COLUMNS)], run / "leaderboard.csv")

@@ -1,0 +1,220 @@
+"""Reading images of all kinds, and views that only the seed decides."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from search.data.images import BrokenImage, read_image, view
+
+SIZE = (24, 16)  # width, height
+
+
+def gradient(mode: str = "RGB") -> Image.Image:
+    """Red grows to the right, green downwards."""
+    x, y = np.meshgrid(np.linspace(0, 255, SIZE[0]), np.linspace(0, 255, SIZE[1]))
+    return Image.fromarray(np.stack([x, y, x * 0], -1).astype(np.uint8)).convert(mode)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("RGB", "png"),
+        ("RGB", "jpg"),
+        ("RGB", "webp"),
+        ("RGB", "bmp"),
+        ("RGBA", "png"),
+        ("RGBA", "webp"),
+        ("L", "png"),
+        ("L", "jpg"),
+        ("LA", "png"),
+        ("1", "png"),
+        ("P", "png"),
+        ("CMYK", "jpg"),
+        ("CMYK", "tif"),
+        ("YCbCr", "jpg"),
+    ],
+)
+def test_all_modes_become_rgb(mode: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"image.{suffix}"
+    original = gradient(mode)
+    original.save(path)
+    image = read_image(path)
+    assert (image.mode, image.size) == ("RGB", SIZE)
+    tolerance = 40 if suffix in {"jpg", "webp"} else 2
+    assert np.abs(pixels(image) - pixels(original.convert("RGB"))).mean() < tolerance
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    values = (256 * np.arange(256) + 200).astype(np.uint16).reshape(16, 16)
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert pixels(read_image(tmp_path / name))[..., 0].ravel().tolist() == list(range(256))
+
+
+def test_transparency_is_laid_over_black(tmp_path: Path) -> None:
+    layers = np.zeros((2, 3, 4), np.uint8)
+    layers[..., 0] = 200  # red, under alpha 0, 128 and 255
+    layers[..., 3] = [0, 128, 255]
+    Image.fromarray(layers, "RGBA").save(tmp_path / "rgba.png")
+    assert pixels(read_image(tmp_path / "rgba.png"))[0].tolist() == [
+        [0, 0, 0],
+        [100, 0, 0],
+        [200, 0, 0],
+    ]
+    palette = gradient().quantize(8)
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
+    assert pixels(read_image(tmp_path / "palette.png"))[0, 0].tolist() == [0, 0, 0]
+    gradient("L").point(lambda value: value or 7).save(tmp_path / "grey.png", transparency=7)
+    assert pixels(read_image(tmp_path / "grey.png"))[0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, suffix: str, tmp_path: Path) -> None:
+    turned = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: a.swapaxes(0, 1)[::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gradient().save(tmp_path / f"image.{suffix}", exif=exif, quality=95)
+    expected = turned(pixels(gradient()))
+    image = pixels(read_image(tmp_path / f"image.{suffix}"))
+    assert image.shape == expected.shape
+    assert np.abs(image - expected).mean() < 8
+
+
+def test_damaged_exif_neither_loses_the_picture_nor_warns(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    gradient().save(tmp_path / "image.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff broken")
+    assert read_image(tmp_path / "image.jpg").size == SIZE
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.webp", "WEBP"), ("a.png", "PNG"), ("a.jpg", "MPO")])
+def test_first_frame_of_several(name: str, kind: str, tmp_path: Path) -> None:
+    black = Image.new("RGB", SIZE)
+    gradient().save(tmp_path / name, kind, save_all=True, append_images=[black])
+    assert pixels(read_image(tmp_path / name)).max() > 200
+
+
+def encoded(suffix: str, size: tuple[int, int] = (64, 64)) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, suffix)
+    return stream.getvalue()
+
+
+BROKEN = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"this is no image\n" * 100, "none of the formats JPEG, "),
+    "zeros": (bytes(4096), "none of the formats JPEG, "),
+    "truncated jpeg": (encoded("JPEG")[:-2000], "truncated"),
+    "truncated png": (encoded("PNG")[:-2000], ""),
+    "truncated webp": (encoded("WEBP")[:-2000], ""),
+    "header alone": (encoded("JPEG")[:20], ""),
+    "damaged png": (encoded("PNG")[:200] + bytes(500) + encoded("PNG")[700:], ""),
+    "gif": (b"GIF89a" + bytes(500), "none of the formats JPEG, "),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of the formats"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_files_have_a_reason(kind: str, tmp_path: Path) -> None:
+    content, reason = BROKEN[kind]
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BrokenImage, match=r".") as raised:
+            read_image(path)
+    assert reason in str(raised.value)
+    assert str(tmp_path) not in str(raised.value)
+
+
+def test_absent_files_and_folders(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.jpg", tmp_path):
+        with pytest.raises(BrokenImage, match=os.strerror(2 if path != tmp_path else 21)):
+            read_image(path)
+
+
+@pytest.mark.parametrize("limit", [300, 100])  # Pillow warns above the limit, raises above twice
+def test_decompression_bombs(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient().save(tmp_path / "image.png")  # 384 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(BrokenImage, match=f"more than {limit} pixels"):
+        read_image(tmp_path / "image.png")
+
+
+def test_running_out_of_memory_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient().save(tmp_path / "image.png")
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "image.png")
+
+
+def dice(_: Image.Image) -> torch.Tensor:
+    return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])  # noqa: NPY002
+
+
+SEEDS = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -1, 2**64 + 5]
+
+
+def test_views_are_decided_by_the_seed() -> None:
+    image = gradient()
+    first = [view(image, dice, seed) for seed in SEEDS]
+    random.seed(5)
+    torch.manual_seed(5)
+    again = [view(image, dice, seed) for seed in SEEDS]
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+    python, numpy, _ = torch.stack(first).T  # torch's CPU generator hears 32 bits of a seed
+    assert len(python.unique()) == len(numpy.unique()) == len(SEEDS)
+    assert len(torch.stack(first[:3])[:, 2].unique()) == 3
+
+
+def test_views_leave_the_callers_generators_alone() -> None:
+    def state() -> list[float]:
+        return [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
+
+    def prepare() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    def broken(image: Image.Image) -> torch.Tensor:
+        raise RuntimeError("a transform failed")
+
+    prepare()
+    expected = state()
+    prepare()
+    view(gradient(), dice, 7)
+    with pytest.raises(RuntimeError, match="a transform failed"):
+        view(gradient(), broken, 7)
+    assert state() == expected
