@@ -52,7 +52,7 @@ def render_card(
     rules: Mapping[str, Any],
     metrics: Mapping[str, Any],
     data: Mapping[str, Any],
-    recommended_for: str = "",
+    reason: str = "",
 ) -> str:
     """The card's Markdown.
 
@@ -62,7 +62,7 @@ def render_card(
         rules: from `ensemble.evidence.describe_rules`.
         metrics: the figures on select, and under "report" those on report, of metrics.json.
         data: content of the run's data.yaml.
-        recommended_for: why the run's comparison recommends it; empty if it does not.
+        reason: why the run's comparison recommends it; empty if it does not.
     """
     template = files("ensemble").joinpath(f"{CARD}.jinja").read_text(encoding="utf-8")
     environment = Environment(
@@ -87,7 +87,7 @@ def render_card(
         uses=SPLIT_USES,
         splits_shown=shown,
         figures=_figures([_of_split(metrics, split) for split in shown]),
-        comparison=recommended_for,
+        comparison=reason,
         image_size=rules["parameters"]["image_size"],
     )
 
@@ -117,7 +117,9 @@ def _figures(splits: list[Mapping[str, Any]]) -> dict[str, list[str]]:
     """One row a figure, one cell a split."""
     if not splits:
         return {}
-    rows = {title: [_number(split.get(name)) for split in splits] for name, title in FIGURES.items()}
+    rows = {
+        title: [_number(split.get(name)) for split in splits] for name, title in FIGURES.items()
+    }
     intervals = [[_number(split.get(f"auc_{end}")) for end in ("low", "high")] for split in splits]
     rows["AUC"] = [
         f"{auc} (95%: {low} to {high})"

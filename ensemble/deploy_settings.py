@@ -30,7 +30,7 @@ class SubmitSettings:
     """What is scored: the rules allow 5 submissions a day for validation, 2 for test."""
 
     model: str = "auto"
-    """auto takes the one that comparison.csv recommends; else a candidate, merged model or folder."""
+    """auto, the one that comparison.csv recommends; or a candidate, a merged model, a folder."""
 
     time_zone: str = "UTC"
     """IANA name (Asia/Shanghai) of the time zone whose midnight ends a competition day."""
@@ -47,8 +47,8 @@ class SubmitSettings:
     batch_size: Annotated[int, AtLeastOne] = 32
     """Images in one forward pass."""
 
-    workers: Annotated[int, AtLeastZero] = 0
-    """Processes that decode images."""
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images. Default: chosen by the machine."""
 
 
 @Parameter(name="*")
@@ -80,8 +80,8 @@ class PredictSettings:
     batch_size: Annotated[int, AtLeastOne] = 32
     """Images in one forward pass."""
 
-    workers: Annotated[int, AtLeastZero] = 0
-    """Processes that decode images."""
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images. Default: chosen by the machine."""
 
     export: Literal["onnx"] | None = None
     """Write the model as ONNX, preprocessing included, and compare its scores with torch's."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from search.settings import AtLeastOne, AtLeastZero
+from search.settings import AtLeastOne, AtLeastZero, flag
 
 Share = Parameter(validator=Number(gte=0, lte=1))
 Weight = Parameter(validator=Number(gte=0))
@@ -25,7 +25,7 @@ class DistillSettings:
     """The run folder."""
 
     student: str | None = None
-    """Backbone of the student, as the run's backbones file names it. Default: the best candidate's."""
+    """Backbone of the student, from the run's backbones file. Default: the best candidate's."""
 
     teachers: str = "auto"
     """auto: the ensemble chosen on select; fused: the fused network; or candidates: 0003,0007."""
@@ -43,7 +43,7 @@ class DistillSettings:
     """Ask the teacher in every step instead: new views in every epoch, at the teacher's cost."""
 
     match: Literal["bce", "mse"] = "bce"
-    """How the teacher's log-odds are matched: cross entropy at the temperature, or squared error."""
+    """How the teacher's log-odds are matched: cross entropy (at the temperature), squared error."""
 
     temperature: Annotated[float, Positive] = 2.0
     """Temperature of the cross entropy; the higher, the more sure answers count."""
@@ -58,7 +58,7 @@ class DistillSettings:
     """Weight of the feature loss. Above 0 the teacher's features are recorded too."""
 
     learning_rate: Annotated[float | None, Positive] = None
-    """Peak learning rate. Default: that of the candidate it starts from, or the backbone's middle."""
+    """Peak learning rate. Default: that of its candidate, or the middle of its backbone's range."""
 
     augmentation: str | None = None
     """Augmentation policy of the views. Default: the best candidate's."""
@@ -96,9 +96,22 @@ class DistillSettings:
             return self.epochs
         return DEMO_EPOCHS if is_demo else DATA_EPOCHS
 
+    def flags(self) -> list[str]:
+        """The flags that differ from the defaults and bear on the result, for reproduction."""
+        given = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in MACHINE_SETTINGS or value == field.default:
+                continue
+            given += [flag(field.name)] if value is True else [flag(field.name), str(value)]
+        return given
+
 
 DATA_EPOCHS = 30
 """Patience is most of what distillation gains by (arXiv:2106.05237)."""
 
 DEMO_EPOCHS = 12
 """Fits into three minutes on two cores, the teacher's views included."""
+
+MACHINE_SETTINGS = frozenset({"run", "device", "workers", "micro_batch_size"})
+"""Settings that say where a distillation runs, not what it learns."""

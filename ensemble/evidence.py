@@ -34,7 +34,9 @@ class NetworkRecord:
     reason: str  # what decided
 
 
-def record_networks(spec: ModelSpec, declared: Mapping[str, str | None]) -> tuple[NetworkRecord, ...]:
+def record_networks(
+    spec: ModelSpec, declared: Mapping[str, str | None]
+) -> tuple[NetworkRecord, ...]:
     """Where every trunk and every teacher of a model comes from, by their tags.
 
     Args:

@@ -95,13 +95,14 @@ def check_installed() -> None:
 def compare(scorer: nn.Module, image_size: int, path: Path) -> float:
     """The largest difference between onnxruntime's and torch's scores of the probe images, in
     batches of several sizes."""
-    import onnxruntime
-
+    onnxruntime: Any = import_module("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     images = probe_images(_PROBE_SEED, image_size)
     with torch.inference_mode():
         expected = scorer(images).numpy()
-    found = [session.run([OUTPUT], {INPUT: part.numpy()})[0] for part in images.split([1, COUNT - 1])]
+    found = [
+        session.run([OUTPUT], {INPUT: part.numpy()})[0] for part in images.split([1, COUNT - 1])
+    ]
     return float(np.abs(np.concatenate(found) - expected).max())
 
 

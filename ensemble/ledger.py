@@ -115,7 +115,11 @@ class Ledger:
     def add(self, entry: Entry) -> None:
         """Appends an entry; the file is replaced as a whole, so no reader sees half a line."""
         text = _to_csv((*self.entries, entry))
-        write_atomically(self.path, lambda part: part.write_text(text, encoding="utf-8") and None)
+
+        def write(temporary: Path) -> None:
+            temporary.write_text(text, encoding="utf-8")
+
+        write_atomically(self.path, write)
 
 
 def read_time_zone(name: str) -> ZoneInfo:

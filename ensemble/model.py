@@ -157,15 +157,14 @@ class FusedNetwork(nn.Module):
         return groups
 
 
-def feature_size(network: Network) -> int:
-    """D of a network's pooled features, which not every architecture knows as `num_features`."""
-    trunk: Any = network.trunk
+def feature_size(trunk: Any) -> int:
+    """D of a timm model's pooled features; not every architecture has that as `num_features`."""
     return int(getattr(trunk, "head_hidden_size", trunk.num_features))
 
 
 def fuse_networks(networks: Sequence[Network], head: HeadSpec, seed: int = 0) -> FusedNetwork:
     """Networks with an untrained head, in evaluation mode; their weights are shared, not copied."""
-    sizes = [feature_size(network) for network in networks]
+    sizes = [feature_size(network.trunk) for network in networks]
     return FusedNetwork(networks, build_head(head.kind, sizes, head.hidden_size, seed)).eval()
 
 

@@ -184,7 +184,9 @@ def open_pool(
     _check_enough(run, settings, finished, candidates, () if allow_tainted else tuple(tainted))
     for name, reason in tainted.items():
         fate = "allowed by --allow-tainted" if allow_tainted else "left out"
-        console.print(f"candidate {name} is tainted, {fate}: {reason}", highlight=False)
+        console.print(
+            f"candidate {name} is tainted, {fate}: {reason}", highlight=False, soft_wrap=True
+        )
     _score_on_report(candidates, splits.report, runtime, quarantine, console, on_batch)
     return Pool(
         run=run,
@@ -262,7 +264,9 @@ def _score_on_report(
     for candidate in candidates:
         if candidate.report_scores is not None:
             continue
-        console.print(f"scoring candidate {candidate.name} on report", highlight=False)
+        console.print(
+            f"scoring candidate {candidate.name} on report", highlight=False, soft_wrap=True
+        )
         network = candidate.load()
         loader = _loader(table, network.image_size, runtime, quarantine)
         found = evaluate(network, loader, runtime, on_batch)

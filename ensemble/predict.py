@@ -18,12 +18,13 @@ from ensemble.deploy_settings import PredictSettings
 from ensemble.export import check_installed, export_onnx
 from ensemble.model import load_model
 from ensemble.prediction_file import COLUMNS, examples
-from ensemble.scoring import score_images
+from ensemble.scoring import open_runtime, score_images
 from search.data.labels import read_list
 from search.errors import UserError
-from search.training.runtime import Runtime, resolve_device
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+)
 """What is taken for an image in a folder; a single image may be called anything."""
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
@@ -44,7 +45,7 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
     if settings.path is None and settings.export is None:
         raise UserError("predict needs an image, a folder or a list to score, or --export onnx")
     table = None if settings.path is None else find_images(settings.path, settings.images)
-    runtime = Runtime(resolve_device(settings.device), settings.workers)
+    runtime = open_runtime(settings.device, settings.workers)
     if settings.export is not None:
         check_installed()
     model, _ = load_model(settings.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,11 @@ class RecordedViews:
         self.features: NDArray[np.float16] | None = None  # (V, N, D)
         if (folder / FEATURES).exists():
             self.features = np.load(folder / FEATURES, mmap_mode="r")
+
+    @property
+    def feature_size(self) -> int:
+        """D of the outputs' features; 0 if there are none."""
+        return 0 if self.features is None else self.features.shape[2]
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
         """
@@ -107,7 +113,7 @@ def record_views(
             table, manifest, batch_size=batch_size, runtime=runtime, quarantine=quarantine
         )
         margins = np.load(folder / MARGINS, mmap_mode="r+")
-        features = np.load(folder / FEATURES, mmap_mode="r+") if manifest.feature_size else None
+        features = _open_features(folder, manifest, asked.feature_size)
         for round_ in range(finished, manifest.views):
             loader.set_epoch(round_)
             margins[round_] = np.nan
@@ -137,25 +143,32 @@ def _prepare(folder: Path, manifest: ViewManifest, console: Console) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
+    np.save(folder / SEEDS, manifest.seeds())
     shape = (manifest.views, manifest.images)
-    size = shape[0] * shape[1] * (16 + manifest.feature_size * FEATURE_DTYPE.itemsize)
+    np.lib.format.open_memmap(folder / MARGINS, mode="w+", dtype=np.float32, shape=shape).flush()
+    # Last: without a manifest the folder counts as empty.
+    _write_json(folder / MANIFEST, wanted)
+
+
+def _open_features(
+    folder: Path, manifest: ViewManifest, feature_size: int
+) -> np.memmap[Any, np.dtype[np.float16]] | None:
+    """The array (views, images, D) to write features into; None if there are none."""
+    if not manifest.with_features:
+        return None
+    path = folder / FEATURES
+    shape = (manifest.views, manifest.images, feature_size)
+    if path.exists():
+        opened: np.memmap[Any, np.dtype[np.float16]] = np.load(path, mmap_mode="r+")
+        return opened
+    size = math.prod(shape) * FEATURE_DTYPE.itemsize
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"the recorded views need {size / 2**30:.1f} GiB in {folder}, found "
+            f"the teacher's features need {size / 2**30:.1f} GiB in {folder}, found "
             f"{free / 2**30:.1f} GiB free; choose fewer --views, or --feature-weight 0"
         )
-    np.save(folder / SEEDS, manifest.seeds())
-    np.lib.format.open_memmap(folder / MARGINS, mode="w+", dtype=np.float32, shape=shape).flush()
-    if manifest.feature_size:
-        np.lib.format.open_memmap(
-            folder / FEATURES,
-            mode="w+",
-            dtype=FEATURE_DTYPE,
-            shape=(*shape, manifest.feature_size),
-        ).flush()
-    # Last: without a manifest the folder counts as empty.
-    _write_json(folder / MANIFEST, wanted)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=FEATURE_DTYPE, shape=shape)
 
 
 def _finished_rounds(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from search.data.loaders import Batch, Loader, eval_loader
 from search.data.quarantine import BrokenFile, Quarantine
 from search.training.evaluate import predict
 from search.training.network import margin
-from search.training.runtime import Runtime
+from search.training.runtime import Runtime, resolve_device
 
 PLAIN_LINES = 10
 """Lines that tell of the progress where there is no terminal."""
@@ -48,6 +49,14 @@ class FlipAverage(nn.Module):
         """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]; the first column is 0."""
         both = margin(self.model(images)) + margin(self.model(images.flip(-1)))
         return torch.stack([torch.zeros_like(both), both / 2], dim=1)
+
+
+def open_runtime(device: str, workers: int | None) -> Runtime:
+    """Where to compute, and how many processes decode: by the machine, if None."""
+    target = resolve_device(device)
+    if workers is None:
+        workers = 0 if target.type == "cpu" else min(8, os.cpu_count() or 1)
+    return Runtime(target, workers)
 
 
 def score_images(

@@ -42,7 +42,7 @@ class ViewManifest:
     augmentation: str
     augmentation_strength: float
     image_size: int
-    feature_size: int  # 0: margins only
+    with_features: bool  # else margins only
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the versions of the libraries that make views."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from search.backbones import Catalogue, WeightsSource
@@ -28,14 +29,17 @@ def backbones_table(catalogue: Catalogue, pool: str | None, weights: str) -> Tab
     table = Table(
         title=f"At most {catalogue.budget / 1e6:.1f}M parameters; {catalogue.pretraining}",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    table.add_column("backbone", overflow="fold", min_width=24)
-    table.add_column("pool")
+    table.add_column("backbone", overflow="fold")
+    table.add_column("pool", no_wrap=True)
     for name in ("thop", "exact", "GMACs"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("sizes")
     table.add_column("pretraining")
-    table.add_column("allowed")
+    table.add_column("allowed", overflow="fold")
     for backbone in backbones:
         verdict = judge(backbone, backbone.image_sizes[0], catalogue.budget, weights=source)
         table.add_row(

@@ -83,7 +83,7 @@ def prepare(settings: SearchSettings, catalogue_path: Path | None = None) -> Pla
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         precision=precision,
-        channels_last=device.type == "cuda",
+        channels_last=True,
         compile=settings.compile,
         seed=settings.seed,
     )

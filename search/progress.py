@@ -76,6 +76,7 @@ class StudyProgress:
             f"learning rate {recipe.learning_rate:.2g}, augmentation {recipe.augmentation} "
             f"{recipe.augmentation_strength:.2f}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def step(self, record: StepRecord) -> None:

@@ -26,7 +26,7 @@ class Provenance:
 
     Attributes:
         allowed: known, or declared, to be pretrained on ImageNet-1K alone.
-        pretraining: for reports: "ImageNet-1K", "ImageNet-1K (declared)", "ImageNet-22K", "unknown".
+        pretraining: for reports: "ImageNet-1K", "ImageNet-1K (declared)", "unknown", or other data.
         reason: one line: what decided.
     """
 
@@ -114,43 +114,32 @@ def _look_up(name: str) -> Provenance:
     table = _table()
     architecture, _, tag = name.partition(".")
     if not tag:
-        return _unknown(
-            f"{name}: a name without a tag leaves the weights to timm; pin architecture.tag"
+        return Provenance(
+            False, UNKNOWN, f"{name}: timm may change what a bare name loads; pin architecture.tag"
         )
     for pattern, weight in table.weights.items():
         if fnmatchcase(name, pattern):
-            return _of_weight(tag, weight)
-    architecture_words = architecture.split("_")
-    words = tag.split("_")
-    for where, rules in ((architecture_words, table.architecture.out), (words, table.tag.out)):
-        for word in where:
-            data = _meaning(word, rules)
-            if data is not None:
-                return Provenance(
-                    False, data, f"{word}: pretrained on {data}, outside {IMAGENET_1K}"
-                )
-    for where, rules in (
-        (architecture_words, table.architecture.unknown),
-        (words, table.tag.unknown),
-    ):
-        for word in where:
-            why = _meaning(word, rules)
-            if why is not None:
-                return _unknown(f"{word}: {why}")
-    neutral = (table.tag.inside, table.tag.recipe, table.tag.detail)
+            return _by_name(tag, weight)
+    family, words, rules = architecture.split("_"), tag.split("_"), table.tag
+    if found := _first((family, table.architecture.out), (words, rules.out)):
+        word, data = found
+        return Provenance(False, data, f"{word}: pretrained on {data}, outside {IMAGENET_1K}")
+    if found := _first((family, table.architecture.unknown), (words, rules.unknown)):
+        return _unknown(f"{found[0]}: {found[1]}")
+    known = rules.inside | rules.recipe | rules.detail
     for word in words:
-        if all(_meaning(word, rules) is None for rules in neutral):
-            return _unknown(f"{word}: a word of the tag that {TABLE_PATH.name} does not know")
-    inside = [word for word in words if _meaning(word, table.tag.inside) is not None]
-    if not inside:
-        return _unknown(f"{tag}: nothing in the tag says {IMAGENET_1K}")
-    has_recipe = any(_meaning(word, table.tag.recipe) is not None for word in words)
-    if not has_recipe and not any(fnmatchcase(name, pattern) for pattern in table.reviewed):
-        return _unknown(f"{tag}: says neither who trained nor how, and was not reviewed")
-    return Provenance(True, IMAGENET_1K, f"{inside[0]}: {_meaning(inside[0], table.tag.inside)}")
+        if not _first(([word], known)):
+            return _unknown(f"{word}: not a known word of a tag")
+    found = _first((words, rules.inside))
+    if not found:
+        return _unknown(f"{tag}: nothing in it says {IMAGENET_1K}")
+    reviewed = any(fnmatchcase(name, pattern) for pattern in table.reviewed)
+    if not reviewed and not _first((words, rules.recipe)):
+        return _unknown(f"{tag}: says neither who trained nor how")
+    return Provenance(True, IMAGENET_1K, f"{found[0]}: {found[1]}")
 
 
-def _of_weight(tag: str, weight: _Weight) -> Provenance:
+def _by_name(tag: str, weight: _Weight) -> Provenance:
     if weight.verdict == "unknown":
         return _unknown(f"{tag}: {weight.reason}")
     allowed = weight.verdict == "in"
@@ -158,8 +147,15 @@ def _of_weight(tag: str, weight: _Weight) -> Provenance:
 
 
 def _unknown(reason: str) -> Provenance:
-    return Provenance(False, UNKNOWN, reason)
+    remedy = f"take another tag, or review it in search/{TABLE_PATH.name}"
+    return Provenance(False, UNKNOWN, f"{reason}; {remedy}")
 
 
-def _meaning(word: str, rules: Words) -> str | None:
-    return next((text for rule, text in rules.items() if re.fullmatch(rule, word)), None)
+def _first(*groups: tuple[list[str], Words]) -> tuple[str, str] | None:
+    """The first word that a rule of its group matches, and what that rule says."""
+    for words, rules in groups:
+        for word in words:
+            for pattern, meaning in rules.items():
+                if re.fullmatch(pattern, word):
+                    return word, meaning
+    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,8 +142,13 @@ def count_parameters(model: nn.Module, image_size: int) -> Counts:
         image_size: side in pixels.
     """
     exact = sum(parameter.numel() for parameter in model.parameters())
-    image = torch.zeros(1, 3, image_size, image_size, device="meta")
-    macs, params = _profile()(_copy_to_meta(model).eval(), inputs=(image,), verbose=False)
+    shape = (1, 3, image_size, image_size)
+    try:
+        image = torch.zeros(shape, device="meta")
+        macs, params = _profile()(_copy_to_meta(model).eval(), inputs=(image,), verbose=False)
+    except (RuntimeError, NotImplementedError):  # It holds tensors that are no buffers.
+        image = torch.zeros(shape, device=next(model.parameters()).device)
+        macs, params = _profile()(copy.deepcopy(model).eval(), inputs=(image,), verbose=False)
     return Counts(params_thop=int(params), params_exact=exact, macs=int(macs))
 
 

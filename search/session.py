@@ -85,7 +85,7 @@ def run_baseline(settings: SearchSettings, console: Console) -> Path:
 
 def write_run_report(out: Path, console: Console) -> list[Path]:
     """Scores the kept candidates on report where that is missing, and writes leaderboard.csv,
-    plots and report.html of an existing run.
+    plots and report.html of an existing run; returns their paths.
 
     Raises:
         UserError: if the folder holds no search.
@@ -135,7 +135,9 @@ def _opened(settings: SearchSettings) -> Iterator[tuple[Plan, Path, optuna.Study
     try:
         with FileLock(run / ".lock", timeout=0):
             if saved is None:
-                shutil.copyfile(settings.backbones or DEFAULT_PATH, run / BACKBONES)
+                source = settings.backbones or DEFAULT_PATH
+                if source.resolve() != (run / BACKBONES).resolve():
+                    shutil.copyfile(source, run / BACKBONES)
                 write_data(run, plan.splits)
             write_settings(settings, run)
             study = open_study(settings)
@@ -196,7 +198,8 @@ def _write_results(plan: Plan, run: Path, study: optuna.Study, console: Console)
     write_leaderboard(leaderboard, run / LEADERBOARD)
     with console.status("drawing plots"):
         paths = write_report(run, study, leaderboard, describe_run(plan))
-    return [run / LEADERBOARD, *paths]
+    report = next(path for path in paths if path.suffix == ".html")
+    return [run / LEADERBOARD, report, run / "plots"]
 
 
 def describe_run(plan: Plan) -> dict[str, str]:
@@ -230,9 +233,12 @@ def describe_run(plan: Plan) -> dict[str, str]:
 def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
     """The best ten complete trials as a table."""
     table = Table(title="Best candidates")
-    columns = ("rank", "candidate", "backbone", "params", "select AUC [95%]", "report AUC")
+    columns = ("", "candidate", "backbone", "params", "AUC on select", "95%", "on report")
     for column in columns:
-        table.add_column(column, justify="left" if column == "backbone" else "right")
+        is_text = column == "backbone"
+        table.add_column(
+            column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+        )
     for row in leaderboard[leaderboard["state"] == "complete"].head(TOP_ROWS).to_dict("records"):
         report = row["auc_report"]
         table.add_row(
@@ -240,7 +246,8 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
             str(row["candidate"]),
             str(row["backbone"]),
             f"{row['params_exact'] / 1e6:.1f}M",
-            f"{row['auc']:.4f} [{row['auc_low']:.4f}, {row['auc_high']:.4f}]",
+            f"{row['auc']:.4f}",
+            f"{row['auc_low']:.3f}-{row['auc_high']:.3f}",
             "" if pd.isna(report) else f"{report:.4f}",
         )
     console.print(table)

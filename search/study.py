@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -47,13 +49,16 @@ def open_study(settings: SearchSettings) -> optuna.Study:
         pruner=make_pruner(settings.pruner, settings.epochs),
         load_if_exists=True,
     )
-    study.set_metric_names(["AUC on select"])
-    # Another seed for each resumption, or TPE would draw its first random numbers once more.
-    study.sampler = TPESampler(
-        seed=settings.seed + len(study.get_trials(deepcopy=False)),
-        multivariate=True,
-        group=True,
-    )
+    with warnings.catch_warnings():
+        # Both have been experimental since Optuna 3 and kept their meaning.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(["AUC on select"])
+        # Another seed for each resumption, or TPE would draw its first random numbers once more.
+        study.sampler = TPESampler(
+            seed=settings.seed + len(study.get_trials(deepcopy=False)),
+            multivariate=True,
+            group=True,
+        )
     return study
 
 

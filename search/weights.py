@@ -11,6 +11,7 @@ import timm
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -191,18 +192,17 @@ def _is_cached(name: str) -> bool:
 
 
 def _hub_answers(name: str) -> bool:
-    """Whether the hub has a weight's file, asked once and without retries."""
-    if HF_HUB_OFFLINE:
-        return False
+    """Whether the hub can be asked for a weight; tried once and briefly."""
     config = timm.get_pretrained_cfg(name)
-    if config is None:
+    if HF_HUB_OFFLINE or config is None:
         return False
     if not config.hf_hub_id:
         return True  # The few on other servers: their download tells.
-    for file in HUB_FILES:
-        try:
-            get_hf_file_metadata(hf_hub_url(config.hf_hub_id, file), timeout=HUB_TIMEOUT_SECONDS)
-        except Exception:  # Its HTTP library's errors share no documented base class.
-            continue
+    try:
+        url = hf_hub_url(config.hf_hub_id, HUB_FILES[0])
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
+    except EntryNotFoundError:  # An answer: the weights lie there under their other name.
         return True
-    return False
+    except Exception:  # Connection errors come from an HTTP library that the hub's client chooses.
+        return False
+    return True

@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_images
 
 VERSION = "1"
 SEED = 20_240_601
-SIDE = 96
+SIDE = 64
 """Side of an image in pixels: small enough for two CPU cores."""
 
 TRAIN_REALS = 600
@@ -33,10 +33,10 @@ VAL_START = 0.64
 """Shares of a photograph's width: left of the first is for training, right of the second for
 validation; the gap keeps textures that cross the border out of both."""
 
-MASK_AREA = (0.15, 0.45)
+MASK_AREA = (0.2, 0.5)
 """Share of the image that the blended region covers."""
 
-SCALE = (1.6, 2.6)
+SCALE = (2.0, 3.2)
 """Enlargement of the region before blending; interpolation smooths its noise."""
 
 COLOUR_SHIFT = 18.0

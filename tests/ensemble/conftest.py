@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from ensemble.pool import Pool, open_pool
@@ -81,6 +82,12 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
 
 WITHOUT_REPORT = "0002"
 """The candidate that was not scored on report: opening the pool does so."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Networks this small gain nothing by threads, and lose much on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

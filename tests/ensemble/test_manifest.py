@@ -45,9 +45,7 @@ def flip_bit(folder: Path) -> None:
         (lambda folder: (folder / ".hidden").touch(), ".hidden is not in the manifest"),
     ],
 )
-def test_each_change_is_told(
-    tamper: Callable[[Path], None], expected: str, folder: Path
-) -> None:
+def test_each_change_is_told(tamper: Callable[[Path], None], expected: str, folder: Path) -> None:
     write_manifest(folder)
     tamper(folder)
     assert find_changes(folder) == [expected]

@@ -37,7 +37,7 @@ MANIFEST_OF_TEST = ViewManifest(
     augmentation="strong",
     augmentation_strength=0.5,
     image_size=SIZE,
-    feature_size=0,
+    with_features=False,
 )
 LOSSES = LossWeights(match="bce", temperature=2.0, hard_label=0.3, relation=1.0, feature=0.0)
 
@@ -84,7 +84,7 @@ class Recorder:
     def __call__(self, manifest: ViewManifest = MANIFEST_OF_TEST, **changes: Any) -> RecordedViews:
         def teacher() -> Teacher:
             self.teachers += 1
-            return make_teacher(with_features=manifest.feature_size > 0)
+            return make_teacher(with_features=manifest.with_features)
 
         arguments: dict[str, Any] = {
             "batch_size": 4,
@@ -211,7 +211,7 @@ def test_recorded_and_live_teacher_give_the_same_features(
     recorder: Recorder, table: pd.DataFrame
 ) -> None:
     teacher = make_teacher(with_features=True)
-    manifest = replace(MANIFEST_OF_TEST, feature_size=teacher.feature_size)
+    manifest = replace(MANIFEST_OF_TEST, with_features=True)
     recorded = recorder(manifest)
     for batch in loader(table, manifest):
         moved = to_device(batch, CPU)
@@ -219,6 +219,7 @@ def test_recorded_and_live_teacher_give_the_same_features(
         assert given.features is not None
         assert expected.features is not None
         assert given.features.shape == (4, teacher.feature_size)
+        assert recorded.feature_size == teacher.feature_size > 0
         torch.testing.assert_close(given.features, expected.features, atol=4e-3, rtol=1e-3)
         torch.testing.assert_close(given.margins, expected.margins, atol=1e-5, rtol=1e-5)
 
@@ -235,9 +236,11 @@ class StopError(Exception):
     pass
 
 
+@pytest.mark.parametrize("with_features", [False, True])
 def test_a_broken_recording_goes_on_after_its_last_round(
-    recorder: Recorder, tmp_path: Path, table: pd.DataFrame
+    recorder: Recorder, tmp_path: Path, table: pd.DataFrame, with_features: bool
 ) -> None:
+    manifest = replace(MANIFEST_OF_TEST, with_features=with_features)
     seen: list[int] = []
 
     def stop_in_the_second_round(finished: int, batches: int) -> None:
@@ -247,13 +250,17 @@ def test_a_broken_recording_goes_on_after_its_last_round(
             raise StopError
 
     with pytest.raises(StopError):
-        recorder(on_batch=stop_in_the_second_round)
+        recorder(manifest, on_batch=stop_in_the_second_round)
     assert (recorder.folder / FINISHED).read_text().strip() == "1"
     seen.clear()
-    resumed = recorder(on_batch=lambda finished, _: seen.append(finished))
+    resumed = recorder(manifest, on_batch=lambda finished, _: seen.append(finished))
     assert seen == [4, 5, 6, 7, 8, 9]
-    whole = Recorder(tmp_path / "whole", table)()
+    whole = Recorder(tmp_path / "whole", table)(manifest)
     np.testing.assert_array_equal(resumed.margins, whole.margins)
+    if with_features:
+        assert resumed.features is not None
+        assert whole.features is not None
+        np.testing.assert_array_equal(resumed.features, whole.features)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +331,10 @@ def test_a_full_disk_is_told_before_anything_is_computed(
         free = 100
 
     monkeypatch.setattr("shutil.disk_usage", lambda _folder: Usage)
+    seen: list[int] = []
     with pytest.raises(UserError, match=r"need 0\.0 GiB.*fewer --views"):
-        recorder()
-    assert recorder.teachers == 0
+        recorder(
+            replace(MANIFEST_OF_TEST, with_features=True),
+            on_batch=lambda finished, _: seen.append(finished),
+        )
+    assert seen == []

@@ -1,0 +1,231 @@
+"""The command line `python -m ensemble`: heavy imports inside the handlers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from ensemble.deploy_settings import PredictSettings, SubmitSettings
+from ensemble.distill_settings import DistillSettings
+from search.cli import run_app
+from search.settings import AtLeastZero
+
+if TYPE_CHECKING:
+    from ensemble.pool import Pool
+    from search.interruption import Interruption
+
+app = App(
+    name="python -m ensemble",
+    help="Merge a run's best candidates into the one model that may be submitted.",
+    help_format="plaintext",
+    version_flags=[],
+)
+
+Workers = Annotated[int | None, AtLeastZero]
+
+
+@app.command
+def distill(*, settings: DistillSettings) -> None:
+    """Distil the best candidates into one student, then compare it with all other models."""
+    from ensemble.compare import run_compare
+    from ensemble.distill import run_distill
+
+    console = Console()
+    with _opened(
+        settings.run, settings.device, settings.workers, console, settings.allow_tainted
+    ) as (pool, interruption):
+        run_distill(pool, settings, console, interruption)
+        run_compare(pool, console)
+
+
+@app.command
+def fuse(
+    *,
+    run: Path,
+    members: str = "auto",
+    head: Literal["mean", "weights", "mlp"] = "mean",
+    finetune_epochs: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+    allow_tainted: bool = False,
+    device: str = "auto",
+    workers: Workers = None,
+) -> None:
+    """Fuse several candidates into one network under the budget.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    members
+        auto: the set with the best AUC on select that fits the budget; or names: 0003,0007.
+    head
+        mean of the probabilities, learned convex weights of the logits, or an MLP on features.
+    finetune_epochs
+        Epochs of training all of it together afterwards.
+    allow_tainted
+        Accept candidates whose pretraining breaks the rule; recorded.
+    device
+        auto, cpu, cuda, cuda:1 or mps.
+    workers
+        Processes that decode images. Default: chosen by the machine.
+    """
+    from ensemble.fuse import run_fuse
+
+    console = Console()
+    with _opened(run, device, workers, console, allow_tainted) as (pool, interruption):
+        run_fuse(
+            pool,
+            members=_names(members),
+            head=head,
+            finetune_epochs=finetune_epochs,
+            console=console,
+            interruption=interruption,
+        )
+
+
+@app.command
+def soup(
+    *,
+    run: Path,
+    method: Literal["greedy", "uniform"] = "greedy",
+    members: str = "auto",
+    allow_tainted: bool = False,
+    device: str = "auto",
+    workers: Workers = None,
+) -> None:
+    """Average the weights of candidates that started from the same weights.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    method
+        greedy adds a candidate only if the soup is not worse on select; uniform averages all.
+    members
+        auto: the largest set that can be averaged; or names: 0003,0007.
+    allow_tainted
+        Accept candidates whose pretraining breaks the rule; recorded.
+    device
+        auto, cpu, cuda, cuda:1 or mps.
+    workers
+        Processes that decode images. Default: chosen by the machine.
+    """
+    from ensemble.soup import run_soup
+
+    console = Console()
+    with _opened(run, device, workers, console, allow_tainted) as (pool, interruption):
+        run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
+
+
+@app.command
+def compare(*, run: Path, device: str = "auto", workers: Workers = None) -> None:
+    """Compare every merged model with the best single one on report, and recommend one.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    device
+        auto, cpu, cuda, cuda:1 or mps.
+    workers
+        Processes that decode images. Default: chosen by the machine.
+    """
+    from ensemble.compare import run_compare
+
+    console = Console()
+    with _opened(run, device, workers, console) as (pool, _):
+        run_compare(pool, console)
+
+
+@app.command
+def submit(*, settings: SubmitSettings) -> None:
+    """Package a model and its predictions for handing in, verified against every rule."""
+    from ensemble.submission import run_submit
+
+    run_submit(settings, Console())
+
+
+@app.command
+def predict(path: Path | None = None, /, *, settings: PredictSettings) -> None:
+    """Score an image, a folder or a list, or export the model.
+
+    Parameters
+    ----------
+    path
+        An image, a folder, or a list (.txt, .csv or .tsv with the header img_name).
+    """
+    from dataclasses import replace
+
+    from ensemble.predict import run_predict
+
+    run_predict(replace(settings, path=path), Console(stderr=True))
+
+
+@app.command
+def verify(
+    folder: Path, /, *, images: Path | None = None, device: str = "cpu", workers: Workers = None
+) -> None:
+    """Verify a submission folder on its own: rebuild, recount, rescore, compare hashes.
+
+    Parameters
+    ----------
+    folder
+        The submission.
+    images
+        Folder of the listed images, to recompute their scores too.
+    device
+        auto, cpu, cuda, cuda:1 or mps.
+    workers
+        Processes that decode images. Default: chosen by the machine.
+    """
+    from ensemble.verify import run_verify
+
+    run_verify(folder, images, Console(), device=device, workers=workers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C.
+
+    Args:
+        arguments: as on the command line; default: those of this process.
+    """
+    return run_app(app, sys.argv[1:] if arguments is None else arguments)
+
+
+@contextmanager
+def _opened(
+    run: Path,
+    device: str,
+    workers: int | None,
+    console: Console,
+    allow_tainted: bool = False,
+) -> Iterator[tuple[Pool, Interruption]]:
+    """Opens a run's pool; Ctrl-C asks for a clean end."""
+    from ensemble.pool import open_pool
+    from search.interruption import Interrupted, Interruption
+
+    interruption = Interruption()
+    with interruption.handling_signals():
+        try:
+            pool = open_pool(
+                run,
+                device=device,
+                workers=workers,
+                allow_tainted=allow_tainted,
+                console=console,
+                on_batch=interruption.check,
+            )
+            yield pool, interruption
+        except Interrupted:
+            raise KeyboardInterrupt from None
+
+
+def _names(members: str) -> list[str] | None:
+    """auto -> None; 0003,0007 -> the names."""
+    return None if members == "auto" else [name.strip() for name in members.split(",")]

@@ -1,0 +1,190 @@
+"""What a submission is checked for: each check recomputes what its folder records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ensemble.evidence import BUDGET, RULES, describe_rules
+from ensemble.manifest import find_changes
+from ensemble.model import SPEC, FusedNetwork, ModelSpec, build_model
+from ensemble.prediction_file import PREDICTION, examples, find_faults, read_prediction
+from ensemble.probes import COUNT, score_probes
+from ensemble.reproduce import FOLDER, IMAGES
+from ensemble.scoring import score_images
+from search.candidate import WEIGHTS
+from search.data.labels import read_list
+from search.data.listfile import read_rows
+from search.errors import UserError
+from search.timm_models import architectures
+from search.training.checkpoint import load_weights
+from search.training.network import Network
+from search.training.runtime import Runtime
+
+PROBES = "probes.json"
+
+TOLERANCE = 1e-5
+"""Largest difference between a recorded score and the one recomputed here."""
+
+MARGIN_TOLERANCE = 1e-3
+"""Likewise between margins, relative above 1: they tell models apart whose scores are 0 or 1."""
+
+REACHING_OUT = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
+"""Arguments of timm.create_model that load files or reach the network."""
+
+
+class Examination:
+    """A folder under examination; every check returns what it found or raises why it failed."""
+
+    def __init__(self, folder: Path, runtime: Runtime, console: Console) -> None:
+        self.folder, self.runtime, self.console = folder, runtime, console
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        spec = ModelSpec.load(self.folder / SPEC)
+        check_plain(spec)
+        return spec
+
+    @cached_property
+    def model(self) -> Network | FusedNetwork:
+        """The module, rebuilt and loaded strictly."""
+        model = build_model(self.spec)
+        load_weights(self.folder / WEIGHTS, model)
+        return model
+
+    @cached_property
+    def rules(self) -> dict[str, Any]:
+        return _read_json(self.folder / RULES)
+
+    @cached_property
+    def recomputed_rules(self) -> dict[str, Any]:
+        networks = self.rules["pretraining"]["networks"]
+        return describe_rules(
+            self.model,
+            self.model.image_size,
+            self.spec,
+            budget=int(self.rules["parameters"]["budget"]),
+            declared={network["backbone"]: network["declared"] for network in networks},
+        )
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The listed images."""
+        names: list[str] = read_rows(self.folder / FOLDER / IMAGES, (None,))["img_name"].tolist()
+        return names
+
+    def check_files(self) -> str:
+        changes = find_changes(self.folder)
+        if changes:
+            raise UserError("; ".join(changes))
+        return "every file is as the manifest says, and there is no other"
+
+    def check_module(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"rebuilt from {SPEC} and loaded strictly, {parameters:,} parameters"
+
+    def check_parameters(self) -> str:
+        found, recorded = self.recomputed_rules["parameters"], self.rules["parameters"]
+        for name in ("params_thop", "params_exact", "image_size"):
+            if found[name] != recorded[name]:
+                raise UserError(f"{name} is recorded as {recorded[name]:,}, found {found[name]:,}")
+        if recorded["budget"] > BUDGET:
+            raise UserError(f"the budget is {BUDGET:,}, recorded as {recorded['budget']:,}")
+        for name in ("params_thop", "params_exact"):
+            if found[name] > found["budget"]:
+                raise UserError(f"{name} {found[name]:,} is over the budget {found['budget']:,}")
+        return (
+            f"{found['params_thop']:,} by {found['counter']}, {found['params_exact']:,} exactly, "
+            f"of {found['budget']:,}"
+        )
+
+    def check_pretraining(self) -> str:
+        found, recorded = self.recomputed_rules, self.rules
+        for name in ("one_model", "generated_samples", "overrides"):
+            if found[name] != recorded[name]:
+                raise UserError(f"{name} is recorded as {recorded[name]}, found {found[name]}")
+        networks = found["pretraining"]["networks"]
+        if _without_reasons(networks) != _without_reasons(recorded["pretraining"]["networks"]):
+            raise UserError(f"trunks and teachers are not those of {SPEC}, or judged otherwise")
+        if found["broken_rules"]:
+            raise UserError("; ".join(found["broken_rules"]))
+        kinds = sorted({network["pretraining"] for network in networks})
+        overrides = f"; overrides: {'; '.join(found['overrides'])}" if found["overrides"] else ""
+        return f"{len(networks)} trunks and teachers: {', '.join(kinds)}{overrides}"
+
+    def check_prediction(self) -> str:
+        faults = find_faults(read_prediction(self.folder / PREDICTION), self.names)
+        if faults:
+            raise UserError("; ".join(faults))
+        return f"{len(self.names):,} listed images, each once, scores in [0, 1]"
+
+    def check_probes(self) -> str:
+        recorded = _read_json(self.folder / PROBES)
+        if recorded["image_size"] != self.model.image_size or len(recorded["scores"]) != COUNT:
+            raise UserError(f"must be {COUNT} images of {self.model.image_size} px")
+        found = asdict(score_probes(self.model, int(recorded["seed"]), self.model.image_size))
+        score_difference = _largest_difference(found["scores"], recorded["scores"])
+        scale = 1 + np.abs(found["margins"])
+        margin_difference = _largest_difference(
+            found["margins"] / scale, np.asarray(recorded["margins"]) / scale
+        )
+        if not (score_difference <= TOLERANCE and margin_difference <= MARGIN_TOLERANCE):  # or NaN
+            raise UserError(f"scores differ by {score_difference:.1e} from those recorded")
+        return f"{COUNT} scores recomputed, largest difference {score_difference:.1e}"
+
+    def check_images(self, images: Path) -> str:
+        table = read_list(self.folder / FOLDER / IMAGES, images)
+        scored = score_images(self.model, table, runtime=self.runtime, console=self.console)
+        recorded = read_prediction(self.folder / PREDICTION).set_index("img_name")["y_pred"]
+        unreadable = sorted(broken.img_name for broken in scored.broken)
+        if unreadable != self.rules["prediction"]["unreadable"]:
+            raise UserError(f"unreadable images are not those recorded: {examples(unreadable)}")
+        expected = recorded.reindex(scored.table["img_name"]).to_numpy()
+        differences = np.abs(scored.table["y_pred"].to_numpy() - expected)
+        wrong = scored.table["img_name"][~(differences <= TOLERANCE)]
+        if len(wrong):
+            raise UserError(
+                f"{len(wrong)} of {len(differences)} scores differ by more than {TOLERANCE:g}: "
+                f"{examples(wrong)}"
+            )
+        return f"{len(differences):,} scores recomputed, largest difference {differences.max():.1e}"
+
+
+def check_plain(spec: ModelSpec) -> None:
+    """Checks, before anything is built, that a spec from elsewhere names timm's own networks only.
+
+    Raises:
+        UserError: if it would load a file or reach the network.
+    """
+    for recipe in spec.trunks:
+        if recipe.architecture not in architectures():
+            raise UserError(f"architectures must be timm's own, found '{recipe.architecture}'")
+        if reaching := sorted(REACHING_OUT & recipe.model_args.keys()):
+            raise UserError(f"model_args must not load anything, found {', '.join(reaching)}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} must be JSON that onefold wrote: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} must be JSON that onefold wrote")
+    return content
+
+
+def _without_reasons(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reasons are for people; another version may word them otherwise."""
+    return [{**network, "reason": None} for network in networks]
+
+
+def _largest_difference(found: Any, recorded: Any) -> float:
+    return float(np.abs(np.asarray(found, float) - np.asarray(recorded, float)).max())

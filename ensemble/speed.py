@@ -1,0 +1,49 @@
+"""Images a second of several models, measured side by side in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+BATCH_SIZES = (1, 32)
+ROUNDS = 3
+"""Measurements of each model, in turn with the others, of which the median is told."""
+
+SECONDS_PER_MEASUREMENT = 0.5
+
+
+def measure_speed(
+    models: Mapping[str, nn.Module], device: torch.device, batch_size: int
+) -> dict[str, float]:
+    """Images a second of models in fp32, by their names.
+
+    The models take turns, so that a machine that slows down or speeds up does so for all.
+
+    Args:
+        models: each has `image_size`, its side in pixels, and maps (N, 3, S, S) RGB in [0, 1] to
+            logits.
+        device: to compute on.
+        batch_size: images in one forward pass.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for round_number in range(ROUNDS):
+            for name, model in models.items():
+                model.to(device).eval()
+                size = int(model.image_size)  # type: ignore[arg-type]
+                images = torch.rand(batch_size, 3, size, size, device=device)
+                if round_number == 0:
+                    model(images)  # Kernels are chosen and memory is taken at the first call.
+                timer = Timer(
+                    "model(images)",
+                    globals={"model": model, "images": images},
+                    num_threads=torch.get_num_threads(),
+                )
+                seconds = timer.blocked_autorange(min_run_time=SECONDS_PER_MEASUREMENT).median
+                speeds[name].append(batch_size / seconds)
+                model.cpu()
+    return {name: median(values) for name, values in speeds.items()}

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.data.folders import cache_folder
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "expected"),
+    [
+        ("/somewhere/else", "/xdg", "/somewhere/else"),
+        (None, "/xdg", "/xdg/onefold"),
+        ("", "/xdg", "/xdg/onefold"),
+        (None, None, "/home/someone/.cache/onefold"),
+        ("~/mine", None, "/home/someone/mine"),
+    ],
+)
+def test_the_cache_follows_the_environment(
+    own: str | None, shared: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for name, value in (("ONEFOLD_CACHE", own), ("XDG_CACHE_HOME", shared)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(expected)
+    assert not cache_folder().exists()
