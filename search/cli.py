@@ -143,6 +143,7 @@ def run_app(app: Any, arguments: Sequence[str]) -> int:
             [argument for argument in arguments if argument != DEBUG],
             exit_on_error=False,
             print_error=False,
+            result_action="return_value",
         )
     except (UserError, CycloptsError) as error:
         if debug:

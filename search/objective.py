@@ -144,7 +144,7 @@ class _TrialTraining:
             "images_per_second": round(result.images_per_second, 1),
             "peak_memory_mb": result.peak_memory_mb and round(result.peak_memory_mb, 1),
         }
-        keep = auc > weights_threshold(self.trial.study, self.objective.plan.settings.keep)
+        keep = auc >= weights_threshold(self.trial.study, self.objective.plan.settings.keep)
         keep = keep or self.trial.user_attrs.get(PRESET) == BASELINE
         extra = {"best_epoch": result.best_epoch, "micro_batch_size": result.micro_batch_size}
         self._save(copy_state(network) if keep else None, extra)
@@ -239,13 +239,15 @@ def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> Non
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Complete trials, best first."""
+    """Complete trials, best first; of equals, as in the leaderboard, the smaller network."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(trials, key=lambda trial: -(trial.value or 0.0))
+    return sorted(
+        trials, key=lambda t: (-(t.value or 0.0), t.user_attrs[ROW]["params_exact"], t.number)
+    )
 
 
 def weights_threshold(study: optuna.Study, keep: int) -> float:
-    """The AUC that a new candidate must exceed for its weights to be among the `keep` best."""
+    """The AUC that a new candidate must reach for its weights to be among the `keep` best."""
     best = [trial for trial in complete_trials(study) if trial.user_attrs.get(PRESET) != BASELINE]
     return -1.0 if len(best) < keep else float(best[keep - 1].value or 0.0)
 

@@ -39,8 +39,8 @@ def open_study(settings: SearchSettings) -> optuna.Study:
     """Creates the study of a run, or opens it."""
     assert settings.out is not None
     assert settings.epochs is not None
-    # Optuna logs each trial; the progress display already does, in the user's terms.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Optuna logs each trial, failed ones with a traceback; the progress display tells them.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_storage(settings.out, settings.storage)
     study = optuna.create_study(
         storage=storage,

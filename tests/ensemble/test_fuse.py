@@ -67,7 +67,7 @@ def test_members_are_chosen_with_the_head_inside_the_budget(tiny_pool: Pool) -> 
     just_enough = with_budget(tiny_pool, pair + head)
     names = {c.name for c in find_members(just_enough, None, HeadSpec("mlp", hidden))}
     assert names == {"0002", "0004"}
-    with pytest.raises(UserError, match="even .* have "):
+    with pytest.raises(UserError, match=r"even .* have "):
         find_members(with_budget(tiny_pool, pair + head - 1), None, HeadSpec("mlp", hidden))
     assert len(find_members(with_budget(tiny_pool, pair), None, HeadSpec("mean"))) == 2
 
@@ -86,7 +86,7 @@ def test_the_module_is_counted_whatever_the_candidates_records_say(pool: Pool) -
     for name in ("0000", "0001"):
         path = pool.get(name).path / "metrics.json"
         path.write_text(path.read_text("utf-8").replace("372882", "1000"), "utf-8")
-    with pytest.raises(UserError, match="fused network of 2 members .*745,764 exactly"):
+    with pytest.raises(UserError, match=r"fused network of 2 members .*745,764 exactly"):
         run_fuse(with_budget(pool, 700_000), members=["0000", "0001"])
     assert not (pool.run / "merged").exists()
 

@@ -83,9 +83,10 @@ def test_the_count_by_thop_alone_can_break_the_budget() -> None:
     recipe = Recipe(
         backbone="test_resnet.r160_in1k", architecture="test_resnet", image_size=32, weights="none"
     )
-    trunk = build_network(recipe)
     # thop counts a module with two parents twice.
-    shared = fuse_networks([trunk, trunk], HeadSpec("mean"))
+    first, second = build_network(recipe), build_network(recipe)
+    second.trunk = first.trunk
+    shared = fuse_networks([first, second], HeadSpec("mean"))
     counts = count_parameters(shared, 32)
     assert counts.params_thop == 2 * counts.params_exact
     check_budget(shared, counts.params_thop, "the model")
