@@ -67,7 +67,10 @@ def _merged_sources(run: Path, spec: ModelSpec) -> list[str]:
 def _merge_command(run: Path, folder: Path, spec: ModelSpec) -> list[str]:
     where = ["--run", _place(run)]
     if spec.method in ("soup-greedy", "soup-uniform"):
-        return [*ENSEMBLE, "soup", *where, "--method", spec.method.removeprefix("soup-")]
+        command = [*ENSEMBLE, "soup", *where, "--method", spec.method.removeprefix("soup-")]
+        # A greedy soup may have kept only the best of its members.
+        several = len(spec.merged_from) > 1
+        return [*command, "--members", ",".join(spec.merged_from)] if several else command
     if spec.head is not None:
         command = [*ENSEMBLE, "fuse", *where, "--members", ",".join(spec.merged_from)]
         command += ["--head", spec.head.kind]

@@ -40,6 +40,6 @@ def draw_comparison(table: pd.DataFrame, path: Path, theme: Theme = LIGHT) -> Pa
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GMACs an image")
     axes.set_ylabel("AUC on report, 95% interval")
-    add_legend(figure, theme, columns=3)
+    add_legend(figure, theme, columns=2)
     name_points(axes, theme, cost, auc, [str(name) for name in table["model"]])
     return save(figure, path)

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.pool import FEWEST
+from ensemble.finished import FEWEST
 from ensemble.selection import quality
 from search.errors import UserError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from ensemble.alignment import align_scores
+from ensemble.finished import FEWEST, check_enough, finished_candidates, is_finished
 from ensemble.origin import judge_origin
 from search.backbones import Catalogue, load_backbones
 from search.candidate import METRICS, Candidate
@@ -26,15 +26,12 @@ from search.inputs import check_data, read_splits, tables
 from search.settings import SearchSettings, load_settings
 from search.strict_yaml import suggestion
 from search.training.evaluate import Evaluation, evaluate
-from search.training.runtime import Runtime, resolve_device
+from search.training.runtime import Runtime, default_workers, resolve_device
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 BACKBONES, CANDIDATES, QUARANTINE = "backbones.yaml", "candidates", "quarantine.csv"
-FEWEST = 2
-"""Candidates that there must be for anything to be merged."""
-
 EVALUATION_BATCH = 64
 
 
@@ -87,7 +84,7 @@ class Pool:
                 f"candidates must be among {', '.join(self.names)}, found '{name}'"
                 f"{suggestion(name, self.names)}"
             )
-        if not _is_finished(candidate):
+        if not is_finished(candidate):
             raise UserError(
                 f"candidate {name} must be finished, but it was pruned; choose another of "
                 f"{', '.join(self.names)}"
@@ -177,11 +174,11 @@ def open_pool(
     target = resolve_device(device)
     runtime = Runtime(target, _workers(workers, settings.workers, target))
     quarantine = Quarantine(run / QUARANTINE)
-    finished = _finished_candidates(run)
+    finished = finished_candidates(run / CANDIDATES)
     verdicts = {c.name: judge_origin(c, catalogue) for c in finished}
     tainted = {name: origin.reason for name, origin in verdicts.items() if not origin.allowed}
     candidates = [c for c in finished if c.has_weights and (allow_tainted or c.name not in tainted)]
-    _check_enough(run, settings, finished, candidates, () if allow_tainted else tuple(tainted))
+    check_enough(run, settings, finished, candidates, () if allow_tainted else tuple(tainted))
     for name, reason in tainted.items():
         fate = "allowed by --allow-tainted" if allow_tainted else "left out"
         console.print(
@@ -208,48 +205,6 @@ def open_pool(
         ),
         tainted=tainted,
         allow_tainted=allow_tainted,
-    )
-
-
-def _is_finished(candidate: Candidate) -> bool:
-    """A pruned trial leaves a candidate, too, but no best epoch."""
-    return candidate.metrics.get("best_epoch") is not None
-
-
-def _finished_candidates(run: Path) -> list[Candidate]:
-    """Complete candidates, with or without weights, best on select first."""
-    folders = sorted(path.parent for path in (run / CANDIDATES).glob(f"*/{METRICS}"))
-    finished = [c for c in map(Candidate, folders) if _is_finished(c)]
-    metrics = {c.name: c.metrics for c in finished}
-    return sorted(
-        finished, key=lambda c: (-metrics[c.name]["auc"], metrics[c.name]["params_exact"], c.name)
-    )
-
-
-def _check_enough(
-    run: Path,
-    settings: SearchSettings,
-    finished: Sequence[Candidate],
-    usable: Sequence[Candidate],
-    tainted: Sequence[str],
-) -> None:
-    if len(usable) >= FEWEST:
-        return
-    if len(finished) < FEWEST:
-        raise UserError(
-            f"{run} must hold two finished candidates or more, found {len(finished)}; search on "
-            f"with `python -m search run --out {run} --trials {(settings.trials or 0) + 5}`"
-        )
-    gone = [c.name for c in finished if not c.has_weights]
-    reasons = []
-    if gone:
-        reasons.append(f"the weights of {', '.join(gone)} were deleted by --keep {settings.keep}")
-    if tainted:
-        reasons.append(f"{', '.join(tainted)} broke the pretraining rule")
-    raise UserError(
-        f"{run} must hold two candidates or more that can be merged, found {len(usable)} of "
-        f"{len(finished)} finished: {' and '.join(reasons)}; search again with a larger --keep"
-        + (", or add --allow-tainted" if tainted else "")
     )
 
 
@@ -294,4 +249,4 @@ def _loader(
 def _workers(given: int | None, of_run: int | None, device: torch.device) -> int:
     if given is not None or of_run is not None:
         return given if given is not None else of_run or 0
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return default_workers(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from search.data.loaders import Batch, Loader, eval_loader
 from search.data.quarantine import BrokenFile, Quarantine
 from search.training.evaluate import predict
 from search.training.network import margin
-from search.training.runtime import Runtime, resolve_device
+from search.training.runtime import Runtime, default_workers, resolve_device
 
 PLAIN_LINES = 10
 """Lines that tell of the progress where there is no terminal."""
@@ -55,7 +54,7 @@ def open_runtime(device: str, workers: int | None) -> Runtime:
     """Where to compute, and how many processes decode: by the machine, if None."""
     target = resolve_device(device)
     if workers is None:
-        workers = 0 if target.type == "cpu" else min(8, os.cpu_count() or 1)
+        workers = default_workers(target)
     return Runtime(target, workers)
 
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from torch import Tensor
 
 from ensemble.averaging import add_states, divide_state, refresh_batch_norm
+from ensemble.finished import FEWEST
 from ensemble.merged import keep_merged, summarise
 from ensemble.model import ModelSpec
-from ensemble.pool import FEWEST, Pool
+from ensemble.pool import Pool
 from search.candidate import Candidate
 from search.data.augment import eval_transform
 from search.data.loaders import train_loader

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from search.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
 from search.data.splits import Splits
 from search.errors import UserError
@@ -16,7 +14,12 @@ from search.inputs import read_splits
 from search.rules import Verdict, judge
 from search.settings import SearchSettings
 from search.space import Space
-from search.training.runtime import Runtime, resolve_device, resolve_precision
+from search.training.runtime import (
+    Runtime,
+    default_workers,
+    resolve_device,
+    resolve_precision,
+)
 from search.weights import check_weights
 
 BASELINE_BACKBONE = "resnet18.a1_in1k"
@@ -121,15 +124,6 @@ def check_writable(settings: SearchSettings) -> None:
         raise UserError(f"--out {out} must be a folder, but {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"--out {out} must be writable, but {nearest} is not; choose another --out")
-
-
-def default_workers(device: torch.device) -> int:
-    """Decoding processes: none beside a training on a small CPU, else the cores, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
-    if device.type == "cpu":
-        return 0 if cores < 4 else 2
-    return min(8, cores)
 
 
 def versions() -> dict[str, str]:

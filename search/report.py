@@ -35,7 +35,8 @@ FORMATS = {
     **dict.fromkeys(("auc", "auc_low", "auc_high", "auc_report", "accuracy", "log_loss"), ".4f"),
     **dict.fromkeys(("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"), ".4f"),
     **dict.fromkeys(("params_thop", "params_exact"), ","),
-    **dict.fromkeys(("gmacs", "train_seconds", "images_per_second", "peak_memory_mb"), ",.1f"),
+    "gmacs": ".3g",
+    **dict.fromkeys(("train_seconds", "images_per_second", "peak_memory_mb"), ",.1f"),
     **dict.fromkeys(("learning_rate", "weight_decay"), ".1e"),
 }
 """Of numbers in the table of all trials."""

@@ -180,7 +180,7 @@ DATA_DEFAULTS: dict[str, Any] = {
 DEMO_DEFAULTS: dict[str, Any] = {
     "pool": "demo",
     "weights": "none",
-    "trials": 8,
+    "trials": 16,
     "epochs": 8,
     "batch_size": 32,
 }

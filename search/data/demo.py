@@ -152,8 +152,9 @@ def _build(folder: Path) -> None:
         _write(folder / f"{split}_group.csv", "group", [(name, group) for name, _, group in rows])
     (folder / "README.txt").write_text(
         "Demo set of onefold: crops of the photographs china.jpg and flower.jpg that ship with\n"
-        "scikit-learn (Creative Commons attribution licences, see its datasets/images/README.txt),\n"
-        "half of them with a region blended in from elsewhere. 1 = fake, 0 = real.\n",
+        "scikit-learn (Creative Commons attribution licences, see its\n"
+        "datasets/images/README.txt), half of them with a region blended in from elsewhere.\n"
+        "1 = fake, 0 = real.\n",
         encoding="utf-8",
     )
 

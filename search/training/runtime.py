@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -96,6 +97,15 @@ def supports_capability(capability: tuple[int, int], architectures: list[str]) -
         if kind == "compute" and (major, minor) <= capability:
             return True
     return False
+
+
+def default_workers(device: torch.device) -> int:
+    """Decoding processes: none beside a training on a small CPU, else the cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    if device.type == "cpu":
+        return 0 if cores < 4 else 2
+    return min(8, cores)
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:

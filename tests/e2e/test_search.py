@@ -93,7 +93,17 @@ def test_the_baseline_is_the_challenges(finished_run: Path) -> None:
 def test_the_same_seed_gives_the_same_leaderboard(
     finished_run: Path, data_set: DataSet, tmp_path: Path
 ) -> None:
-    arguments = ["run", *data_set.flags, *QUICK, "--epochs", "2", "--trials", "4", "--pruner", "none"]
+    arguments = [
+        "run",
+        *data_set.flags,
+        *QUICK,
+        "--epochs",
+        "2",
+        "--trials",
+        "4",
+        "--pruner",
+        "none",
+    ]
     assert main([*arguments, "--out", str(tmp_path / "again")]) == 0
     first = leaderboard(finished_run).drop(columns=MEASURED)
     again = leaderboard(tmp_path / "again").drop(columns=MEASURED)
@@ -152,7 +162,17 @@ def test_a_stopped_search_resumes_and_loses_nothing(
     number: signal.Signals, data_set: DataSet, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    arguments = ["run", *data_set.flags, *QUICK, "--epochs", "300", "--trials", "2", "--out", str(run)]
+    arguments = [
+        "run",
+        *data_set.flags,
+        *QUICK,
+        "--epochs",
+        "300",
+        "--trials",
+        "2",
+        "--out",
+        str(run),
+    ]
     process = start(arguments)
     wait_for_trial(process, "0001")
     process.send_signal(number)
@@ -190,7 +210,17 @@ def test_forbidden_backbones_are_told_and_never_trained(
     path = tmp_path / "backbones.yaml"
     path.write_text(yaml.safe_dump(catalogue))
     run = tmp_path / "run"
-    arguments = ["run", *data_set.flags, *QUICK, "--epochs", "2", "--trials", "1", "--out", str(run)]
+    arguments = [
+        "run",
+        *data_set.flags,
+        *QUICK,
+        "--epochs",
+        "2",
+        "--trials",
+        "1",
+        "--out",
+        str(run),
+    ]
     assert main([*arguments, "--backbones", str(path)]) == 0
     table = leaderboard(run)
     rejected = table[table["state"] == "rejected"]
@@ -220,7 +250,17 @@ def test_a_nan_loss_fails_the_trial_and_not_the_study(
 
     monkeypatch.setattr(ClassificationLoss, "__call__", sometimes_nan)
     run = tmp_path / "run"
-    arguments = ["run", *data_set.flags, *QUICK, "--epochs", "2", "--trials", "2", "--out", str(run)]
+    arguments = [
+        "run",
+        *data_set.flags,
+        *QUICK,
+        "--epochs",
+        "2",
+        "--trials",
+        "2",
+        "--out",
+        str(run),
+    ]
     assert main(arguments) == 0
     table = leaderboard(run)
     assert table["state"].tolist() == ["complete", "failed"]

@@ -82,7 +82,10 @@ def test_the_search_command_gives_the_same_settings(tiny_run: Path) -> None:
     ("spec", "expected"),
     [
         (ModelSpec(kind="single", trunks=(RESNET,)), []),
-        (ModelSpec(kind="single", trunks=(RESNET,), method="soup-greedy"), "soup --method greedy"),
+        (
+            ModelSpec(kind="single", trunks=(RESNET,), method="soup-greedy", merged_from=("0003",)),
+            "soup --method greedy",
+        ),
         (
             ModelSpec(kind="single", trunks=(RESNET,), method="soup-uniform"),
             "soup --method uniform",

@@ -139,7 +139,7 @@ def test_the_network_is_left_with_the_best_epoch() -> None:
     assert_same_state(network.state_dict(), states[1])
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -153,9 +153,9 @@ def test_a_broken_training_goes_on_as_if_it_had_never_stopped(
 
     def stop_after_two(record: EpochRecord) -> None:
         if record.epoch == 2:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(recipe, state_file=state_file, on_epoch=stop_after_two)
     seen: list[int] = []
     resumed, state = run(

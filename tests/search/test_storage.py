@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from search.errors import UserError
+from search.storage import open_storage
+
+
+def test_the_default_is_one_file_that_two_processes_share(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=open_storage(tmp_path, None), study_name="s")
+    study.tell(study.ask(), 0.5)
+    again = optuna.load_study(storage=open_storage(tmp_path, None), study_name="s")
+    assert again.best_value == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["study.journal"]
+
+
+def test_any_database_url_is_taken(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=open_storage(tmp_path, url), study_name="s")
+    study.tell(study.ask(), 0.5)
+    assert (tmp_path / "study.db").exists()
+
+
+@pytest.mark.parametrize(
+    "url", ["no url", "nosuchdriver://user:secret@host/db", "sqlite:////nowhere/at/all/study.db"]
+)
+def test_a_storage_that_does_not_answer_is_one_line(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--storage") as error:
+        open_storage(tmp_path, url)
+    assert "secret" not in str(error.value)
