@@ -56,12 +56,15 @@ def sources_of(run: Path, spec: ModelSpec) -> list[str]:
     names = dict.fromkeys([*spec.merged_from, *(teacher.name for teacher in spec.teachers)])
     for name in _merged_sources(run, spec):
         names |= dict.fromkeys(ModelSpec.load(run / MERGED / name / SPEC).merged_from)
-    return list(names)
+    # Files are called after them: a spec from elsewhere must not choose other folders.
+    return [name for name in names if Path(name).name == name]
 
 
 def _merged_sources(run: Path, spec: ModelSpec) -> list[str]:
     names = dict.fromkeys(teacher.name for teacher in spec.teachers)
-    return [name for name in names if (run / MERGED / name / SPEC).exists()]
+    return [
+        name for name in names if Path(name).name == name and (run / MERGED / name / SPEC).exists()
+    ]
 
 
 def _merge_command(run: Path, folder: Path, spec: ModelSpec) -> list[str]:

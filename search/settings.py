@@ -180,8 +180,8 @@ DATA_DEFAULTS: dict[str, Any] = {
 DEMO_DEFAULTS: dict[str, Any] = {
     "pool": "demo",
     "weights": "none",
-    "trials": 16,
-    "epochs": 8,
+    "trials": 12,
+    "epochs": 10,
     "batch_size": 32,
 }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.engine import make_url
@@ -44,7 +45,10 @@ def open_storage(run: Path, url: str | None) -> BaseStorage:
             "was given cannot be parsed"
         ) from None
     try:
-        return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
+        with warnings.catch_warnings():
+            # Heartbeats have been experimental since Optuna 2 and kept their meaning.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
     except (SQLAlchemyError, NoSuchModuleError, ImportError, StorageInternalError) as error:
         raise UserError(
             f"--storage {shown} must be reachable, found {type(error).__name__}; check the server "

@@ -66,12 +66,13 @@ def make_pruner(name: str, epochs: int) -> BasePruner:
     """The pruner that compares trials after the same number of epochs.
 
     ASHA (arXiv:1810.05934) looks first after a quarter of the epochs, then each time they have
-    tripled, and lets the best third go on. Hyperband (arXiv:1603.06560) runs several such brackets
-    and wants more than ten trials in each.
+    doubled, and lets the better half go on: of the few trials that a competitor can pay for, a
+    third would leave too little to merge. Hyperband (arXiv:1603.06560) runs several brackets and
+    wants more than ten trials in each.
     """
     first = max(1, epochs // 4)
     if name == "asha":
-        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
     if name == "hyperband":
         return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=3)
     return NopPruner()

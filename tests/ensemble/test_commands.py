@@ -160,6 +160,17 @@ def test_the_models_behind_a_merged_teacher_are_sources_too(tmp_path: Path) -> N
     assert sources_of(tmp_path, student) == ["0001", "fused", "0003", "0007"]
 
 
+def test_names_that_leave_the_run_are_no_sources(tmp_path: Path) -> None:
+    save_merged(tmp_path / "inner", "fused", FUSED)
+    spec = ModelSpec(
+        kind="single",
+        trunks=(RESNET,),
+        merged_from=("../0001", "/etc/x", "..", "0002"),
+        teachers=(teacher("../merged/fused", 1.0),),
+    )
+    assert sources_of(tmp_path / "inner", spec) == ["0002"]
+
+
 def test_the_submit_command_gives_the_same_settings() -> None:
     settings = SubmitSettings(
         run=Path("some/where/demo"),

@@ -175,6 +175,17 @@ def test_a_folder_without_a_model_is_a_user_error(settings: PredictSettings, ima
         told(replace(settings, model=images))
 
 
+def test_a_model_from_elsewhere_loads_nothing_but_its_weights(
+    settings: PredictSettings, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(settings.model, tmp_path / "model"))
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    text = text.replace("model_args: {}", "model_args: {checkpoint_path: x.pth}")
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="must not load anything, found checkpoint_path"):
+        told(replace(settings, model=folder))
+
+
 def test_the_export_lands_in_the_current_folder(
     settings: PredictSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
