@@ -57,14 +57,17 @@ def sources_of(run: Path, spec: ModelSpec) -> list[str]:
     for name in _merged_sources(run, spec):
         names |= dict.fromkeys(ModelSpec.load(run / MERGED / name / SPEC).merged_from)
     # Files are called after them: a spec from elsewhere must not choose other folders.
-    return [name for name in names if Path(name).name == name]
+    return [name for name in names if _is_plain(name)]
 
 
 def _merged_sources(run: Path, spec: ModelSpec) -> list[str]:
     names = dict.fromkeys(teacher.name for teacher in spec.teachers)
-    return [
-        name for name in names if Path(name).name == name and (run / MERGED / name / SPEC).exists()
-    ]
+    return [name for name in names if _is_plain(name) and (run / MERGED / name / SPEC).exists()]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays in the folder that it is looked up in."""
+    return name != ".." and Path(name).name == name
 
 
 def _merge_command(run: Path, folder: Path, spec: ModelSpec) -> list[str]:
