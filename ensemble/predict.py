@@ -15,9 +15,8 @@ import pandas as pd
 from rich.console import Console
 
 from ensemble.deploy_settings import PredictSettings
-from ensemble.examination import check_plain
 from ensemble.export import check_installed, export_onnx
-from ensemble.model import load_model, load_spec
+from ensemble.model import load_model
 from ensemble.prediction_file import COLUMNS, examples
 from ensemble.scoring import open_runtime, score_images
 from search.data.labels import read_list
@@ -49,7 +48,6 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
     runtime = open_runtime(settings.device, settings.workers)
     if settings.export is not None:
         check_installed()
-    check_plain(load_spec(settings.model))
     model, _ = load_model(settings.model)
     if settings.export is not None:
         path = settings.export_file or Path(f"{settings.model.resolve().name}.onnx")

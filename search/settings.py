@@ -211,7 +211,7 @@ def read_settings(run: Path) -> dict[str, Any] | None:
     path = run / SETTINGS
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} must be readable YAML: {' '.join(str(error).split())}") from None
