@@ -206,7 +206,7 @@ def test_forbidden_backbones_are_told_and_never_trained(
     data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     catalogue = yaml.safe_load((Path(__file__).parents[2] / "backbones.yaml").read_text())
-    catalogue["budget"] = 400_000
+    catalogue["budget"] = 350_000
     path = tmp_path / "backbones.yaml"
     path.write_text(yaml.safe_dump(catalogue))
     run = tmp_path / "run"
@@ -225,7 +225,7 @@ def test_forbidden_backbones_are_told_and_never_trained(
     table = leaderboard(run)
     rejected = table[table["state"] == "rejected"]
     assert len(rejected) > 0
-    assert (rejected["params_exact"] > 400_000).all()
+    assert (rejected["params_exact"] > 350_000).all()
     assert rejected["reason"].str.contains("over the budget").all()
     assert rejected["auc"].isna().all()
     for trial in study_of(run).trials:

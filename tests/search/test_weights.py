@@ -128,8 +128,8 @@ def test_swapped_files_are_refused(folder: Path) -> None:
 
 
 def test_a_layout_that_timm_converts_is_accepted(folder: Path) -> None:
-    convnext = CATALOGUE.get("test_convnext.r160_in1k")
-    model = timm.create_model("test_convnext", num_classes=1000)
+    convnext = CATALOGUE.get("test_convnext2.r160_in1k")
+    model = timm.create_model("test_convnext2", num_classes=1000)
     state = {}
     for name, tensor in model.state_dict().items():  # As in the paper's repository.
         old = name.replace("stem.", "downsample_layers.0.").replace("conv_dw", "dwconv")
