@@ -199,7 +199,10 @@ def flag(name: str) -> str:
 def write_settings(settings: SearchSettings, run: Path) -> None:
     """Writes settings.yaml into a run folder."""
     text = yaml.safe_dump(settings.to_yaml(), sort_keys=False, allow_unicode=True)
-    (run / SETTINGS).write_text(text, encoding="utf-8")
+    path = run / SETTINGS
+    path.write_text(text, encoding="utf-8")
+    if settings.storage is not None:
+        path.chmod(0o600)  # A URL may hold a password.
 
 
 def read_settings(run: Path) -> dict[str, Any] | None:
@@ -251,12 +254,18 @@ def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:
     """
     wanted = settings.to_yaml()
     for name in wanted.keys() | saved.keys():
-        if name not in FREE_ON_RESUME and wanted.get(name) != saved.get(name):
+        if name in FREE_ON_RESUME or wanted.get(name) == saved.get(name):
+            continue
+        if name == "storage":  # A URL may hold a password.
             raise UserError(
-                f"{settings.out} holds a search with {flag(name)} {saved.get(name)}, found "
-                f"{flag(name)} {wanted.get(name)}; leave the flag out to resume, or choose "
-                "another --out"
+                f"{settings.out} holds a search with another --storage; leave the flag out to "
+                "resume, or choose another --out"
             )
+        raise UserError(
+            f"{settings.out} holds a search with {flag(name)} {saved.get(name)}, found "
+            f"{flag(name)} {wanted.get(name)}; leave the flag out to resume, or choose "
+            "another --out"
+        )
 
 
 def _plain(value: Any) -> Any:

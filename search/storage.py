@@ -38,7 +38,8 @@ def open_storage(run: Path, url: str | None) -> BaseStorage:
         # The lock by open() needs no symbolic links, which some mounted file systems lack.
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
     try:
-        shown = make_url(url).render_as_string(hide_password=True)
+        # Without its query, which may hold a password too.
+        shown = make_url(url).set(query={}).render_as_string(hide_password=True)
     except ArgumentError:
         raise UserError(
             "--storage must be a database URL such as postgresql://user@host/database, and what "

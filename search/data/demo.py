@@ -9,7 +9,6 @@ that nothing but the traces of blending carries over.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +80,12 @@ def make_demo(folder: Path) -> DemoSet:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             building = Path(temporary) / "set"
             _build(building)
-            if not target.exists():
-                shutil.move(building, target)
+            try:
+                building.rename(target)
+            except OSError:
+                # Another process was faster; a set that is complete is never replaced.
+                if not target.exists():
+                    raise
     return DemoSet(
         train_labels=target / "trainset_label.txt",
         train_images=target / "trainset",

@@ -99,3 +99,14 @@ def test_damaged_settings_are_one_user_error(text: str, tmp_path: Path) -> None:
 def test_a_folder_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="python -m search run --out"):
         load_settings(tmp_path)
+
+
+def test_a_storage_password_is_never_repeated(tmp_path: Path) -> None:
+    settings = SearchSettings(storage="postgresql://me:secret@host/db", out=tmp_path).resolved()
+    write_settings(settings, tmp_path)
+    assert (tmp_path / SETTINGS).stat().st_mode & 0o077 == 0
+    other = replace(settings, storage="postgresql://me:geheim@host/db")
+    with pytest.raises(UserError, match="another --storage") as error:
+        check_resumable(other, read_settings(tmp_path) or {})
+    assert "secret" not in str(error.value)
+    assert "geheim" not in str(error.value)

@@ -25,7 +25,12 @@ def test_any_database_url_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["no url", "nosuchdriver://user:secret@host/db", "sqlite:////nowhere/at/all/study.db"]
+    "url",
+    [
+        "no url",
+        "nosuchdriver://user:secret@host/db?password=secret",
+        "sqlite:////nowhere/at/all/study.db",
+    ],
 )
 def test_a_storage_that_does_not_answer_is_one_line(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--storage") as error:
