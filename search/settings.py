@@ -181,7 +181,7 @@ DEMO_DEFAULTS: dict[str, Any] = {
     "pool": "demo",
     "weights": "none",
     "trials": 12,
-    "epochs": 10,
+    "epochs": 8,
     "batch_size": 32,
 }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,8 @@ def test_swapped_files_are_refused(folder: Path) -> None:
 
 
 def test_a_layout_that_timm_converts_is_accepted(folder: Path) -> None:
-    convnext = CATALOGUE.get("test_convnext2.r160_in1k")
+    resnet = CATALOGUE.get("test_resnet.r160_in1k")
+    convnext = replace(resnet, name="test_convnext2.r160_in1k", architecture="test_convnext2")
     model = timm.create_model("test_convnext2", num_classes=1000)
     state = {}
     for name, tensor in model.state_dict().items():  # As in the paper's repository.
