@@ -25,8 +25,9 @@ from search.data.loaders import Loader, train_loader
 from search.interruption import Interrupted, Interruption
 from search.training.checkpoint import load_weights, write_atomically
 from search.training.evaluate import Evaluation, evaluate
-from search.training.loop import EpochRecord, FitResult, fit
+from search.training.loop import fit
 from search.training.network import Network, build_network
+from search.training.records import EpochRecord, FitResult
 
 DISTILLED = "distilled"
 STATE, TRAINING, VIEWS = "training.pt", "training.json", "views"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from search.interruption import Interruption
-from search.training.loop import EpochRecord, StepRecord
+from search.training.records import EpochRecord, StepRecord
 
 PLAIN_LINES = 4
 """Lines that tell of a stage's progress where there is no terminal."""

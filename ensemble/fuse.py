@@ -20,9 +20,10 @@ from search.data.augment import train_transform
 from search.data.loaders import Loader, train_loader
 from search.interruption import Interruption
 from search.timm_models import build_on_meta
-from search.training.loop import EpochRecord, FitResult, StepRecord, fit
+from search.training.loop import fit
 from search.training.loss import ClassificationLoss
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord, FitResult, StepRecord
 
 FUSED = "fused"
 HIDDEN_SIZE = 64

@@ -13,9 +13,9 @@ from search.candidate import METRICS, REPORT_SCORES, Candidate, save_candidate, 
 from search.errors import UserError
 from search.rules import Counts, count_parameters, counter, over_budget
 from search.training.checkpoint import copy_state
-from search.training.loop import EpochRecord
 from search.training.network import Network
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord
 
 MERGED = "merged"
 

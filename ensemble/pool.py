@@ -23,7 +23,8 @@ from search.data.quarantine import Quarantine
 from search.data.splits import Splits
 from search.errors import UserError
 from search.inputs import check_data, read_splits, tables
-from search.settings import SearchSettings, load_settings
+from search.settings import SearchSettings
+from search.settings_file import load_settings
 from search.strict_yaml import suggestion
 from search.training.evaluate import Evaluation, evaluate
 from search.training.runtime import Runtime, default_workers, resolve_device

@@ -25,7 +25,7 @@ from ensemble.model import ModelSpec
 from ensemble.portable import last_parts, paths_of, portable_recipe, portable_settings
 from search.candidate import RECIPE, WEIGHTS
 from search.inputs import DATA
-from search.settings import SETTINGS, load_settings
+from search.settings_file import SETTINGS, load_settings
 from search.training.recipe import Recipe
 from search.weights import HUB_FILES
 

@@ -26,7 +26,7 @@ from ensemble.verify import verify
 from search.backbones import Catalogue, load_backbones
 from search.data.labels import read_list
 from search.errors import UserError
-from search.settings import load_settings
+from search.settings_file import load_settings
 from search.training.network import Network
 
 SUBMISSION = "submission"

@@ -15,9 +15,9 @@ from torch import Tensor
 from search.errors import UserError
 from search.training.checkpoint import load_weights, save_weights, write_atomically
 from search.training.evaluate import Predictions
-from search.training.loop import EpochRecord
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"

@@ -12,7 +12,8 @@ from cyclopts.argument import ArgumentCollection
 from rich.console import Console
 
 from search.errors import UserError
-from search.settings import SearchSettings, flag, read_settings
+from search.settings import SearchSettings, flag
+from search.settings_file import read_settings
 
 DEBUG = "--debug"
 
@@ -115,7 +116,7 @@ def dashboard(
         Port to listen on.
     """
     from search.dashboard import serve
-    from search.settings import load_settings
+    from search.settings_file import load_settings
 
     settings = load_settings(out)
     assert settings.out is not None

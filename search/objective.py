@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from search.candidate import WEIGHTS, Candidate, save_candidate, score_table
+from search.candidate import save_candidate, score_table
 from search.data.augment import train_transform
 from search.data.loaders import eval_loader, train_loader
 from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
+from search.keeping import weights_threshold
 from search.outcome import (
-    CANDIDATE,
     INTERRUPTED,
     RECIPE,
     ROW,
@@ -34,10 +34,11 @@ from search.rules import Verdict
 from search.space import BASELINE, PRESET
 from search.training.checkpoint import copy_state
 from search.training.evaluate import Evaluation, evaluate
-from search.training.loop import EpochRecord, FitResult, NonFiniteLossError, StepRecord, fit
+from search.training.loop import NonFiniteLossError, fit
 from search.training.loss import ClassificationLoss
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord, FitResult, StepRecord
 
 
 class TrialFailed(Exception):  # noqa: N818 - an outcome, caught by the study
@@ -236,33 +237,6 @@ def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> Non
     """Queues a trial's parameters once more, for a trial that did not come to its end."""
     preset = trial.user_attrs.get(PRESET)
     study.enqueue_trial(dict(trial.params), user_attrs={PRESET: preset} if preset else None)
-
-
-def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Complete trials, best first; of equals, as in the leaderboard, the smaller network."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(
-        trials, key=lambda t: (-(t.value or 0.0), t.user_attrs[ROW]["params_exact"], t.number)
-    )
-
-
-def weights_threshold(study: optuna.Study, keep: int) -> float:
-    """The AUC that a new candidate must reach for its weights to be among the `keep` best."""
-    best = [trial for trial in complete_trials(study) if trial.user_attrs.get(PRESET) != BASELINE]
-    return -1.0 if len(best) < keep else float(best[keep - 1].value or 0.0)
-
-
-def drop_surplus_weights(study: optuna.Study, run: Path, keep: int) -> None:
-    """Deletes the weights of all but the `keep` best candidates and the baseline."""
-    best = [trial for trial in complete_trials(study) if trial.user_attrs.get(PRESET) != BASELINE]
-    for trial in best[keep:]:
-        Candidate(run / "candidates" / trial.user_attrs[CANDIDATE]).drop_weights()
-
-
-def kept_candidates(study: optuna.Study, run: Path) -> list[Candidate]:
-    """Candidates that have their weights, best first."""
-    folders = [run / "candidates" / trial.user_attrs[CANDIDATE] for trial in complete_trials(study)]
-    return [Candidate(folder) for folder in folders if (folder / WEIGHTS).exists()]
 
 
 def _recipe_row(recipe: Recipe) -> dict[str, Any]:

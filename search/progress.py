@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from search.training.loop import EpochRecord, StepRecord
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord, StepRecord
 
 
 class StudyProgress:

@@ -9,30 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
-import pandas as pd
-import torch
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.table import Table
 
 from search.backbones import DEFAULT_PATH
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.inputs import check_data, tables, write_data
+from search.inputs import check_data, write_data
 from search.interruption import Interrupted, Interruption
+from search.keeping import kept_candidates
 from search.leaderboard import rows_from_study, write_leaderboard
-from search.objective import Objective, kept_candidates
-from search.plan import Plan, prepare, versions
+from search.objective import Objective
+from search.plan import Plan, prepare
 from search.progress import StudyProgress
 from search.report import write_report
-from search.settings import (
-    SearchSettings,
-    check_resumable,
-    load_settings,
-    read_settings,
-    write_settings,
-)
+from search.settings import SearchSettings
+from search.settings_file import check_resumable, load_settings, read_settings, write_settings
 from search.study import (
     counted_trials,
     drive,
@@ -41,11 +34,11 @@ from search.study import (
     open_study,
     recover,
 )
+from search.summary import describe_run, introduce, print_top, short_path
 
 BACKBONES = "backbones.yaml"
 LEADERBOARD = "leaderboard.csv"
 QUARANTINE = "quarantine.csv"
-TOP_ROWS = 10
 
 
 def run_search(settings: SearchSettings, console: Console) -> Path:
@@ -164,7 +157,7 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
     def after_trial(study: optuna.Study, _trial: FrozenTrial) -> None:
         write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
 
-    _introduce(plan, run, console)
+    introduce(plan, run, console)
     with interruption.handling_signals():
         try:
             with progress:
@@ -184,10 +177,10 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
     leaderboard = rows_from_study(study, run)
     print_top(leaderboard, console)
     for path in paths:
-        console.print(f"wrote {_short(path)}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {short_path(path)}", highlight=False, soft_wrap=True)
     if interruption.must_stop:
         console.print(
-            f"resume with: python -m search run --out {_short(run)}",
+            f"resume with: python -m search run --out {short_path(run)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -200,77 +193,3 @@ def _write_results(plan: Plan, run: Path, study: optuna.Study, console: Console)
         paths = write_report(run, study, leaderboard, describe_run(plan))
     report = next(path for path in paths if path.suffix == ".html")
     return [run / LEADERBOARD, report, run / "plots"]
-
-
-def describe_run(plan: Plan) -> dict[str, str]:
-    """Facts that every report states."""
-    settings = plan.settings
-    facts = {
-        f"{name} images": f"{len(table):,} ({int(table['target'].sum()):,} fake)"
-        for name, table in tables(plan.splits).items()
-    }
-    weights = {
-        "hub": "timm's hub, pinned ImageNet-1K tags",
-        "file": "local files, pinned ImageNet-1K tags",
-        "none": "none: trained from scratch",
-    }[settings.weights_source]
-    device = plan.runtime.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    facts |= {
-        "pool": str(settings.pool),
-        "starting weights": weights,
-        "budget": f"{plan.catalogue.budget / 1e6:.0f}M parameters, by thop and exactly",
-        "epochs of a trial": str(settings.epochs),
-        "seed": str(settings.seed),
-        "device": f"{name}, {plan.space.precision}",
-        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-    }
-    if plan.notes:
-        facts["notes"] = " ".join(plan.notes)
-    return facts
-
-
-def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
-    """The best ten complete trials as a table."""
-    # Without a box and with short heads, the longest names of timm fit into 80 columns.
-    table = Table(title="Best candidates: AUC", box=None, pad_edge=False, title_justify="left")
-    columns = ("", "trial", "backbone", "params", "select", "95%", "report")
-    for column in columns:
-        is_text = column == "backbone"
-        table.add_column(
-            column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
-        )
-    for row in leaderboard[leaderboard["state"] == "complete"].head(TOP_ROWS).to_dict("records"):
-        report = row["auc_report"]
-        table.add_row(
-            f"{row['rank']:.0f}",
-            str(row["candidate"]),
-            str(row["backbone"]),
-            f"{row['params_exact'] / 1e6:.1f}M",
-            f"{row['auc']:.4f}",
-            f"{row['auc_low']:.3f}-{row['auc_high']:.3f}",
-            "" if pd.isna(report) else f"{report:.4f}",
-        )
-    console.print(table)
-
-
-def _introduce(plan: Plan, run: Path, console: Console) -> None:
-    sizes = ", ".join(f"{name} {len(table):,}" for name, table in tables(plan.splits).items())
-    console.print(
-        f"{_short(run)}: {sizes} images; {len(plan.space.backbones)} backbones of pool "
-        f"'{plan.settings.pool}' on {plan.runtime.device} in {plan.space.precision}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for backbone, verdict in plan.rejected:
-        console.print(f"rejected {backbone.name}: {'; '.join(verdict.reasons)}", highlight=False)
-    for note in plan.notes:
-        console.print(note, highlight=False)
-
-
-def _short(path: Path) -> str:
-    """The path as seen from the working folder, where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -15,13 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.candidate import METRICS
 from search.errors import UserError
-from search.objective import (
-    Objective,
-    TrialFailed,
-    complete_trials,
-    drop_surplus_weights,
-    enqueue_again,
-)
+from search.keeping import complete_trials, drop_surplus_weights
+from search.objective import Objective, TrialFailed, enqueue_again
 from search.outcome import INTERRUPTED, REASON, STATE, reject
 from search.plan import Plan
 from search.settings import SearchSettings

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.loaders import Batch, Loader
+from search.data.loaders import Loader
 from search.training.checkpoint import copy_state, load_state, save_state
-from search.training.evaluate import Evaluation, Evaluator, to_device
+from search.training.evaluate import Evaluation, Evaluator
 from search.training.loss import Loss
 from search.training.recipe import Recipe
-from search.training.runtime import AUTOCAST_DTYPES, Runtime, seed_everything
+from search.training.records import EpochRecord, FitResult, StepRecord
+from search.training.runtime import Runtime, seed_everything
+from search.training.schedule import make_scheduler
+from search.training.step import OptimizerStep
 
 FINITE_CHECK_STEPS = 20
 """Steps between two looks at the summed loss; a look waits for the GPU, and NaN stays in a sum."""
@@ -36,42 +37,6 @@ class Trainable(Protocol):
 
 class NonFiniteLossError(ArithmeticError):
     """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one optimizer step tells a progress display."""
-
-    epoch: int  # from 0
-    step: int  # finished steps of this epoch
-    steps: int  # of one epoch
-    loss: float | None  # mean since the last look; None between looks
-    images_per_second: float
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One row of history.csv."""
-
-    epoch: int  # from 1
-    train_loss: float
-    learning_rate: float  # of the head, after the epoch's last step
-    select_auc: float
-    select_log_loss: float
-    seconds: float  # training steps only
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """A finished training; the network handed to `fit` holds the weights of the best epoch."""
-
-    history: tuple[EpochRecord, ...]
-    best: Evaluation
-    best_epoch: int  # from 1
-    train_seconds: float  # training steps only, without evaluation
-    images_per_second: float
-    peak_memory_mb: float | None  # CUDA's peak; None elsewhere
-    micro_batch_size: int  # what was left of it after running out of memory
 
 
 def fit(
@@ -135,7 +100,7 @@ def fit(
         peak_memory_mb=(
             torch.cuda.max_memory_allocated(runtime.device) / 2**20 if runtime.on_cuda else None
         ),
-        micro_batch_size=training.micro_batch_size,
+        micro_batch_size=training.step.micro_batch_size,
     )
 
 
@@ -145,14 +110,14 @@ class _Training:
     def __init__(
         self, network: nn.Module, loader: Loader, loss: Loss, recipe: Recipe, runtime: Runtime
     ) -> None:
-        self.loader, self.loss, self.recipe, self.runtime = loader, loss, recipe, runtime
+        self.loader, self.recipe, self.runtime = loader, recipe, runtime
         self.network = network.to(runtime.device)
         if recipe.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         # The compiled module shares its parameters with the network.
-        self.compiled = self.network
+        compiled = self.network
         if recipe.compile:
-            self.compiled = cast(nn.Module, torch.compile(self.network))
+            compiled = cast(nn.Module, torch.compile(self.network))
         self.ema = (
             # Its own warm-up: a short fit must not average over its random start.
             ModelEmaV3(self.network, decay=recipe.ema_decay, use_warmup=True)
@@ -163,9 +128,8 @@ class _Training:
             _groups(network, recipe), opt=recipe.optimizer, lr=recipe.learning_rate
         )
         self.steps = len(loader)
-        self.scheduler = _scheduler(self.optimizer, recipe, self.steps)
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=recipe.precision == "fp16")
-        self.micro_batch_size = recipe.micro_batch_size or recipe.batch_size
+        self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
+        self.step = OptimizerStep(compiled, self.optimizer, loss, recipe, runtime)
         self.history: list[EpochRecord] = []
         self.images_seen = 0
         self.best_epoch = 0
@@ -195,7 +159,7 @@ class _Training:
         for step, batch in enumerate(self.loader, start=1):
             update = epoch * self.steps + step
             _set_batch_norm(self.network, training=update > frozen_steps)
-            total += self._step(batch) * len(batch.targets)
+            total += self.step(batch) * len(batch.targets)
             images += len(batch.targets)
             self.scheduler.step_update(update)
             if self.ema is not None:
@@ -229,10 +193,10 @@ class _Training:
                 "network": self.network.state_dict(),
                 "averaged": None if self.ema is None else self.ema.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                "scaler": self.step.scaler.state_dict(),
                 "history": [asdict(record) for record in self.history],
                 "images_seen": self.images_seen,
-                "micro_batch_size": self.micro_batch_size,
+                "micro_batch_size": self.step.micro_batch_size,
                 "best_epoch": self.best_epoch,
                 "best_state": self.best_state,
             },
@@ -245,55 +209,15 @@ class _Training:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.step.scaler.load_state_dict(state["scaler"])
         self.history = [EpochRecord(**row) for row in state["history"]]
         self.images_seen = state["images_seen"]
-        self.micro_batch_size = state["micro_batch_size"]
+        self.step.micro_batch_size = state["micro_batch_size"]
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
         finished = len(self.history)
         self.scheduler.step_update(finished * self.steps)
         self.scheduler.step(finished)
         return finished
-
-    def _step(self, batch: Batch) -> Tensor:
-        """One optimizer step on one effective batch; returns its mean loss, detached."""
-        mean_loss = self._accumulate(batch)
-        self.scaler.unscale_(self.optimizer)
-        if self.recipe.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return mean_loss
-
-    def _accumulate(self, batch: Batch) -> Tensor:
-        """Gradients of the mean loss over the batch, in micro-batches that fit into memory."""
-        while True:
-            try:
-                return self._accumulate_at(batch, self.micro_batch_size)
-            except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1:
-                    raise
-            # Outside the handler, whose traceback would keep the tensors of the failed try alive.
-            self.optimizer.zero_grad(set_to_none=True)
-            self.micro_batch_size = (min(self.micro_batch_size, len(batch.targets)) + 1) // 2
-            if self.runtime.on_cuda:
-                torch.cuda.empty_cache()
-
-    def _accumulate_at(self, batch: Batch, micro_batch_size: int) -> Tensor:
-        mean_loss = torch.zeros((), device=self.runtime.device)
-        for part in _split(batch, micro_batch_size):
-            moved = to_device(part, self.runtime, channels_last=self.recipe.channels_last)
-            with torch.autocast(
-                self.runtime.device.type,
-                dtype=AUTOCAST_DTYPES.get(self.recipe.precision),
-                enabled=self.recipe.precision != "fp32",
-            ):
-                value = self.loss(self.compiled, moved)
-            value = value * (len(part.targets) / len(batch.targets))
-            self.scaler.scale(value).backward()
-            mean_loss += value.detach()
-        return mean_loss
 
     def _check_finite(self, value: float, epoch: int, step: int) -> None:
         if not math.isfinite(value):
@@ -308,35 +232,7 @@ def _groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return trainable.parameter_groups(recipe.weight_decay, recipe.layer_decay)
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:
-    if recipe.schedule == "step":
-        return StepLRScheduler(
-            optimizer, decay_t=recipe.step_size_epochs, decay_rate=recipe.step_gamma
-        )
-    updates = max(1, recipe.epochs * steps)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=updates,
-        warmup_t=round(recipe.warmup_fraction * updates),
-        warmup_lr_init=recipe.learning_rate * 1e-2,
-        t_in_epochs=False,
-    )
-
-
 def _set_batch_norm(network: nn.Module, *, training: bool) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.train(training)
-
-
-def _split(batch: Batch, micro_batch_size: int) -> Iterator[Batch]:
-    """Parts of nearly equal size, none larger than `micro_batch_size`."""
-    count = math.ceil(len(batch.targets) / micro_batch_size)
-    if count == 1:
-        yield batch
-        return
-    columns = (batch.images, batch.targets, batch.indices, batch.seeds)
-    for images, targets, indices, seeds in zip(
-        *(column.tensor_split(count) for column in columns), strict=True
-    ):
-        yield replace(batch, images=images, targets=targets, indices=indices, seeds=seeds)

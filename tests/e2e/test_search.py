@@ -22,7 +22,7 @@ from search.candidate import Candidate
 from search.cli import main
 from search.data.loaders import eval_loader
 from search.inputs import read_splits
-from search.settings import load_settings
+from search.settings_file import load_settings
 from search.storage import open_storage
 from search.training.evaluate import predict
 from search.training.runtime import Runtime

@@ -22,13 +22,15 @@ from search.data.splits import Splits
 from search.inputs import read_splits, write_data
 from search.leaderboard import COLUMNS, write_leaderboard
 from search.rules import count_parameters
-from search.settings import SearchSettings, write_settings
+from search.settings import SearchSettings
+from search.settings_file import write_settings
 from search.training.checkpoint import copy_state
 from search.training.evaluate import Evaluation, evaluate
-from search.training.loop import EpochRecord, fit
+from search.training.loop import fit
 from search.training.loss import ClassificationLoss
 from search.training.network import build_network
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord
 from search.training.runtime import Runtime, resolve_device
 
 IMAGE_SIZE = 32

@@ -14,7 +14,7 @@ from ensemble.distill_settings import DistillSettings
 from ensemble.model import HeadSpec, ModelSpec, TeacherOrigin
 from search.candidate import save_candidate
 from search.cli import app
-from search.settings import load_settings
+from search.settings_file import load_settings
 from search.training.recipe import Recipe
 
 RESNET = Recipe(

@@ -14,7 +14,7 @@ from ensemble.export import export_onnx
 from ensemble.model import HeadSpec, ModelSpec, build_model, load_model
 from ensemble.submission import run_submit
 from ensemble.verify import verify
-from search.settings import load_settings
+from search.settings_file import load_settings
 from search.training.checkpoint import save_weights
 from search.training.recipe import Recipe
 

@@ -17,9 +17,9 @@ from ensemble.pool import Pool
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
 from search.rules import count_parameters
-from search.training.loop import FitResult
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
+from search.training.records import FitResult
 from search.training.runtime import Runtime
 
 

@@ -23,7 +23,7 @@ from search.candidate import Candidate
 from search.data.labels import read_list
 from search.data.loaders import eval_loader
 from search.errors import UserError
-from search.settings import load_settings
+from search.settings_file import load_settings
 from search.training.checkpoint import copy_state, save_weights
 from search.training.evaluate import predict
 from search.training.runtime import Runtime, resolve_device

@@ -21,7 +21,7 @@ from ensemble.submission import run_submit
 from ensemble.verify import run_verify, verify
 from search.candidate import Candidate
 from search.errors import UserError
-from search.settings import load_settings
+from search.settings_file import load_settings
 from search.training.checkpoint import copy_state, save_weights
 
 UNREADABLE = "1007.png"

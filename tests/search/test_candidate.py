@@ -11,9 +11,9 @@ from search.candidate import WEIGHTS, Candidate, save_candidate, score_table
 from search.errors import UserError
 from search.training.checkpoint import copy_state
 from search.training.evaluate import Predictions
-from search.training.loop import EpochRecord
 from search.training.network import build_network
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord
 
 RECIPE = Recipe(
     backbone="test_vit.r160_in1k",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from search.cli import main
-from search.settings import SearchSettings, write_settings
+from search.settings import SearchSettings
+from search.settings_file import write_settings
 
 COMMANDS = ("run", "baseline", "backbones", "report", "dashboard")
 

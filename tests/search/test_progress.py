@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from search.progress import StudyProgress, format_seconds
-from search.training.loop import EpochRecord, StepRecord
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord, StepRecord
 
 RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=2)
 

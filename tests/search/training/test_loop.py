@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from search.data.loaders import Batch
 from search.training.evaluate import Evaluation, evaluate, predict
-from search.training.loop import EpochRecord, FitResult, NonFiniteLossError, StepRecord, fit
+from search.training.loop import NonFiniteLossError, fit
 from search.training.loss import ClassificationLoss, Loss
 from search.training.network import build_network
 from search.training.recipe import Recipe
+from search.training.records import EpochRecord, FitResult, StepRecord
 from search.training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"))

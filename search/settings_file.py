@@ -1,0 +1,93 @@
+"""settings.yaml of a run folder: what its search was told, so that a resumed one is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.errors import UserError
+from search.settings import SearchSettings, flag
+
+SETTINGS = "settings.yaml"
+
+FREE_ON_RESUME = frozenset(
+    {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}
+)
+"""Settings that a resumed run may change without its trials becoming incomparable."""
+
+
+def write_settings(settings: SearchSettings, run: Path) -> None:
+    """Writes settings.yaml into a run folder."""
+    text = yaml.safe_dump(settings.to_yaml(), sort_keys=False, allow_unicode=True)
+    path = run / SETTINGS
+    path.write_text(text, encoding="utf-8")
+    if settings.storage is not None:
+        path.chmod(0o600)  # A URL may hold a password.
+
+
+def read_settings(run: Path) -> dict[str, Any] | None:
+    """The plain values of a run's settings.yaml; None where there is none yet.
+
+    Raises:
+        UserError: if the file is no mapping of known settings.
+    """
+    path = run / SETTINGS
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be readable YAML: {' '.join(str(error).split())}") from None
+    known = {field.name for field in fields(SearchSettings)}
+    if not isinstance(content, dict) or not set(content) <= known:
+        unknown = sorted(map(str, set(content) - known)) if isinstance(content, dict) else content
+        raise UserError(f"{path} must hold settings of a search, found unknown {unknown}")
+    return content
+
+
+def load_settings(run: Path) -> SearchSettings:
+    """The settings of an existing run.
+
+    Raises:
+        UserError: if the folder holds no run.
+    """
+    content = read_settings(run)
+    if content is None:
+        raise UserError(
+            f"{run} must be the folder of a search, but it has no {SETTINGS}; start one with "
+            f"`python -m search run --out {run}`"
+        )
+    typed = dict(content)
+    for field in fields(SearchSettings):
+        if field.name in typed and field.type in ("Path | None", "Path"):
+            typed[field.name] = Path(typed[field.name])
+    if "timeout" in typed:
+        typed["timeout"] = timedelta(seconds=float(str(typed["timeout"]).removesuffix("s")))
+    return replace(SearchSettings(**typed).resolved(), out=run.absolute())
+
+
+def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:
+    """Refuses changes that would make a run's trials incomparable.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    wanted = settings.to_yaml()
+    for name in wanted.keys() | saved.keys():
+        if name in FREE_ON_RESUME or wanted.get(name) == saved.get(name):
+            continue
+        if name == "storage":  # A URL may hold a password.
+            raise UserError(
+                f"{settings.out} holds a search with another --storage; leave the flag out to "
+                "resume, or choose another --out"
+            )
+        raise UserError(
+            f"{settings.out} holds a search with {flag(name)} {saved.get(name)}, found "
+            f"{flag(name)} {wanted.get(name)}; leave the flag out to resume, or choose "
+            "another --out"
+        )

@@ -1,0 +1,101 @@
+"""One optimizer step on one effective batch, in micro-batches that fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from search.data.loaders import Batch
+from search.training.evaluate import to_device
+from search.training.loss import Loss
+from search.training.recipe import Recipe
+from search.training.runtime import AUTOCAST_DTYPES, Runtime
+
+
+class OptimizerStep:
+    """Called with a batch; steps the optimizer and returns the batch's mean loss.
+
+    Out of memory, it halves the micro-batch and tries again: the effective batch stays.
+
+    Attributes:
+        micro_batch_size: images of one forward pass now.
+        scaler: of the loss; it does nothing unless the precision is fp16.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        recipe: Recipe,
+        runtime: Runtime,
+    ) -> None:
+        """
+        Args:
+            network: on the runtime's device, maybe compiled.
+            optimizer: of the network's parameters.
+            loss: mean loss of a network on a (micro-)batch.
+            recipe: precision, clipping, batch sizes.
+            runtime: the device.
+        """
+        self.network, self.optimizer, self.loss = network, optimizer, loss
+        self.recipe, self.runtime = recipe, runtime
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=recipe.precision == "fp16")
+        self.micro_batch_size = recipe.micro_batch_size or recipe.batch_size
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One optimizer step on one effective batch; returns its mean loss, detached."""
+        mean_loss = self._accumulate(batch)
+        self.scaler.unscale_(self.optimizer)
+        if self.recipe.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return mean_loss
+
+    def _accumulate(self, batch: Batch) -> Tensor:
+        """Gradients of the mean loss over the batch, in micro-batches that fit into memory."""
+        while True:
+            try:
+                return self._accumulate_at(batch, self.micro_batch_size)
+            except torch.OutOfMemoryError:
+                if self.micro_batch_size == 1:
+                    raise
+            # Outside the handler, whose traceback would keep the tensors of the failed try alive.
+            self.optimizer.zero_grad(set_to_none=True)
+            self.micro_batch_size = (min(self.micro_batch_size, len(batch.targets)) + 1) // 2
+            if self.runtime.on_cuda:
+                torch.cuda.empty_cache()
+
+    def _accumulate_at(self, batch: Batch, micro_batch_size: int) -> Tensor:
+        mean_loss = torch.zeros((), device=self.runtime.device)
+        for part in _split(batch, micro_batch_size):
+            moved = to_device(part, self.runtime, channels_last=self.recipe.channels_last)
+            with torch.autocast(
+                self.runtime.device.type,
+                dtype=AUTOCAST_DTYPES.get(self.recipe.precision),
+                enabled=self.recipe.precision != "fp32",
+            ):
+                value = self.loss(self.network, moved)
+            value = value * (len(part.targets) / len(batch.targets))
+            self.scaler.scale(value).backward()
+            mean_loss += value.detach()
+        return mean_loss
+
+
+def _split(batch: Batch, micro_batch_size: int) -> Iterator[Batch]:
+    """Parts of nearly equal size, none larger than `micro_batch_size`."""
+    count = math.ceil(len(batch.targets) / micro_batch_size)
+    if count == 1:
+        yield batch
+        return
+    columns = (batch.images, batch.targets, batch.indices, batch.seeds)
+    for images, targets, indices, seeds in zip(
+        *(column.tensor_split(count) for column in columns), strict=True
+    ):
+        yield replace(batch, images=images, targets=targets, indices=indices, seeds=seeds)
