@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ensemble.deploy_settings import PredictSettings, SubmitSettings
 from ensemble.distill_settings import DistillSettings
-from search.cli import run_app
+from search.cli import loading, run_app
 from search.settings import AtLeastZero
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ Workers = Annotated[int | None, AtLeastZero]
 @app.command
 def distill(*, settings: DistillSettings) -> None:
     """Distil the best candidates into one student, then compare it with all other models."""
-    from ensemble.compare import run_compare
-    from ensemble.distill import run_distill
-
     console = Console()
+    with loading(console):
+        from ensemble.compare import run_compare
+        from ensemble.distill import run_distill
+
     with _opened(
         settings.run, settings.device, settings.workers, console, settings.allow_tainted
     ) as (pool, interruption):
@@ -75,9 +76,10 @@ def fuse(
     workers
         Processes that decode images. Default: chosen by the machine.
     """
-    from ensemble.fuse import run_fuse
-
     console = Console()
+    with loading(console):
+        from ensemble.fuse import run_fuse
+
     with _opened(run, device, workers, console, allow_tainted) as (pool, interruption):
         run_fuse(
             pool,
@@ -116,9 +118,10 @@ def soup(
     workers
         Processes that decode images. Default: chosen by the machine.
     """
-    from ensemble.soup import run_soup
-
     console = Console()
+    with loading(console):
+        from ensemble.soup import run_soup
+
     with _opened(run, device, workers, console, allow_tainted) as (pool, interruption):
         run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
 
@@ -136,9 +139,10 @@ def compare(*, run: Path, device: str = "auto", workers: Workers = None) -> None
     workers
         Processes that decode images. Default: chosen by the machine.
     """
-    from ensemble.compare import run_compare
-
     console = Console()
+    with loading(console):
+        from ensemble.compare import run_compare
+
     with _opened(run, device, workers, console) as (pool, _):
         run_compare(pool, console)
 
@@ -146,9 +150,11 @@ def compare(*, run: Path, device: str = "auto", workers: Workers = None) -> None
 @app.command
 def submit(*, settings: SubmitSettings) -> None:
     """Package a model and its predictions for handing in, verified against every rule."""
-    from ensemble.submission import run_submit
+    console = Console()
+    with loading(console):
+        from ensemble.submission import run_submit
 
-    run_submit(settings, Console())
+    run_submit(settings, console)
 
 
 @app.command
@@ -162,9 +168,11 @@ def predict(path: Path | None = None, /, *, settings: PredictSettings) -> None:
     """
     from dataclasses import replace
 
-    from ensemble.predict import run_predict
+    console = Console(stderr=True)
+    with loading(console):
+        from ensemble.predict import run_predict
 
-    run_predict(replace(settings, path=path), Console(stderr=True))
+    run_predict(replace(settings, path=path), console)
 
 
 @app.command
@@ -184,9 +192,11 @@ def verify(
     workers
         Processes that decode images. Default: chosen by the machine.
     """
-    from ensemble.verify import run_verify
+    console = Console()
+    with loading(console):
+        from ensemble.verify import run_verify
 
-    run_verify(folder, images, Console(), device=device, workers=workers)
+    run_verify(folder, images, console, device=device, workers=workers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,12 @@ def recommendation(table: pd.DataFrame, winner: Any) -> str:
     """Why the row `winner` is recommended, in one sentence."""
     row = table.loc[winner]
     reference = table[table["kind"] == "reference"].iloc[0]
-    text = f"highest AUC on report among the models that keep the rules ({row['auc']:.4f})"
+    rivals = int(table["allowed"].sum())
+    # Chosen on the split that it is measured on, so with many rivals its figure flatters it.
+    among = (
+        f"among the {rivals} models that keep the rules" if rivals > 1 else "and keeps the rules"
+    )
+    text = f"highest AUC on report {among} ({row['auc']:.4f})"
     if not math.isnan(row["difference"]):
         sign = "above" if row["difference"] >= 0 else "below"
         text += f", {abs(row['difference']):.4f} {sign} the best single"
@@ -32,7 +37,12 @@ def recommendation(table: pd.DataFrame, winner: Any) -> str:
 
 def print_comparison(table: pd.DataFrame, console: Console) -> None:
     """The comparison as a table, and the recommendation."""
-    shown = Table(title="On report, which nobody selected on")
+    shown = Table(
+        title="AUC on report, which neither training nor search has used",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+    )
     for name in ("model", "AUC", "95%", "params", "images/s", "rules"):
         is_text = name == "model"
         shown.add_column(
@@ -49,6 +59,13 @@ def print_comparison(table: pd.DataFrame, console: Console) -> None:
             "kept" if row["allowed"] else "broken",
         )
     console.print(shown)
+    for row in table[~table["allowed"]].to_dict("records"):
+        console.print(
+            f"{row['model']} may not be submitted: {row['reason']}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     for row in table[table["recommended"]].to_dict("records"):
         console.print(f"submit {row['model']}: {row['reason']}", highlight=False, soft_wrap=True)
     if not table["recommended"].any():

@@ -105,6 +105,12 @@ class Ledger:
         made, limit = days.count(local.date()), DAILY_LIMITS[phase]
         return Quota(phase, made, limit, local if made < limit else next_day(local))
 
+    def find(self, phase: Phase, prediction_sha256: str) -> Entry | None:
+        """The last submission of these predictions in a phase; None if there is none."""
+        same = (phase, prediction_sha256)
+        found = [e for e in self.entries if (e.phase, e.prediction_sha256) == same]
+        return found[-1] if found else None
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from counting between this one's check and its entry."""

@@ -174,7 +174,10 @@ def open_pool(
     catalogue = load_backbones(run / BACKBONES)
     target = resolve_device(device)
     runtime = Runtime(target, _workers(workers, settings.workers, target))
-    quarantine = Quarantine(run / QUARANTINE)
+    quarantine = Quarantine(
+        run / QUARANTINE,
+        tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+    )
     finished = finished_candidates(run / CANDIDATES)
     verdicts = {c.name: judge_origin(c, catalogue) for c in finished}
     tainted = {name: origin.reason for name, origin in verdicts.items() if not origin.allowed}

@@ -86,10 +86,18 @@ def run_submit(
             now = clock()
             forced = _check_quota(ledger, settings, now)
             sha256 = file_sha256(folder / PREDICTION)
+            twin = ledger.find(settings.phase, sha256)
             # First the entry: a submission that nobody counted would be worse than a lost one.
             ledger.add(Entry(settings.phase, now, choice.name, sha256, forced))
             kept = _make_room(run / SUBMISSION, now)
             folder.rename(run / SUBMISSION)
+    if twin is not None:
+        console.print(
+            f"these predictions equal, byte for byte, those of {twin.model} that were submitted at "
+            f"{twin.time.isoformat(timespec='minutes')}: handing them in again gains nothing",
+            highlight=False,
+            soft_wrap=True,
+        )
     if kept is not None:
         console.print(f"the earlier submission is now {kept}", highlight=False, soft_wrap=True)
     _tell(console, run / SUBMISSION, manifest, ledger, settings, clock())

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CoercionError, CycloptsError, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 from rich.console import Console
+from rich.status import Status
 
 from search.errors import UserError
 from search.settings import SearchSettings, flag
 from search.settings_file import read_settings
 
 DEBUG = "--debug"
+
+WIDE = 200
+"""Columns of a table that goes to a file or a pipe."""
 
 
 def _saved_settings(_app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -43,17 +48,21 @@ app = App(
 @app.command
 def run(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B008 - it is frozen
     """Search, or resume the search in --out. With no arguments: the embedded demo set."""
-    from search.session import run_search
+    console = Console()
+    with loading(console):
+        from search.session import run_search
 
-    run_search(settings, Console())
+    run_search(settings, console)
 
 
 @app.command
 def baseline(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B008 - it is frozen
     """Train the challenge's own starting point as a candidate beside the others."""
-    from search.session import run_baseline
+    console = Console()
+    with loading(console):
+        from search.session import run_baseline
 
-    run_baseline(settings, Console())
+    run_baseline(settings, console)
 
 
 @app.command
@@ -79,6 +88,9 @@ def backbones(
 
     catalogue = load_backbones(backbones or DEFAULT_PATH)
     console = Console()
+    if not console.is_terminal:
+        # A file or a pipe has no width: names stay whole, to be searched for.
+        console.width = WIDE
     with console.status("counting parameters"):
         table = backbones_table(catalogue, pool, weights)
     console.print(table)
@@ -93,9 +105,10 @@ def report(*, out: Path) -> None:
     out
         The run folder.
     """
-    from search.session import write_run_report
-
     console = Console()
+    with loading(console):
+        from search.session import write_run_report
+
     for path in write_run_report(out, console):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
@@ -132,6 +145,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_app(app, sys.argv[1:] if arguments is None else arguments)
 
 
+def _accepted(error: Exception) -> str:
+    """What would have been accepted, where the parser does not say so."""
+    is_duration = isinstance(error, CoercionError) and error.target_type is timedelta
+    return " A duration is a number with its unit: 90m, 8h, 1d, 1h30m." if is_duration else ""
+
+
+def loading(console: Console) -> Status:
+    """Tells on a terminal that a command has begun, while it imports its libraries."""
+    return console.status("loading torch, timm and Optuna")
+
+
 def run_app(app: Any, arguments: Sequence[str]) -> int:
     """Runs a command of an App; what the user can mend is told in one line on standard error.
 
@@ -149,7 +173,7 @@ def run_app(app: Any, arguments: Sequence[str]) -> int:
     except (UserError, CycloptsError) as error:
         if debug:
             raise
-        errors.print(f"error: {' '.join(str(error).split())}")
+        errors.print(f"error: {' '.join(str(error).split())}{_accepted(error)}")
         return 2
     except KeyboardInterrupt:
         if debug:

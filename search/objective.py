@@ -229,8 +229,12 @@ class _TrialTraining:
             row=self.row,
             candidate=self.folder.name if has_candidate else "",
         )
-        auc = self.best.metrics.auc if self.best is not None else None
-        self.objective.progress.trial_finished(state, auc, reason)
+        progress = self.objective.progress
+        if self.trial.user_attrs.get(INTERRUPTED):
+            progress.trial_interrupted(reason)
+        else:
+            auc = self.best.metrics.auc if self.best is not None else None
+            progress.trial_finished(state, auc, reason)
 
 
 def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:

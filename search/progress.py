@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -22,20 +22,29 @@ class StudyProgress:
     """
 
     def __init__(
-        self, console: Console, trials: int, finished: int, seconds_left: Callable[[], float | None]
+        self,
+        console: Console,
+        trials: int,
+        *,
+        finished: int = 0,
+        best: float = math.nan,
+        durations: Sequence[float] = (),
+        seconds_left: Callable[[], float | None] = lambda: None,
     ) -> None:
         """
         Args:
             console: where to write; bars only if it is a terminal.
             trials: how many trials the study shall have.
             finished: how many it has.
+            best: their best AUC; NaN without one.
+            durations: how long they took, in seconds.
             seconds_left: time until the limit; None without one.
         """
         self.console = console
         self.trials, self.finished = trials, finished
         self.seconds_left = seconds_left
-        self.best = math.nan
-        self.durations: list[float] = []
+        self.best = best
+        self.durations = list(durations)
         self.started = time.monotonic()
         self.name = ""
         self.bars: Progress | None = None
@@ -102,16 +111,24 @@ class StudyProgress:
         )
 
     def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
-        """Told of every trial's end, whatever its state."""
+        """Told of every trial that counts."""
         self.finished += 1
-        self.durations.append(time.monotonic() - self.started)
+        if state != "failed":
+            self.durations.append(time.monotonic() - self.started)
         if state == "complete" and auc is not None and not auc <= self.best:
             self.best = auc
-        text = f"  {state}" + ("" if auc is None else f", AUC {auc:.4f}")
+        self._tell_end(state + ("" if auc is None else f", AUC {auc:.4f}"), reason)
+
+    def trial_interrupted(self, reason: str) -> None:
+        """Told of a trial that will be tried again."""
+        self._tell_end("interrupted", reason)
+
+    def _tell_end(self, what: str, reason: str) -> None:
         self.console.print(
-            text + (f": {reason}" if reason else "") + f" | {self._study_info()}",
+            f"  {what}" + (f": {reason}" if reason else "") + f" | {self._study_info()}",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
         if self.bars:
             self.bars.update(self.study_bar, completed=self.finished, info=self._study_info())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.inputs import check_data, write_data
 from search.interruption import Interrupted, Interruption
-from search.keeping import kept_candidates
+from search.keeping import complete_trials, kept_candidates
 from search.leaderboard import rows_from_study, write_leaderboard
 from search.objective import Objective
 from search.plan import Plan, prepare
@@ -33,6 +34,7 @@ from search.study import (
     enqueue_first_trials,
     open_study,
     recover,
+    trial_seconds,
 )
 from search.summary import describe_run, introduce, print_top, short_path
 
@@ -50,6 +52,7 @@ def run_search(settings: SearchSettings, console: Console) -> Path:
 
     Raises:
         UserError: for bad input, before anything is written.
+        KeyboardInterrupt: after Ctrl-C, when everything is written.
     """
     settings = settings.resolved()
     with _opened(settings) as (plan, run, study):
@@ -89,9 +92,9 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     plan = prepare(settings, run / BACKBONES)
     check_data(run, plan.splits)
     study = open_study(settings)
-    quarantine = Quarantine(run / QUARANTINE)
+    quarantine = open_quarantine(run, console)
     interruption = Interruption()
-    progress = StudyProgress(console, 0, 0, lambda: None)
+    progress = StudyProgress(console, 0)
     objective = Objective(plan, run, quarantine, progress, interruption)
     with interruption.handling_signals():
         score_on_report(objective, study, run, console)
@@ -110,6 +113,14 @@ def score_on_report(objective: Objective, study: optuna.Study, run: Path, consol
         network = candidate.load()
         evaluation = objective.evaluator(network.image_size, "report")(network)
         candidate.save_report(table, evaluation.predictions, evaluation.metrics.to_dict())
+
+
+def open_quarantine(run: Path, console: Console) -> Quarantine:
+    """The quarantine of a run, which tells of what it sets aside."""
+    return Quarantine(
+        run / QUARANTINE,
+        tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+    )
 
 
 @contextmanager
@@ -149,15 +160,21 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
     interruption = Interruption(timeout.total_seconds() if timeout else None)
     assert plan.settings.trials is not None
     progress = StudyProgress(
-        console, plan.settings.trials, len(counted_trials(study)), lambda: interruption.seconds_left
+        console,
+        plan.settings.trials,
+        finished=len(counted_trials(study)),
+        best=max((trial.value or 0.0 for trial in complete_trials(study)), default=math.nan),
+        durations=trial_seconds(study),
+        seconds_left=lambda: interruption.seconds_left,
     )
-    quarantine = Quarantine(run / QUARANTINE)
+    quarantine = open_quarantine(run, console)
     objective = Objective(plan, run, quarantine, progress, interruption)
 
     def after_trial(study: optuna.Study, _trial: FrozenTrial) -> None:
         write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
 
     introduce(plan, run, console)
+    problem: UserError | None = None
     with interruption.handling_signals():
         try:
             with progress:
@@ -173,6 +190,9 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
                 score_on_report(objective, study, run, console)
             except Interrupted:
                 console.print("interrupted while scoring on report")
+            except UserError as error:
+                # The candidates are there, and their figures on select: told first.
+                problem = error
     paths = _write_results(plan, run, study, console)
     leaderboard = rows_from_study(study, run)
     print_top(leaderboard, console)
@@ -184,6 +204,11 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
             highlight=False,
             soft_wrap=True,
         )
+    if problem is not None:
+        raise problem
+    if interruption.requested:
+        # All is written; a script must not go on as if the search had come to its end.
+        raise KeyboardInterrupt
 
 
 def _write_results(plan: Plan, run: Path, study: optuna.Study, console: Console) -> list[Path]:

@@ -127,6 +127,15 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
+def trial_seconds(study: optuna.Study) -> list[float]:
+    """How long each trial took that came to its end or was pruned, in seconds."""
+    return [
+        trial.duration.total_seconds()
+        for trial in counted_trials(study)
+        if trial.duration is not None and trial.state is not TrialState.FAIL
+    ]
+
+
 def drive(
     study: optuna.Study,
     objective: Objective,

@@ -45,6 +45,10 @@ def describe_run(plan: Plan) -> dict[str, str]:
 
 def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
     """The best ten complete trials as a table."""
+    complete = leaderboard[leaderboard["state"] == "complete"]
+    if complete.empty:
+        console.print("no candidate is complete yet")
+        return
     # Without a box and with short heads, the longest names of timm fit into 80 columns.
     table = Table(title="Best candidates: AUC", box=None, pad_edge=False, title_justify="left")
     columns = ("", "trial", "backbone", "params", "select", "95%", "report")
@@ -53,7 +57,7 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
         table.add_column(
             column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
         )
-    for row in leaderboard[leaderboard["state"] == "complete"].head(TOP_ROWS).to_dict("records"):
+    for row in complete.head(TOP_ROWS).to_dict("records"):
         report = row["auc_report"]
         table.add_row(
             f"{row['rank']:.0f}",
@@ -70,16 +74,21 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
 def introduce(plan: Plan, run: Path, console: Console) -> None:
     """Tells what is about to be searched, and what could not be."""
     sizes = ", ".join(f"{name} {len(table):,}" for name, table in tables(plan.splits).items())
-    console.print(
+    baseline = ""
+    if plan.space.baseline is not None:
+        recipe = plan.space.baseline_recipe()
+        baseline = (
+            f", beside the challenge's baseline ({recipe.backbone} at {recipe.image_size} px, "
+            f"always {recipe.epochs} epochs)"
+        )
+    lines = [
         f"{short_path(run)}: {sizes} images; {len(plan.space.backbones)} backbones of pool "
-        f"'{plan.settings.pool}' on {plan.runtime.device} in {plan.space.precision}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for backbone, verdict in plan.rejected:
-        console.print(f"rejected {backbone.name}: {'; '.join(verdict.reasons)}", highlight=False)
-    for note in plan.notes:
-        console.print(note, highlight=False)
+        f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {plan.space.precision}",
+        *(f"rejected {one.name}: {'; '.join(verdict.reasons)}" for one, verdict in plan.rejected),
+        *plan.notes,
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def short_path(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -13,6 +13,9 @@ import pandas as pd
 from search.errors import UserError
 
 _LONGEST_REASON = 200
+
+MOST_TOLD = 5
+"""Broken images that are told one by one; the file lists them all."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,25 @@ class Quarantine:
     To have an image read again after mending it, delete its line, or the whole file.
     """
 
-    def __init__(self, path: Path | None, limit_fraction: float = 0.05) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        limit_fraction: float = 0.05,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Takes up the file if it is there; nothing is written before an image is set aside.
 
         Args:
             path: quarantine.csv of a run; None keeps the list in memory only.
             limit_fraction: largest share of a table's images that may be broken, in [0, 1].
+            tell: given a line for each of the first images that are set aside.
 
         Raises:
             UserError: if the file is not one that a quarantine wrote.
         """
         self.path = path
         self.limit_fraction = limit_fraction
+        self._tell, self._told = tell, 0
         self._broken: dict[str, BrokenFile] = {}  # by path: a name may occur in two folders
         if path is not None and path.exists():
             self._broken = {broken.path: broken for broken in _read(path)}
@@ -67,11 +77,21 @@ class Quarantine:
         """Sets images aside and rewrites the file once, if any of them is new."""
         before = len(self._broken)
         for broken in found:
+            if broken.path in self._broken:
+                continue
             # A decoder's message may span lines or quote the whole file.
             reason = " ".join(broken.reason.split())[:_LONGEST_REASON]
-            self._broken.setdefault(broken.path, BrokenFile(broken.img_name, broken.path, reason))
+            self._broken[broken.path] = BrokenFile(broken.img_name, broken.path, reason)
+            self._tell_of(self._broken[broken.path])
         if len(self._broken) > before and self.path is not None:
             _write(self.path, self._broken.values())
+
+    def _tell_of(self, broken: BrokenFile) -> None:
+        self._told += 1
+        if self._told <= MOST_TOLD:
+            self._tell(f"set aside {broken.img_name}: {broken.reason}")
+        elif self._told == MOST_TOLD + 1 and self.path is not None:
+            self._tell(f"set aside further broken images; {self.path.name} lists them all")
 
     def among(self, table: pd.DataFrame) -> list[BrokenFile]:
         """The broken images of a table."""

@@ -178,7 +178,7 @@ def test_a_stopped_search_resumes_and_loses_nothing(
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     if number == signal.SIGINT:
-        assert process.returncode == 0, errors
+        assert process.returncode == 130, errors
         assert "Traceback" not in errors
         assert "resume with: python -m search run --out" in output
         assert (run / "report.html").exists()
@@ -267,7 +267,9 @@ def test_a_nan_loss_fails_the_trial_and_not_the_study(
     assert "the loss must be finite" in table["reason"].iloc[1]
 
 
-def test_broken_images_are_quarantined_and_training_goes_on(tmp_path: Path) -> None:
+def test_broken_images_are_quarantined_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make_data_set(tmp_path / "data")
     (data.folder / "trainset" / "trainset003.png").write_bytes(b"broken")
     (data.folder / "valset" / "valset000.png").write_bytes(b"")
@@ -277,6 +279,7 @@ def test_broken_images_are_quarantined_and_training_goes_on(tmp_path: Path) -> N
     quarantine = pd.read_csv(run / "quarantine.csv")
     assert set(quarantine["img_name"]) == {"trainset003.png", "valset000.png"}
     assert quarantine["reason"].str.len().min() > 5
+    assert "set aside trainset003.png: " in capsys.readouterr().out
 
 
 def test_many_broken_images_end_the_search(
@@ -291,6 +294,24 @@ def test_many_broken_images_end_the_search(
     assert "5%" in capsys.readouterr().err
     assert (run / "quarantine.csv").exists()
     assert (run / "leaderboard.csv").exists()
+
+
+def test_a_broken_report_split_is_told_after_everything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data_set(tmp_path / "data")
+    arguments = ["run", *data.flags, *QUICK, "--epochs", "2", "--trials", "1", "--out"]
+    sound, run = tmp_path / "sound", tmp_path / "run"
+    assert main([*arguments, str(sound)]) == 0
+    for path in read_splits(load_settings(sound)).report["path"]:
+        Path(path).write_bytes(b"broken")
+    capsys.readouterr()
+    assert main([*arguments, str(run)]) == 2
+    told = capsys.readouterr()
+    assert "5%" in told.err
+    assert "Best candidates" in told.out
+    assert (run / "report.html").exists()
+    assert leaderboard(run)["state"].tolist() == ["complete"]
 
 
 def test_the_time_limit_ends_the_search_with_a_leaderboard(

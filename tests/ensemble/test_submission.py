@@ -190,6 +190,13 @@ def test_an_earlier_submission_is_kept(settings: SubmitSettings) -> None:
     assert not list(settings.run.glob(".submission*part"))
 
 
+def test_the_same_predictions_twice_are_told(settings: SubmitSettings) -> None:
+    assert "byte for byte" not in submit(settings, NOON)
+    assert "byte for byte" in submit(settings, NOON + timedelta(minutes=1))
+    other_phase = replace(settings, phase="validation")
+    assert "byte for byte" not in submit(other_phase, NOON + timedelta(minutes=2))
+
+
 def test_the_one_over_the_limit_is_refused_unless_forced(settings: SubmitSettings) -> None:
     for minutes in (0, 1):
         submit(settings, NOON + timedelta(minutes=minutes))

@@ -15,7 +15,7 @@ RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", ep
 def play(*, terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120)
-    with StudyProgress(console, 4, 1, lambda: 100.0) as progress:
+    with StudyProgress(console, 5, finished=1, seconds_left=lambda: 100.0) as progress:
         progress.trial_started("0001", RECIPE)
         progress.step(StepRecord(0, 1, 2, None, 10.0))
         progress.step(StepRecord(0, 2, 2, 0.693, 12.0))
@@ -39,11 +39,29 @@ def test_without_a_terminal_there_are_only_lines() -> None:
     text = play(terminal=False)
     assert "\x1b" not in text
     assert "\r" not in text
-    assert "2 of 4 trials" in text
+    assert "2 of 5 trials" in text
 
 
 def test_a_terminal_shows_speed_and_loss() -> None:
     assert "12 images/s, loss 0.693" in play(terminal=True)
+
+
+def test_a_resumed_study_knows_its_past_and_an_interrupted_trial_does_not_count() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=200)
+    with StudyProgress(console, 3, finished=1, best=0.8, durations=[60.0]) as progress:
+        progress.trial_started("0001", RECIPE)
+        progress.trial_interrupted("interrupted by the user")
+    told = "interrupted by the user | 1 of 3 trials, best AUC 0.8000, about 2 min 0 s left"
+    assert told in stream.getvalue()
+
+
+def test_failures_do_not_shorten_the_estimate() -> None:
+    stream = io.StringIO()
+    with StudyProgress(Console(file=stream, width=200), 3, durations=[60.0]) as progress:
+        progress.trial_started("0000", RECIPE)
+        progress.trial_finished("failed", None, "no paper")
+    assert "about 2 min 0 s left" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

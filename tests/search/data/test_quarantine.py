@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from search.data.quarantine import BrokenFile, Quarantine
+from search.data.quarantine import MOST_TOLD, BrokenFile, Quarantine
 from search.errors import UserError
 
 
@@ -32,6 +32,20 @@ def test_what_is_added_is_kept_on_disk(tmp_path: Path) -> None:
     assert reasons[1].startswith("image file is truncated xxx")
     assert len(reasons[1]) == 200
     assert [entry.name for entry in path.parent.iterdir()] == ["quarantine.csv"]
+
+
+def test_the_first_few_are_told_one_by_one_and_only_once(tmp_path: Path) -> None:
+    lines: list[str] = []
+    quarantine = Quarantine(tmp_path / "quarantine.csv", tell=lines.append)
+    for number in range(MOST_TOLD + 3):
+        for _ in range(2):
+            quarantine.add(f"{number}.jpg", f"/images/{number}.jpg", "the file is empty")
+    assert len(lines) == MOST_TOLD + 1
+    assert lines[0] == "set aside 0.jpg: the file is empty"
+    assert lines[-1].endswith("quarantine.csv lists them all")
+    again = Quarantine(tmp_path / "quarantine.csv", tell=lines.append)
+    again.add("0.jpg", "/images/0.jpg", "the file is empty")
+    assert len(lines) == MOST_TOLD + 1
 
 
 def test_adding_again_changes_nothing(tmp_path: Path) -> None:
