@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ensemble.deploy_settings import PredictSettings, SubmitSettings
 from ensemble.distill_settings import DistillSettings
+from ensemble.run_settings import MergeSettings, RunSettings
 from search.cli import loading, run_app
 from search.settings import AtLeastZero
 
@@ -28,8 +29,6 @@ app = App(
     version_flags=[],
 )
 
-Workers = Annotated[int | None, AtLeastZero]
-
 
 @app.command
 def distill(*, settings: DistillSettings) -> None:
@@ -39,9 +38,7 @@ def distill(*, settings: DistillSettings) -> None:
         from ensemble.compare import run_compare
         from ensemble.distill import run_distill
 
-    with _opened(
-        settings.run, settings.device, settings.workers, console, settings.allow_tainted
-    ) as (pool, interruption):
+    with _opened(settings, console, settings.allow_tainted) as (pool, interruption):
         run_distill(pool, settings, console, interruption)
         run_compare(pool, console)
 
@@ -49,38 +46,27 @@ def distill(*, settings: DistillSettings) -> None:
 @app.command
 def fuse(
     *,
-    run: Path,
+    settings: MergeSettings,
     members: str = "auto",
     head: Literal["mean", "weights", "mlp"] = "mean",
     finetune_epochs: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
-    allow_tainted: bool = False,
-    device: str = "auto",
-    workers: Workers = None,
 ) -> None:
     """Fuse several candidates into one network under the budget.
 
     Parameters
     ----------
-    run
-        The run folder.
     members
         auto: the set with the best AUC on select that fits the budget; or names: 0003,0007.
     head
         mean of the probabilities, learned convex weights of the logits, or an MLP on features.
     finetune_epochs
         Epochs of training all of it together afterwards.
-    allow_tainted
-        Accept candidates whose pretraining breaks the rule; recorded.
-    device
-        auto, cpu, cuda, cuda:1 or mps.
-    workers
-        Processes that decode images. Default: chosen by the machine.
     """
     console = Console()
     with loading(console):
         from ensemble.fuse import run_fuse
 
-    with _opened(run, device, workers, console, allow_tainted) as (pool, interruption):
+    with _opened(settings, console, settings.allow_tainted) as (pool, interruption):
         run_fuse(
             pool,
             members=_names(members),
@@ -94,56 +80,35 @@ def fuse(
 @app.command
 def soup(
     *,
-    run: Path,
+    settings: MergeSettings,
     method: Literal["greedy", "uniform"] = "greedy",
     members: str = "auto",
-    allow_tainted: bool = False,
-    device: str = "auto",
-    workers: Workers = None,
 ) -> None:
     """Average the weights of candidates that started from the same weights.
 
     Parameters
     ----------
-    run
-        The run folder.
     method
         greedy adds a candidate only if the soup is not worse on select; uniform averages all.
     members
         auto: the largest set that can be averaged; or names: 0003,0007.
-    allow_tainted
-        Accept candidates whose pretraining breaks the rule; recorded.
-    device
-        auto, cpu, cuda, cuda:1 or mps.
-    workers
-        Processes that decode images. Default: chosen by the machine.
     """
     console = Console()
     with loading(console):
         from ensemble.soup import run_soup
 
-    with _opened(run, device, workers, console, allow_tainted) as (pool, interruption):
+    with _opened(settings, console, settings.allow_tainted) as (pool, interruption):
         run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
 
 
 @app.command
-def compare(*, run: Path, device: str = "auto", workers: Workers = None) -> None:
-    """Compare every merged model with the best single one on report, and recommend one.
-
-    Parameters
-    ----------
-    run
-        The run folder.
-    device
-        auto, cpu, cuda, cuda:1 or mps.
-    workers
-        Processes that decode images. Default: chosen by the machine.
-    """
+def compare(*, settings: RunSettings) -> None:
+    """Compare every merged model with the best single one on report, and recommend one."""
     console = Console()
     with loading(console):
         from ensemble.compare import run_compare
 
-    with _opened(run, device, workers, console) as (pool, _):
+    with _opened(settings, console) as (pool, _):
         run_compare(pool, console)
 
 
@@ -177,7 +142,12 @@ def predict(path: Path | None = None, /, *, settings: PredictSettings) -> None:
 
 @app.command
 def verify(
-    folder: Path, /, *, images: Path | None = None, device: str = "cpu", workers: Workers = None
+    folder: Path,
+    /,
+    *,
+    images: Path | None = None,
+    device: str = "cpu",
+    workers: Annotated[int | None, AtLeastZero] = None,
 ) -> None:
     """Verify a submission folder on its own: rebuild, recount, rescore, compare hashes.
 
@@ -210,11 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _opened(
-    run: Path,
-    device: str,
-    workers: int | None,
-    console: Console,
-    allow_tainted: bool = False,
+    settings: RunSettings, console: Console, allow_tainted: bool = False
 ) -> Iterator[tuple[Pool, Interruption]]:
     """Opens a run's pool; Ctrl-C asks for a clean end."""
     from ensemble.pool import open_pool
@@ -224,9 +190,9 @@ def _opened(
     with interruption.handling_signals():
         try:
             pool = open_pool(
-                run,
-                device=device,
-                workers=workers,
+                settings.run,
+                device=settings.device,
+                workers=settings.workers,
                 allow_tainted=allow_tainted,
                 console=console,
                 on_batch=interruption.check,

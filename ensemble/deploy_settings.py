@@ -9,16 +9,14 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from ensemble.run_settings import RunSettings
 from search.settings import AtLeastOne, AtLeastZero
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class SubmitSettings:
+class SubmitSettings(RunSettings):
     """What `submit` is told."""
-
-    run: Path
-    """The run folder."""
 
     images: Path
     """Folder of the images to score."""
@@ -41,14 +39,8 @@ class SubmitSettings:
     broken_score: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None
     """Score of listed images that cannot be read; recorded. Default: refuse to submit."""
 
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-
     batch_size: Annotated[int, AtLeastOne] = 32
     """Images in one forward pass."""
-
-    workers: Annotated[int | None, AtLeastZero] = None
-    """Processes that decode images. Default: chosen by the machine."""
 
 
 @Parameter(name="*")

@@ -7,10 +7,11 @@ from math import sqrt
 from typing import Any
 
 from ensemble.distill_settings import DistillSettings
+from ensemble.manifest import file_sha256
 from ensemble.origin import judge_recipe
 from ensemble.pool import Pool
 from ensemble.student import LossWeights
-from ensemble.teacher_plan import TeacherPlan, hash_file, plan_teachers
+from ensemble.teacher_plan import TeacherPlan, plan_teachers
 from search.candidate import WEIGHTS, Candidate
 from search.data.augment import train_transform
 from search.errors import UserError
@@ -38,7 +39,7 @@ class DistillPlan:
         on only if it is the same."""
         return {
             "recipe": asdict(self.recipe),
-            "start": self.start and [self.start.name, hash_file(self.start.path / WEIGHTS)],
+            "start": self.start and [self.start.name, file_sha256(self.start.path / WEIGHTS)],
             "teachers": [asdict(entry) for entry in self.teachers.entries],
             "losses": asdict(self.losses),
             "views": None if self.live_teacher else self.views,
@@ -59,7 +60,17 @@ class DistillPlan:
             self.teachers.description,
             f"student {recipe.backbone} at {recipe.image_size} px, started from {started}: "
             f"{recipe.epochs} epochs with {views}",
+            *self._warnings(),
             *self.overrides,
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        names = {origin.name for origin in self.teachers.origins}
+        if self.start is None or names != {self.start.name}:
+            return ()
+        return (
+            f"the student starts as its only teacher, candidate {self.start.name}, and has little "
+            "to learn from it: name other --teachers, or search on with more --trials",
         )
 
 
@@ -108,8 +119,19 @@ def _plan_student(pool: Pool, settings: DistillSettings) -> tuple[Recipe, Candid
     if settings.image_size not in (None, base.image_size):
         assert settings.image_size is not None
         base = _resized(pool, base, settings.image_size)
-        # Position embeddings have another shape then.
-        start = None if base.model_args.get("img_size") else start
+        if start is not None and "img_size" in base.model_args:
+            if settings.start == "best":
+                raise UserError(
+                    f"candidate {start.name} starts students at {start.recipe.image_size} px only, "
+                    f"because {name} knows positions by their number, found --image-size "
+                    f"{settings.image_size}; leave it out, or use --start imagenet"
+                )
+            start = None
+    return _taught(pool, settings, base), start
+
+
+def _taught(pool: Pool, settings: DistillSettings, base: Recipe) -> Recipe:
+    """A recipe as a student's: what the user gave, and no loss that a teacher cannot follow."""
     device = pool.runtime.device
     given: dict[str, Any] = {
         name: getattr(settings, name)
@@ -123,7 +145,7 @@ def _plan_student(pool: Pool, settings: DistillSettings) -> tuple[Recipe, Candid
         )
         if getattr(settings, name) is not None
     }
-    recipe = replace(
+    return replace(
         base,
         epochs=settings.resolved_epochs(is_demo=pool.settings.is_demo),
         optimizer="adamw",
@@ -139,7 +161,6 @@ def _plan_student(pool: Pool, settings: DistillSettings) -> tuple[Recipe, Candid
         compile=False,
         **given,
     )
-    return recipe, start
 
 
 def _recipe_of_backbone(pool: Pool, base: Recipe, name: str) -> Recipe:

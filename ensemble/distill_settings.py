@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from search.settings import AtLeastOne, AtLeastZero, flag
+from ensemble.run_settings import MergeSettings
+from search.settings import AtLeastOne, flag
 
 Share = Parameter(validator=Number(gte=0, lte=1))
 Weight = Parameter(validator=Number(gte=0))
@@ -18,11 +18,8 @@ Positive = Parameter(validator=Number(gt=0))
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings:
+class DistillSettings(MergeSettings):
     """What `distill` is told; None stands for a default that depends on the run."""
-
-    run: Path
-    """The run folder."""
 
     student: str | None = None
     """Backbone of the student, from the run's backbones file. Default: the best candidate's."""
@@ -75,17 +72,8 @@ class DistillSettings:
     micro_batch_size: Annotated[int | None, AtLeastOne] = None
     """Images in one forward pass; halved when memory runs out."""
 
-    allow_tainted: bool = False
-    """Accept teachers whose pretraining breaks the rule; recorded, and the student is tainted."""
-
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision of the student; teachers and scores are always computed in fp32."""
-
-    workers: Annotated[int | None, AtLeastZero] = None
-    """Processes that decode images. Default: chosen by the machine."""
 
     seed: int | None = None
     """Seed of the views and the training. Default: the search's."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
+from ensemble.manifest import file_sha256
 from ensemble.model import TeacherOrigin, load_model, load_spec
 from ensemble.origin import judge_origin, judge_recipe
 from ensemble.pool import Pool
@@ -45,7 +45,7 @@ class TeacherPlan:
     def entries(self) -> tuple[TeacherEntry, ...]:
         """What recorded outputs must be of, hashes of the weights included."""
         return tuple(
-            TeacherEntry(folder.name, weight, hash_file(folder / WEIGHTS))
+            TeacherEntry(folder.name, weight, file_sha256(folder / WEIGHTS))
             for folder, weight in zip(self.folders, self.weights, strict=True)
         )
 
@@ -135,9 +135,3 @@ def _fused_teacher(pool: Pool, allow_tainted: bool) -> TeacherPlan:
         overrides=tuple(tainted),
         description=f"the fused network of {', '.join(spec.merged_from)}",
     )
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -130,18 +130,24 @@ class Catalogue:
         """Names of the pools, in the file's order."""
         return tuple(dict.fromkeys(backbone.pool for backbone in self.backbones))
 
-    def pool(self, name: str) -> tuple[Backbone, ...]:
+    def pool(self, names: str) -> tuple[Backbone, ...]:
         """The backbones of a pool, in the file's order.
 
+        Args:
+            names: of a pool; or of several pools and backbones, with commas between them.
+
         Raises:
-            UserError: if there is no such pool.
+            UserError: if there is no such pool or backbone.
         """
-        if name not in self.pools:
-            raise UserError(
-                f"pool must be one of {', '.join(self.pools)}, found '{name}'"
-                f"{suggestion(name, self.pools)}"
-            )
-        return tuple(backbone for backbone in self.backbones if backbone.pool == name)
+        wanted = [name.strip() for name in names.split(",")]
+        known = (*self.pools, *(backbone.name for backbone in self.backbones))
+        for name in wanted:
+            if name not in known:
+                raise UserError(
+                    f"pool must be one of {', '.join(self.pools)}, or name backbones of the file, "
+                    f"found '{name}'{suggestion(name, known)}"
+                )
+        return tuple(b for b in self.backbones if b.pool in wanted or b.name in wanted)
 
     def get(self, name: str) -> Backbone:
         """The backbone of a name.

@@ -52,7 +52,7 @@ class SearchSettings:
     """File of the allowed backbones and the budget. Default: the backbones.yaml of onefold."""
 
     pool: str | None = None
-    """Pool of backbones to search: demo, small, strong, or your own. Default: small."""
+    """Backbones to search: demo, small, strong, your own pool, or names: a,b. Default: small."""
 
     weights: Literal["hub", "none"] | None = None
     """Start from the pinned ImageNet weights of timm's hub, or from scratch. Default: hub."""

@@ -87,6 +87,13 @@ def introduce(plan: Plan, run: Path, console: Console) -> None:
         *(f"rejected {one.name}: {'; '.join(verdict.reasons)}" for one, verdict in plan.rejected),
         *plan.notes,
     ]
+    first = len(plan.space.backbones) + (plan.space.baseline is not None)
+    if plan.settings.trials is not None and plan.settings.trials <= first:
+        lines.append(
+            f"The baseline and the default of each backbone are tried first, {first} trials: "
+            f"--trials {plan.settings.trials} ends before anything is searched; more trials, or "
+            "fewer backbones (--pool), search further"
+        )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

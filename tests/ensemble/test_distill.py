@@ -152,6 +152,21 @@ def test_settings_that_single_images_cannot_follow_are_off(distil: Run) -> None:
     assert (recipe.batch_size, recipe.seed, recipe.precision) == (6, 5, "fp32")
 
 
+def test_a_student_that_is_its_own_only_teacher_is_told(distil: Run) -> None:
+    pool = distil.pool
+    own = plan_distillation(pool, quick(pool, teachers=pool.best.name))
+    assert any("its only teacher" in line for line in own.describe())
+    others = ",".join(pool.names[:2])
+    assert not any(
+        "its only teacher" in line
+        for plan in (
+            plan_distillation(pool, quick(pool, teachers=others)),
+            plan_distillation(pool, quick(pool, teachers=pool.best.name, start="imagenet")),
+        )
+        for line in plan.describe()
+    )
+
+
 @pytest.mark.parametrize(
     ("epochs", "is_demo", "expected"),
     [(None, False, DATA_EPOCHS), (None, True, DEMO_EPOCHS), (7, True, 7), (7, False, 7)],
@@ -337,6 +352,10 @@ REFUSED = [
     ({"teachers": "0005"}, "pruned"),
     ({"student": "resnet50"}, "backbone 'resnet50' must be in the backbones file"),
     ({"student": "test_convnext.r160_in1k", "start": "best"}, "use --start imagenet"),
+    (
+        {"student": "test_vit.r160_in1k", "start": "best", "image_size": 48},
+        "leave it out, or use --start imagenet",
+    ),
     ({"augmentation": "flop"}, "did you mean 'flip'"),
 ]
 

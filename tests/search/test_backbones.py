@@ -72,6 +72,15 @@ def test_every_shipped_backbone_builds_within_its_pool(backbone: Backbone) -> No
     assert low <= millions <= high
 
 
+def test_a_pool_can_be_named_by_its_backbones() -> None:
+    chosen = CATALOGUE.pool("tf_efficientnet_lite0.in1k, resnet18.a1_in1k,demo")
+    assert [backbone.name for backbone in chosen] == [
+        *(backbone.name for backbone in CATALOGUE.pool("demo")),
+        "resnet18.a1_in1k",
+        "tf_efficientnet_lite0.in1k",
+    ]
+
+
 @pytest.mark.parametrize(
     "backbone", [*CATALOGUE.pool("demo"), *CATALOGUE.pool("small")[:4]], ids=lambda b: b.name
 )
@@ -239,7 +248,8 @@ def test_an_unreadable_file(content: bytes | None, tmp_path: Path) -> None:
     ("ask", "message"),
     [
         (lambda: CATALOGUE.pool("smal"), "found 'smal'; did you mean 'small'?"),
-        (lambda: CATALOGUE.pool("zzz"), "pool must be one of demo, small, strong, found 'zzz'"),
+        (lambda: CATALOGUE.pool("zzz"), "pool must be one of demo, small, strong, or name"),
+        (lambda: CATALOGUE.pool("demo,resnet18.a1_in1"), "did you mean 'resnet18.a1_in1k'?"),
         (lambda: CATALOGUE.get("resnet18.a1_in1"), "did you mean 'resnet18.a1_in1k'?"),
     ],
 )
