@@ -20,15 +20,20 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     )
 
 
+def searched_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Complete trials without the baseline, best first."""
+    return [t for t in complete_trials(study) if t.user_attrs.get(PRESET) != BASELINE]
+
+
 def weights_threshold(study: optuna.Study, keep: int) -> float:
     """The AUC that a new candidate must reach for its weights to be among the `keep` best."""
-    best = [trial for trial in complete_trials(study) if trial.user_attrs.get(PRESET) != BASELINE]
+    best = searched_trials(study)
     return -1.0 if len(best) < keep else float(best[keep - 1].value or 0.0)
 
 
 def drop_surplus_weights(study: optuna.Study, run: Path, keep: int) -> None:
     """Deletes the weights of all but the `keep` best candidates and the baseline."""
-    best = [trial for trial in complete_trials(study) if trial.user_attrs.get(PRESET) != BASELINE]
+    best = searched_trials(study)
     for trial in best[keep:]:
         Candidate(run / "candidates" / trial.user_attrs[CANDIDATE]).drop_weights()
 

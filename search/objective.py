@@ -19,7 +19,7 @@ from search.data.loaders import eval_loader, train_loader
 from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
-from search.keeping import weights_threshold
+from search.keeping import searched_trials, weights_threshold
 from search.outcome import (
     INTERRUPTED,
     RECIPE,
@@ -39,6 +39,11 @@ from search.training.loss import ClassificationLoss
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord, FitResult, StepRecord
+
+FEWEST_COMPLETE = 3
+"""Nothing is pruned before so many candidates are complete: a pruned trial leaves no weights, and
+there must be something to merge. On dfdc-faces ASHA alone left one candidate, beside the baseline,
+of the first nine trials."""
 
 
 class TrialFailed(Exception):  # noqa: N818 - an outcome, caught by the study
@@ -200,8 +205,11 @@ class _TrialTraining:
         self.history.append(record)
         self.objective.progress.epoch(record)
         self.trial.report(record.select_auc, step=record.epoch)
-        exempt = self.trial.user_attrs.get(PRESET) == BASELINE
-        if record.epoch < self.recipe.epochs and not exempt and self.trial.should_prune():
+        if self.trial.user_attrs.get(PRESET) == BASELINE or record.epoch == self.recipe.epochs:
+            return
+        # Always asked: ASHA compares later trials with what this one had at its rungs.
+        lags_behind = self.trial.should_prune()
+        if lags_behind and len(searched_trials(self.trial.study)) >= FEWEST_COMPLETE:
             raise optuna.TrialPruned
 
     def _save(self, weights: dict[str, torch.Tensor] | None, extra: dict[str, Any]) -> None:
