@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.status import Status
 
 from search.errors import UserError
+from search.memory import keep_freed_memory
 from search.settings import SearchSettings, flag
 from search.settings_file import read_settings
 
@@ -162,6 +163,7 @@ def run_app(app: Any, arguments: Sequence[str]) -> int:
     `--debug`, anywhere among the arguments, shows tracebacks.
     """
     debug = DEBUG in arguments
+    keep_freed_memory()
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
         app(

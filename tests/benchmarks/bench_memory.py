@@ -1,0 +1,80 @@
+"""Training steps on the CPU with and without `keep_freed_memory`, in turn, each in its own process.
+
+    python tests/benchmarks/bench_memory.py [--architecture mobilenetv2_100] [--image-size 192]
+
+Tells images a second and the share of the processor time that the kernel took, for page faults
+mostly.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cyclopts import App
+from rich.console import Console
+from rich.table import Table
+
+BATCH_SIZE = 32
+app = App()
+
+
+@app.default
+def compare(
+    *, architecture: str = "mobilenetv2_100", image_size: int = 192, rounds: int = 3, steps: int = 8
+) -> None:
+    """Measures both ways `rounds` times."""
+    results = Table("round", "freed memory", "images/s", "kernel", title=f"{architecture}")
+    for number in range(rounds):
+        for way in ("returned", "kept"):
+            arguments = ["steps", way, architecture, str(image_size), str(steps)]
+            told = subprocess.run(
+                [sys.executable, Path(__file__), *arguments],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            speed, kernel = told.stdout.split()
+            results.add_row(str(number + 1), way, f"{float(speed):.1f}", f"{float(kernel):.0%}")
+    Console().print(results)
+
+
+@app.command
+def steps(way: str, architecture: str, image_size: int, count: int, /) -> None:
+    """Trains for some steps, and prints images a second and the kernel's share."""
+    import torch
+
+    from search.memory import keep_freed_memory
+    from search.training.network import build_network
+    from search.training.recipe import Recipe
+
+    if way == "kept":
+        keep_freed_memory()
+    recipe = Recipe(
+        backbone=architecture, architecture=architecture, image_size=image_size, weights="none"
+    )
+    network = build_network(recipe).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters())
+    images = torch.rand(BATCH_SIZE, 3, image_size, image_size)
+    images = images.contiguous(memory_format=torch.channels_last)
+    targets = torch.arange(BATCH_SIZE) % 2
+
+    def step() -> None:
+        torch.nn.functional.cross_entropy(network(images), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    used, started = os.times(), time.perf_counter()
+    for _ in range(count):
+        step()
+    seconds, now = time.perf_counter() - started, os.times()
+    system, user = now.system - used.system, now.user - used.user
+    print(BATCH_SIZE * count / seconds, system / (system + user))
+
+
+if __name__ == "__main__":
+    app()
