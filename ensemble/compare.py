@@ -23,10 +23,10 @@ from ensemble.pool import Pool
 from ensemble.selection import choose_teachers
 from ensemble.speed import BATCH_SIZES, measure_speed
 from search.candidate import Candidate
+from search.data.atomic import write_atomically
 from search.errors import UserError
 from search.figure import DARK, LIGHT
 from search.rules import count_parameters
-from search.training.checkpoint import write_atomically
 from search.training.metrics import Metrics, delong_test
 from search.training.metrics import evaluate as measure
 

@@ -20,10 +20,11 @@ from ensemble.student import DistillationLoss, Student
 from ensemble.teacher import Teacher
 from ensemble.views import ViewManifest, view_loader
 from search.candidate import WEIGHTS, Candidate
+from search.data.atomic import write_atomically
 from search.data.augment import train_transform
 from search.data.loaders import Loader, train_loader
 from search.interruption import Interrupted, Interruption
-from search.training.checkpoint import load_weights, write_atomically
+from search.training.checkpoint import load_weights
 from search.training.evaluate import Evaluation, evaluate
 from search.training.loop import fit
 from search.training.network import Network, build_network

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.probes import COUNT, probe_images
+from search.data.atomic import write_atomically
 from search.errors import UserError
-from search.training.checkpoint import write_atomically
 from search.training.network import margin
 
 TOLERANCE = 1e-4

@@ -52,7 +52,7 @@ def check_enough(
     if len(finished) < FEWEST:
         raise UserError(
             f"{run} must hold two finished candidates or more, found {len(finished)}; search on "
-            f"with `python -m search run --out {run} --trials {(settings.trials or 0) + 5}`"
+            f"with `python -m search run --out {run}` and more --trials"
         )
     gone = [c.name for c in finished if not c.has_weights]
     reasons = []

@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from filelock import FileLock
 
+from search.data.atomic import write_text_atomically
 from search.errors import UserError
-from search.training.checkpoint import write_atomically
 
 Phase = Literal["validation", "test"]
 
@@ -120,12 +120,7 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Appends an entry; the file is replaced as a whole, so no reader sees half a line."""
-        text = _to_csv((*self.entries, entry))
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(text, encoding="utf-8")
-
-        write_atomically(self.path, write)
+        write_text_atomically(self.path, _to_csv((*self.entries, entry)))
 
 
 def read_time_zone(name: str) -> ZoneInfo:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from search.data.atomic import write_atomically
 from search.errors import UserError
-from search.training.checkpoint import write_atomically
 
 PREDICTION = "prediction.csv"
 COLUMNS = ("img_name", "y_pred")

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from ensemble.teacher import Teacher, TeacherOutputs
 from ensemble.views import ViewManifest, round_loader
+from search.data.atomic import write_atomically
 from search.data.loaders import Batch
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.training.checkpoint import write_atomically
 from search.training.evaluate import to_device
 from search.training.runtime import Runtime
 

@@ -13,17 +13,19 @@ from pydantic.dataclasses import dataclass
 from search.errors import UserError
 from search.strict_yaml import check_keys, first_problem, load_yaml, suggestion
 from search.timm_models import architectures, pretrained_names, unknown_name
+from search.training.network import REACHING_OUT
 
-DEFAULT_PATH = Path(__file__).parents[1] / "backbones.yaml"
+_IN_CHECKOUT = Path(__file__).parents[1] / "backbones.yaml"
+
+DEFAULT_PATH = _IN_CHECKOUT if _IN_CHECKOUT.exists() else Path(__file__).with_name("backbones.yaml")
+"""The file at the top of a checkout; what is installed without one carries a copy."""
 
 Triple = tuple[float, float, float]
 Range = tuple[float, float]
 WeightsSource = Literal["hub", "file", "none"]
 ImageSize = Annotated[StrictInt, Field(ge=16)]
 
-RESERVED_ARGUMENTS = frozenset(
-    {"pretrained", "num_classes", "drop_path_rate", "img_size", "checkpoint_path"}
-)
+RESERVED_ARGUMENTS = REACHING_OUT | {"num_classes", "drop_path_rate", "img_size"}
 """Arguments of timm.create_model that the search sets itself."""
 
 

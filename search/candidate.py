@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from search.data.atomic import write_atomically
 from search.errors import UserError
-from search.training.checkpoint import load_weights, save_weights, write_atomically
+from search.training.checkpoint import load_weights, save_weights
 from search.training.evaluate import Predictions
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
@@ -98,8 +99,9 @@ class Candidate:
         self, table: pd.DataFrame, predictions: Predictions, figures: Mapping[str, Any]
     ) -> None:
         """Adds scores and figures on the report split."""
-        _write_csv(self.path / REPORT_SCORES, score_table(table, predictions))
         _write_json(self.path / METRICS, {**self.metrics, "report": dict(figures)})
+        # Last: whoever finds the scores takes the figures to be there.
+        _write_csv(self.path / REPORT_SCORES, score_table(table, predictions))
 
 
 def save_candidate(

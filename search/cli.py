@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, CoercionError, CycloptsError, Parameter, Token
+from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import ArgumentCollection
 from rich.console import Console
 from rich.status import Status
@@ -115,9 +115,7 @@ def report(*, out: Path) -> None:
 
 
 @app.command
-def dashboard(
-    *, out: Path, host: str = "127.0.0.1", port: Annotated[int, Parameter()] = 8080
-) -> None:
+def dashboard(*, out: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     """Serve the Optuna dashboard of a run, also while the search is running.
 
     Parameters
@@ -138,7 +136,7 @@ def dashboard(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for bad input, 130 after a second Ctrl-C.
+    """Runs a command; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C.
 
     Args:
         arguments: as on the command line; default: those of this process.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from search.candidate import METRICS, Candidate
-from search.training.checkpoint import write_atomically
+from search.data.atomic import write_atomically
 
 if TYPE_CHECKING:
     import optuna

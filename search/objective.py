@@ -89,8 +89,7 @@ class Objective:
             training.close("pruned", "")
             raise
         except Interrupted as interruption:
-            trial.set_user_attr(INTERRUPTED, True)
-            enqueue_again(trial.study, trial)
+            training.queue_again()
             trial.study.stop()
             training.close("failed", str(interruption))
             raise TrialFailed from interruption
@@ -98,9 +97,18 @@ class Objective:
             training.close("failed", " ".join(str(error).split()))
             raise TrialFailed from error
         except UserError as error:
+            # To be tried again once the data are mended.
+            training.queue_again()
             training.close("failed", str(error))
             raise
+        except KeyboardInterrupt:
+            training.queue_again()
+            raise
         except Exception as error:
+            if self.interruption.requested:
+                # Workers that the signal reached as well may fail first.
+                training.queue_again()
+                trial.study.stop()
             # One broken recipe must not cost the night; `drive` stops if nothing else works.
             training.close("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
             raise TrialFailed from error
@@ -156,6 +164,11 @@ class _TrialTraining:
         self._save(copy_state(network) if keep else None, extra)
         self._mark("complete", "")
         return auc
+
+    def queue_again(self) -> None:
+        """Has the trial repeated; this one will not count."""
+        self.trial.set_user_attr(INTERRUPTED, True)
+        enqueue_again(self.trial.study, self.trial)
 
     def close(self, state: str, reason: str) -> None:
         """Ends a trial that did not complete; its scores so far are kept, its weights are not."""
@@ -248,7 +261,10 @@ class _TrialTraining:
 def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
     """Queues a trial's parameters once more, for a trial that did not come to its end."""
     preset = trial.user_attrs.get(PRESET)
-    study.enqueue_trial(dict(trial.params), user_attrs={PRESET: preset} if preset else None)
+    # It may have ended before all that was asked for was suggested.
+    queued = study._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params", {})
+    parameters = {**queued, **trial.params}
+    study.enqueue_trial(parameters, user_attrs={PRESET: preset} if preset else None)
 
 
 def _recipe_row(recipe: Recipe) -> dict[str, Any]:

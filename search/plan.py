@@ -26,6 +26,11 @@ BASELINE_BACKBONE = "resnet18.a1_in1k"
 """What timm.create_model("resnet18", pretrained=True) loads, as the challenge's baseline does."""
 
 
+FEWEST_TRIALS = 20
+"""Trials of a search that was not told; more where the baseline and one default of each backbone,
+which come first, would leave less than half of them to be searched."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A search that can start."""
@@ -46,12 +51,15 @@ class Plan:
         )
 
 
-def prepare(settings: SearchSettings, catalogue_path: Path | None = None) -> Plan:
+def prepare(
+    settings: SearchSettings, catalogue_path: Path | None = None, *, for_training: bool = True
+) -> Plan:
     """Reads and checks all input of a search.
 
     Args:
         settings: resolved settings.
         catalogue_path: the backbones file of an existing run, which wins over the settings.
+        for_training: starting weights must be at hand.
 
     Raises:
         UserError: for anything that would stop the search later; nothing was written then.
@@ -61,7 +69,8 @@ def prepare(settings: SearchSettings, catalogue_path: Path | None = None) -> Pla
     catalogue = load_backbones(catalogue_path or settings.backbones or DEFAULT_PATH)
     assert settings.pool is not None
     pool = [_sized(backbone, settings.image_size) for backbone in catalogue.pool(settings.pool)]
-    splits = read_splits(settings)
+    skipped: list[str] = []
+    splits = read_splits(settings, tell=skipped.append)
     check_writable(settings)
     source = settings.weights_source
     verdicts = [
@@ -73,8 +82,11 @@ def prepare(settings: SearchSettings, catalogue_path: Path | None = None) -> Pla
     if not allowed:
         reasons = "; ".join(f"{b.name}: {', '.join(v.reasons)}" for b, v in rejected)
         raise UserError(f"pool '{settings.pool}' must have an allowed backbone, found {reasons}")
-    check_weights(allowed, weights=source, weights_dir=settings.weights_dir)
+    if for_training:
+        check_weights(allowed, weights=source, weights_dir=settings.weights_dir)
     baseline, notes = _baseline(catalogue, allowed, settings)
+    if settings.trials is None:
+        settings = replace(settings, trials=max(FEWEST_TRIALS, 2 * (len(allowed) + 1)))
     assert settings.epochs is not None
     assert settings.batch_size is not None
     space = Space(
@@ -106,7 +118,7 @@ def prepare(settings: SearchSettings, catalogue_path: Path | None = None) -> Pla
         space=space,
         rejected=rejected,
         runtime=Runtime(device, workers),
-        notes=notes,
+        notes=(*notes, *skipped),
     )
 
 

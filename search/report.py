@@ -14,19 +14,19 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from search.candidate import METRICS, Candidate
+from search.data.atomic import write_atomically
 from search.figure import DARK, LIGHT, Theme
 from search.importance import TRIALS_NEEDED, parameter_importance
 from search.leaderboard import COLUMNS, STATES, TEXTS
 from search.plots import draw_epochs, draw_history, draw_importance, draw_pareto, draw_roc
 from search.progress import format_seconds
 from search.space import BASELINE, PRESET
-from search.training.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     import optuna
 
 REPORT = "report.html"
-HIGHLIGHTED = ("rule overrides", "notes")
+HIGHLIGHTED = ("notes",)
 """Facts that stand out on the page: with them, figures mean something else than without."""
 
 TOP_ROWS, TOP_CURVES = 10, 5

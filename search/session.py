@@ -17,7 +17,7 @@ from rich.console import Console
 from search.backbones import DEFAULT_PATH
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.inputs import check_data, write_data
+from search.inputs import check_data, study_name, write_data
 from search.interruption import Interrupted, Interruption
 from search.keeping import complete_trials, kept_candidates
 from search.leaderboard import rows_from_study, write_leaderboard
@@ -39,6 +39,7 @@ from search.study import (
 from search.summary import describe_run, introduce, print_top, short_path
 
 BACKBONES = "backbones.yaml"
+LOCK = ".lock"
 LEADERBOARD = "leaderboard.csv"
 QUARANTINE = "quarantine.csv"
 
@@ -74,7 +75,7 @@ def run_baseline(settings: SearchSettings, console: Console) -> Path:
                 f"{run} has {len(waiting)} trials waiting before the baseline; finish them with "
                 f"`python -m search run --out {run}`"
             )
-        once = replace(plan, settings=replace(plan.settings, trials=before + len(waiting)))
+        once = replace(plan, settings=replace(plan.settings, trials=before + is_next))
         _search(once, run, study, console)
     return run
 
@@ -89,15 +90,18 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     settings = load_settings(out)
     assert settings.out is not None
     run = settings.out
-    plan = prepare(settings, run / BACKBONES)
+    plan = prepare(settings, run / BACKBONES, for_training=False)
     check_data(run, plan.splits)
-    study = open_study(settings)
+    study = open_study(settings, plan.splits.fingerprint(), study_name(run))
     quarantine = open_quarantine(run, console)
     interruption = Interruption()
     progress = StudyProgress(console, 0)
     objective = Objective(plan, run, quarantine, progress, interruption)
-    with interruption.handling_signals():
-        score_on_report(objective, study, run, console)
+    try:
+        with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
+            score_on_report(objective, study, run, console)
+    except Timeout:
+        console.print("the search is running: the report split is left to its end")
     return _write_results(plan, run, study, console)
 
 
@@ -137,14 +141,15 @@ def _opened(settings: SearchSettings) -> Iterator[tuple[Plan, Path, optuna.Study
         check_data(run, plan.splits)
     run.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(run / ".lock", timeout=0):
+        with FileLock(run / LOCK, timeout=0):
+            name = None if saved is None else study_name(run)
+            study = open_study(settings, plan.splits.fingerprint(), name)
             if saved is None:
                 source = settings.backbones or DEFAULT_PATH
                 if source.resolve() != (run / BACKBONES).resolve():
                     shutil.copyfile(source, run / BACKBONES)
-                write_data(run, plan.splits)
+                write_data(run, plan.splits, study.study_name)
             write_settings(settings, run)
-            study = open_study(settings)
             if settings.storage is None:
                 recover(study, run)
             yield plan, run, study
@@ -171,7 +176,11 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
     objective = Objective(plan, run, quarantine, progress, interruption)
 
     def after_trial(study: optuna.Study, _trial: FrozenTrial) -> None:
-        write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
+        try:
+            write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
+        except OSError as error:
+            # A spreadsheet that holds the file open must not cost the night.
+            console.print(f"{LEADERBOARD} is left as it was: {error}", soft_wrap=True)
 
     introduce(plan, run, console)
     problem: UserError | None = None
@@ -181,6 +190,7 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
                 drive(study, objective, after_trial)
         finally:
             write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
+        stopped = interruption.must_stop
         if interruption.requested:
             console.print("interrupted: the running trial was closed and will be tried again")
         else:
@@ -198,7 +208,7 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
     print_top(leaderboard, console)
     for path in paths:
         console.print(f"wrote {short_path(path)}", highlight=False, soft_wrap=True)
-    if interruption.must_stop:
+    if stopped or interruption.requested:
         console.print(
             f"resume with: python -m search run --out {short_path(run)}",
             highlight=False,

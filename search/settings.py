@@ -64,7 +64,7 @@ class SearchSettings:
     """One image size in pixels for every backbone, instead of those in the backbones file."""
 
     trials: Annotated[int | None, AtLeastOne] = None
-    """Stop after so many trials, earlier runs of this folder included. Default: 20."""
+    """Stop after so many trials, earlier ones of the run included. Default: 20, or 2 a backbone."""
 
     timeout: timedelta | None = None
     """Stop after this time: 90m, 8h, 1d."""
@@ -96,7 +96,7 @@ class SearchSettings:
     workers: Annotated[int | None, AtLeastZero] = None
     """Processes that decode images. Default: chosen by the machine."""
 
-    seed: int = 0
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0
     """Seed of the splits, the search and every training."""
 
     storage: str | None = None
@@ -167,7 +167,6 @@ class SearchSettings:
 DATA_DEFAULTS: dict[str, Any] = {
     "pool": "small",
     "weights": "hub",
-    "trials": 20,
     "epochs": 4,
     "batch_size": 32,
 }

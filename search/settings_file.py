@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from search.data.atomic import write_text_atomically
 from search.errors import UserError
 from search.settings import SearchSettings, flag
 
@@ -24,10 +25,8 @@ FREE_ON_RESUME = frozenset(
 def write_settings(settings: SearchSettings, run: Path) -> None:
     """Writes settings.yaml into a run folder."""
     text = yaml.safe_dump(settings.to_yaml(), sort_keys=False, allow_unicode=True)
-    path = run / SETTINGS
-    path.write_text(text, encoding="utf-8")
-    if settings.storage is not None:
-        path.chmod(0o600)  # A URL may hold a password.
+    # A storage URL may hold a password.
+    write_text_atomically(run / SETTINGS, text, private=settings.storage is not None)
 
 
 def read_settings(run: Path) -> dict[str, Any] | None:
@@ -54,8 +53,13 @@ def load_settings(run: Path) -> SearchSettings:
     """The settings of an existing run.
 
     Raises:
-        UserError: if the folder holds no run.
+        UserError: if the folder holds no run, or a setting is ill-typed.
     """
+    # Light to import until a run is opened: the command line reads this module for its --help.
+    from pydantic import TypeAdapter, ValidationError
+
+    from search.strict_yaml import first_problem
+
     content = read_settings(run)
     if content is None:
         raise UserError(
@@ -63,12 +67,15 @@ def load_settings(run: Path) -> SearchSettings:
             f"`python -m search run --out {run}`"
         )
     typed = dict(content)
-    for field in fields(SearchSettings):
-        if field.name in typed and field.type in ("Path | None", "Path"):
-            typed[field.name] = Path(typed[field.name])
     if "timeout" in typed:
-        typed["timeout"] = timedelta(seconds=float(str(typed["timeout"]).removesuffix("s")))
-    return replace(SearchSettings(**typed).resolved(), out=run.absolute())
+        # As it is written, seconds with their unit; anything else is left to be refused.
+        with suppress(ValueError):
+            typed["timeout"] = float(str(typed["timeout"]).removesuffix("s"))
+    try:
+        settings = TypeAdapter(SearchSettings).validate_python(typed)
+    except ValidationError as error:
+        raise UserError(f"{run / SETTINGS}: {first_problem(error)}") from None
+    return replace(settings.resolved(), out=run.absolute())
 
 
 def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:

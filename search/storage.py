@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -20,7 +23,11 @@ GRACE_SECONDS = 180
 """A trial without a sign of life for so long is failed by the next process that looks."""
 
 
-def open_storage(run: Path, url: str | None) -> BaseStorage:
+def open_storage(
+    run: Path,
+    url: str | None,
+    on_stale_trial: Callable[[Study, FrozenTrial], None] | None = None,
+) -> BaseStorage:
     """Opens the storage of a run's study.
 
     The default is an append-only journal: the dashboard reads and writes it while a search runs,
@@ -29,6 +36,7 @@ def open_storage(run: Path, url: str | None) -> BaseStorage:
     Args:
         run: the run folder.
         url: an Optuna storage URL (postgresql://..., sqlite:///...), or None for the journal.
+        on_stale_trial: told of a trial that was failed for want of a sign of life.
 
     Raises:
         UserError: if the URL is malformed or nothing answers there; its password is not repeated.
@@ -49,7 +57,12 @@ def open_storage(run: Path, url: str | None) -> BaseStorage:
         with warnings.catch_warnings():
             # Heartbeats have been experimental since Optuna 2 and kept their meaning.
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
+            return RDBStorage(
+                url,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=on_stale_trial,
+            )
     except (SQLAlchemyError, NoSuchModuleError, ImportError, StorageInternalError) as error:
         raise UserError(
             f"--storage {shown} must be reachable, found {type(error).__name__}; check the server "

@@ -11,6 +11,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.candidate import METRICS
@@ -26,35 +27,76 @@ from search.storage import open_storage
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
 
+FINGERPRINT = "fingerprint"
+"""User attribute of a study: of the splits that its trials were trained and scored on."""
+
 PREPARED = "prepared"
 """User attribute of a study whose first trials have been enqueued."""
 
 
-def open_study(settings: SearchSettings) -> optuna.Study:
-    """Creates the study of a run, or opens it."""
+def open_study(
+    settings: SearchSettings, fingerprint: str, saved_name: str | None = None
+) -> optuna.Study:
+    """Creates the study of a run, or opens it.
+
+    Args:
+        settings: resolved; the last part of `out` names a new study.
+        fingerprint: of the splits, so that a shared storage never mixes trials of other images.
+        saved_name: of an existing run, whose folder may have been renamed since; None creates.
+
+    Raises:
+        UserError: if a new run's storage has a study of its name already, or an old one's has none.
+    """
     assert settings.out is not None
     assert settings.epochs is not None
     # Optuna logs each trial, failed ones with a traceback; the progress display tells them.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = open_storage(settings.out, settings.storage)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=settings.out.name,
-        direction="maximize",
-        pruner=make_pruner(settings.pruner, settings.epochs),
-        load_if_exists=True,
-    )
+    storage = open_storage(settings.out, settings.storage, enqueue_again)
+    pruner = make_pruner(settings.pruner, settings.epochs)
+    if saved_name is None:
+        study = _create(storage, settings.out.name, pruner)
+        study.set_user_attr(FINGERPRINT, fingerprint)
+    else:
+        study = _load(storage, saved_name, pruner, settings.out)
+    if study.user_attrs.get(FINGERPRINT, fingerprint) != fingerprint:
+        raise UserError(
+            f"the study '{study.study_name}' must be of this run's images, found one of others; "
+            "choose another --storage or --out"
+        )
     with warnings.catch_warnings():
         # Both have been experimental since Optuna 3 and kept their meaning.
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(["AUC on select"])
         # Another seed for each resumption, or TPE would draw its first random numbers once more.
         study.sampler = TPESampler(
-            seed=settings.seed + len(study.get_trials(deepcopy=False)),
+            seed=(settings.seed + len(study.get_trials(deepcopy=False))) % 2**32,
             multivariate=True,
             group=True,
         )
     return study
+
+
+def _create(storage: BaseStorage, name: str, pruner: BasePruner) -> optuna.Study:
+    # An empty one is what a process left that was killed before it wrote its settings.
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+    )
+    if study.get_trials(deepcopy=False):
+        raise UserError(
+            f"the storage must have no study '{name}' yet, found one with trials; choose another "
+            "--out, whose last part names the study"
+        )
+    return study
+
+
+def _load(storage: BaseStorage, name: str, pruner: BasePruner, run: Path) -> optuna.Study:
+    try:
+        return optuna.load_study(storage=storage, study_name=name, pruner=pruner)
+    except KeyError:
+        raise UserError(
+            f"the storage must have the study '{name}' of {run}, found none; restore it, start in "
+            "the folder that a relative --storage is meant from, or choose another --out"
+        ) from None
 
 
 def make_pruner(name: str, epochs: int) -> BasePruner:
@@ -103,7 +145,8 @@ def enqueue_first_trials(study: optuna.Study, plan: Plan, run: Path) -> None:
         study.tell(trial, state=TrialState.PRUNED)
     enqueue_baseline(study)
     for backbone in plan.space.backbones:
-        study.enqueue_trial(plan.space.default_parameters(backbone))
+        # A process may have been killed amid this.
+        study.enqueue_trial(plan.space.default_parameters(backbone), skip_if_exists=True)
     study.set_user_attr(PREPARED, True)
 
 
@@ -122,7 +165,8 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
         trial
         for trial in study.get_trials(deepcopy=False)
         if trial.state.is_finished()
-        and trial.user_attrs.get(STATE) != "rejected"
+        # Without a state: its process was killed, and another one told Optuna.
+        and trial.user_attrs.get(STATE, "rejected") != "rejected"
         and not trial.user_attrs.get(INTERRUPTED)
     ]
 
@@ -169,7 +213,14 @@ def drive(
         remaining = settings.trials - len(counted_trials(study))
         if remaining <= 0:
             break
-        study.optimize(objective, n_trials=remaining, catch=(TrialFailed,), callbacks=[after_trial])
+        study.optimize(
+            objective,
+            n_trials=remaining,
+            catch=(TrialFailed,),
+            callbacks=[after_trial],
+            # The traceback of a pruned trial keeps its network and its workers alive otherwise.
+            gc_after_trial=True,
+        )
         if len(failures) >= FAILURES_TO_STOP and not complete_trials(study):
             raise UserError(
                 f"the first {len(failures)} trials all failed, the last with: {failures[-1]}"

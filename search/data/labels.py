@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,12 @@ _EXAMPLES = 3
 
 
 def read_labels(
-    labels: Path, images: Path, groups: Path | None = None, *, skip_missing: bool = False
+    labels: Path,
+    images: Path,
+    groups: Path | None = None,
+    *,
+    skip_missing: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
     """The table of a label file.
 
@@ -41,6 +47,7 @@ def read_labels(
         groups: a file of the same form with the header `img_name,group`; it may name more images
             than the label file does.
         skip_missing: leave out listed images that are absent from the folder.
+        tell: given a line on the images that are left out.
 
     Raises:
         UserError: if a file or the folder is absent or unreadable, the header or a line is wrong,
@@ -54,7 +61,7 @@ def read_labels(
         fail(labels, row["line"], f"target must be 0 or 1, found '{row['target']}'")
     table["target"] = table["target"].astype(np.int64)
     table = _drop_repeats(_with_keys(table, labels), "target", labels)
-    table = _locate(table, images, labels, skip_missing=skip_missing)
+    table = _locate(table, images, labels, skip_missing=skip_missing, tell=tell)
     table["group"] = table["img_name"] if groups is None else _groups_of(table, groups)
     return table[["img_name", "path", "target", "group"]].reset_index(drop=True)
 
@@ -131,7 +138,12 @@ def _drop_repeats(table: pd.DataFrame, value: str | None, path: Path) -> pd.Data
 
 
 def _locate(
-    table: pd.DataFrame, images: Path, listed_in: Path, *, skip_missing: bool
+    table: pd.DataFrame,
+    images: Path,
+    listed_in: Path,
+    *,
+    skip_missing: bool,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
     """Adds `path`; absent images are an error or, with `skip_missing`, left out."""
     if not images.is_dir():
@@ -139,8 +151,13 @@ def _locate(
         raise UserError(f"{images} must be a folder of images, found {found}; check the path")
     root = str(images.absolute())
     present = _are_files(root, table["key"].tolist())
-    if not present.all() and not (skip_missing and present.any()):
-        absent = table["img_name"][~present]
+    absent = table["img_name"][~present]
+    if not absent.empty and skip_missing and present.any():
+        tell(
+            f"{len(absent):,} of {len(table):,} images listed in {listed_in.name} are absent and "
+            f"left out (--skip-missing): {_examples(absent)}"
+        )
+    elif not absent.empty:
         remedy = (
             "check that it is the right folder"
             if not present.any()

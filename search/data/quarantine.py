@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
 
+from search.data.atomic import write_atomically
 from search.errors import UserError
 
 _LONGEST_REASON = 200
@@ -136,12 +136,11 @@ def _read(path: Path) -> list[BrokenFile]:
 def _write(path: Path, rows: Iterable[BrokenFile]) -> None:
     """Replaces the file as a whole: who reads it meanwhile sees the old list or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+
+    def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(HEADER)
             writer.writerows(astuple(row) for row in rows)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(path, write)

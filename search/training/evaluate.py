@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from search.data.loaders import Batch, Loader
 from search.training.metrics import Metrics
@@ -69,11 +69,13 @@ def predict(
     """
     network.to(runtime.device).eval()
     indices, scores, targets = [], [], []
+    largest: int | None = None
     with torch.inference_mode(), exact_float32():
         for batch in loader:
-            logits = network(to_device(batch, runtime).images)
-            # The sigmoid in double precision keeps scores apart that float32 would round to 1.
-            scores.append(margin(logits.double()).sigmoid().cpu().numpy())
+            logits, largest = _forward(network, to_device(batch, runtime).images, largest)
+            # The sigmoid in double precision, which MPS lacks, keeps scores apart that float32
+            # would round to 1.
+            scores.append(margin(logits.cpu().double()).sigmoid().numpy())
             indices.append(batch.indices.numpy())
             targets.append(batch.targets.numpy())
             on_batch()
@@ -86,6 +88,23 @@ def predict(
         broken = int((~np.isfinite(joined.scores)).sum())
         raise FloatingPointError(f"{broken} of {len(joined.scores)} scores are not finite")
     return joined
+
+
+def _forward(network: nn.Module, images: Tensor, largest: int | None) -> tuple[Tensor, int | None]:
+    """Logits (N, 2) of images (N, 3, H, W), in parts of at most `largest` images, and how large
+    parts may be: half as large whenever memory runs out."""
+    size = min(len(images), largest or len(images))
+    while True:
+        try:
+            logits = torch.cat([network(part) for part in images.split(size)])
+            return logits, size if size < len(images) else largest
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        # Outside the handler, whose traceback would keep the tensors of the failed try alive.
+        size = (size + 1) // 2
+        if images.is_cuda:
+            torch.cuda.empty_cache()
 
 
 def evaluate(

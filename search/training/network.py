@@ -10,10 +10,17 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from search.errors import UserError
 from search.training.recipe import Recipe
 
 NUM_CLASSES = 2
 """Column 0 is real, column 1 is fake."""
+
+REACHING_OUT = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
+"""Arguments of timm.create_model that load files or reach the network: with them a network would
+start from other weights than the rules have judged."""
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a new classifier's weights."""
@@ -90,7 +97,15 @@ def build_trunk(recipe: Recipe, *, pretrained: bool) -> nn.Module:
         recipe: names the architecture and where its weights come from.
         pretrained: load the starting weights; False leaves the random initialisation of the
             recipe's seed, as it must when trained weights are loaded over it anyway.
+
+    Raises:
+        UserError: if the recipe, which may come from elsewhere, names no architecture of timm or
+            an argument that reaches out.
     """
+    if not timm.is_model(recipe.architecture):
+        raise UserError(f"architectures must be timm's own, found '{recipe.architecture}'")
+    if reaching := sorted(REACHING_OUT & recipe.model_args.keys()):
+        raise UserError(f"model_args must not load anything, found {', '.join(reaching)}")
     arguments: dict[str, Any] = dict(recipe.model_args)
     if recipe.drop_path > 0:
         arguments["drop_path_rate"] = recipe.drop_path

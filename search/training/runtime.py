@@ -91,6 +91,8 @@ def supports_capability(capability: tuple[int, int], architectures: list[str]) -
     for architecture in architectures:
         kind, _, version = architecture.partition("_")
         digits = "".join(character for character in version if character.isdigit())
+        if len(digits) < 2:
+            continue
         major, minor = int(digits[:-1]), int(digits[-1])
         if kind == "sm" and major == capability[0] and minor <= capability[1]:
             return True

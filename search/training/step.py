@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -68,6 +69,7 @@ class OptimizerStep:
                     raise
             # Outside the handler, whose traceback would keep the tensors of the failed try alive.
             self.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
             self.micro_batch_size = (min(self.micro_batch_size, len(batch.targets)) + 1) // 2
             if self.runtime.on_cuda:
                 torch.cuda.empty_cache()

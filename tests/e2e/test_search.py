@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from search.candidate import Candidate
 from search.cli import main
@@ -315,13 +316,14 @@ def test_a_broken_report_split_is_told_after_everything_is_written(
 
 
 def test_the_time_limit_ends_the_search_with_a_leaderboard(
-    data_set: DataSet, tmp_path: Path
+    data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     arguments = ["run", *data_set.flags, *QUICK, "--epochs", "1000", "--out", str(run)]
     started = time.monotonic()
     assert main([*arguments, "--timeout", "8s"]) == 0
     assert time.monotonic() - started < 60
+    assert "resume with: python -m search run --out" in capsys.readouterr().out
     assert len(leaderboard(run)) >= 1
     assert (run / "report.html").exists()
 
@@ -344,6 +346,20 @@ def test_the_report_is_written_anew(finished_run: Path, tmp_path: Path) -> None:
     assert main(["report", "--out", str(run)]) == 0
     pd.testing.assert_frame_equal(leaderboard(run), leaderboard(finished_run))
     assert "onefold" in (run / "report.html").read_text()
+
+
+def test_a_report_of_a_running_search_leaves_the_report_split_alone(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "renamed"
+    shutil.copytree(finished_run, run)
+    for scores in run.glob("candidates/*/scores_report.csv"):
+        scores.unlink()
+    with FileLock(run / ".lock"):
+        assert main(["report", "--out", str(run)]) == 0
+    assert "the search is running" in capsys.readouterr().out
+    assert not list(run.glob("candidates/*/scores_report.csv"))
+    assert len(leaderboard(run)) == len(leaderboard(finished_run))
 
 
 @pytest.mark.parametrize("state", ["notes", "artifacts"])

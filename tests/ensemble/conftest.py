@@ -114,7 +114,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run is not None
     splits = read_splits(settings)
     write_settings(settings, run)
-    write_data(run, splits)
+    write_data(run, splits, run.name)
     (run / "backbones.yaml").write_text(BACKBONES, encoding="utf-8")
     load_backbones(run / "backbones.yaml")
     candidates = [_train(run, name, splits) for name in RECIPES]

@@ -45,6 +45,7 @@ def test_help_loads_nothing_heavy(package: str) -> None:
     [
         (["run", "--trails", "3"], "Did you mean --trials?"),
         (["run", "--trials", "0"], "--trials"),
+        (["run", "--seed", "-1"], "--seed"),
         (["run", "--timeout", "8q"], "90m, 8h, 1d"),
         (["run", "--weights", "jft"], "hub"),
         (["run", "--train-labels", "x.txt"], "add --train-images"),

@@ -7,10 +7,15 @@ from typing import Any
 import optuna
 import pytest
 from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
 
-from search.objective import FEWEST_COMPLETE, _TrialTraining
-from search.outcome import ROW
+from search.data.quarantine import Quarantine
+from search.errors import UserError
+from search.interruption import Interrupted, Interruption
+from search.objective import FEWEST_COMPLETE, Objective, TrialFailed, _TrialTraining
+from search.outcome import INTERRUPTED, ROW
+from search.progress import StudyProgress
 from search.space import BASELINE, PRESET
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord
@@ -26,6 +31,54 @@ class Harsh(BasePruner):
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         self.asked += 1
         return True
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),  # a second Ctrl-C
+        (Interrupted("interrupted by the user"), TrialFailed),
+        (UserError("at most 5% may be broken"), UserError),
+        (RuntimeError("a worker was terminated"), TrialFailed),
+    ],
+)
+def test_a_trial_that_was_stopped_is_queued_again(
+    error: BaseException,
+    raised: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: Any) -> float:
+        raise error
+
+    monkeypatch.setattr(_TrialTraining, "complete", fail)
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 0.25}, user_attrs={PRESET: "anything"})
+    trial = study.ask()
+    verdict = SimpleNamespace(
+        allowed=True,
+        backbone="b",
+        pretraining="p",
+        params_thop=1,
+        params_exact=1,
+        gmacs=1.0,
+        image_size=32,
+    )
+    backbone = SimpleNamespace(name=RECIPE.backbone)
+    space = SimpleNamespace(recipe=lambda _: RECIPE, backbones=(), baseline=backbone)
+    plan: Any = SimpleNamespace(space=space, judge=lambda *_: verdict)
+    interruption = Interruption()
+    interruption.requested = isinstance(error, RuntimeError)
+    progress = StudyProgress(Console(quiet=True), 1)
+    objective = Objective(plan, tmp_path, Quarantine(None), progress, interruption)
+    study._thread_local.in_optimize_loop = True
+    with pytest.raises(raised):
+        objective(trial)
+    assert trial.user_attrs[INTERRUPTED]
+    (again,) = [t for t in study.trials if t.state == TrialState.WAITING]
+    assert again.system_attrs["fixed_params"] == {"x": 0.25}
+    assert again.user_attrs == {PRESET: "anything"}
+    assert progress.finished == 0
 
 
 def pruned_after(epoch: int, *, complete: int, preset: str | None = None) -> tuple[bool, int]:

@@ -41,7 +41,7 @@ def test_flags_that_do_not_go_together_are_refused(given: dict[str, Any], messag
     ("given", "expected"),
     [
         ({}, {"pool": "demo", "weights": "none", "weights_source": "none"}),
-        (DATA, {"pool": "small", "weights": "hub", "trials": 20, "epochs": 4}),
+        (DATA, {"pool": "small", "weights": "hub", "trials": None, "epochs": 4}),
         (DATA | {"trials": 3, "pool": "strong"}, {"trials": 3, "pool": "strong"}),
         (DATA | {"weights_dir": Path("w")}, {"weights": None, "weights_source": "file"}),
     ],
@@ -80,6 +80,20 @@ def test_a_run_is_not_resumed_with_other_settings(
     write_settings(settings, tmp_path)
     with pytest.raises(UserError, match=message):
         check_resumable(replace(settings, **changes), read_settings(tmp_path) or {})
+
+
+def test_a_setting_that_was_mistyped_by_hand_is_one_line(tmp_path: Path) -> None:
+    write_settings(SearchSettings(out=tmp_path).resolved(), tmp_path)
+    path = tmp_path / SETTINGS
+    path.write_text(path.read_text() + "timeout: 8h\n")
+    with pytest.raises(UserError, match=r"timeout: .*found '8h'"):
+        load_settings(tmp_path)
+
+
+def test_settings_that_may_hold_a_password_are_private(tmp_path: Path) -> None:
+    settings = SearchSettings(out=tmp_path, storage="postgresql://u:p@h/d").resolved()
+    write_settings(settings, tmp_path)
+    assert (tmp_path / SETTINGS).stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("changes", [{"trials": 40}, {"timeout": timedelta(1)}, {"keep": 2}])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +30,52 @@ from search.study import (
 
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
-    return open_study(SearchSettings(out=tmp_path, pruner="none").resolved())
+    return open_study(SearchSettings(out=tmp_path, pruner="none").resolved(), "abc")
+
+
+def test_a_renamed_run_keeps_its_study(study: optuna.Study, tmp_path: Path) -> None:
+    study.enqueue_trial({})
+    renamed = tmp_path.rename(tmp_path.with_name("renamed"))
+    settings = SearchSettings(out=renamed, pruner="none").resolved()
+    assert len(open_study(settings, "abc", study.study_name).trials) == 1
+    with pytest.raises(UserError, match=r"must have the study 'renamed' of .* found none"):
+        open_study(settings, "abc", "renamed")
+
+
+def test_a_storage_never_mixes_runs(study: optuna.Study, tmp_path: Path) -> None:
+    settings = SearchSettings(out=tmp_path, pruner="none").resolved()
+    assert open_study(settings, "abc").trials == []  # left by a process that was killed at once
+    study.enqueue_trial({})
+    with pytest.raises(UserError, match="found one with trials"):
+        open_study(settings, "abc")
+    with pytest.raises(UserError, match="images, found one of others"):
+        open_study(settings, "xyz", study.study_name)
+
+
+def test_a_pruned_trial_leaves_nothing_in_memory(study: optuna.Study, tmp_path: Path) -> None:
+    class Heavy:
+        """Stands for a network and its optimizer."""
+
+    alive: list[int] = []
+    left: list[weakref.ref[Heavy]] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        alive.append(sum(ref() is not None for ref in left))
+        heavy = Heavy()
+        left.append(weakref.ref(heavy))
+        trial.set_user_attr(STATE, "pruned")
+        raise optuna.TrialPruned
+
+    pruning: Any = objective
+    settings = SimpleNamespace(trials=4, keep=3)
+    pruning.plan, pruning.run = SimpleNamespace(settings=settings), tmp_path
+    pruning.interruption = Interruption()
+    gc.disable()
+    try:
+        drive(study, pruning, lambda *_: None)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +111,9 @@ def test_the_baseline_is_enqueued_once(study: optuna.Study) -> None:
 
 
 def test_rejected_and_interrupted_trials_do_not_count(study: optuna.Study) -> None:
-    for attributes in ({STATE: "complete"}, {STATE: "rejected"}, {"interrupted": True}):
+    stale: dict[str, Any] = {}  # told by another process, for want of a sign of life
+    interrupted = {STATE: "failed", "interrupted": True}
+    for attributes in ({STATE: "complete"}, {STATE: "rejected"}, interrupted, stale):
         trial = study.ask()
         for name, value in attributes.items():
             trial.set_user_attr(name, value)

@@ -213,7 +213,12 @@ def test_absent_images(images: Path, tmp_path: Path) -> None:
     message = error_of(labels, images)
     assert "7 of 8 are absent: x0.jpg, x1.jpg, x2.jpg, ...; " in message
     assert "--skip-missing" in message
-    table = read_labels(labels, images, skip_missing=True)
+    lines = list[str]()
+    table = read_labels(labels, images, skip_missing=True, tell=lines.append)
+    assert lines == [
+        f"7 of 8 images listed in {labels.name} are absent and left out (--skip-missing): "
+        "x0.jpg, x1.jpg, x2.jpg, ..."
+    ]
     assert table["img_name"].tolist() == ["a.jpg"]
     assert table.index.tolist() == [0]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from search.data.atomic import write_atomically
 from search.errors import UserError
 from search.training.checkpoint import (
     copy_state,
@@ -13,7 +14,6 @@ from search.training.checkpoint import (
     load_weights,
     save_state,
     save_weights,
-    write_atomically,
 )
 
 

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
+from search.errors import UserError
 from search.training.network import build_network, margin
 from search.training.recipe import Recipe
 
@@ -96,6 +98,19 @@ def test_parameter_groups_hold_every_parameter_once(recipe: Recipe, layer_decay:
     scales = {group.get("lr_scale", 1.0) for group in groups}
     assert max(scales) == 1.0
     assert (min(scales) < 1.0) == (layer_decay < 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "hf-hub:someone/something"}, "must be timm's own"),
+        ({"model_args": {"checkpoint_path": "other.pth"}}, "must not load anything"),
+        ({"model_args": {"pretrained_cfg_overlay": {}}}, "found pretrained_cfg_overlay"),
+    ],
+)
+def test_a_foreign_recipe_loads_nothing(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_network(replace(RESNET, **changes), pretrained=False)
 
 
 def test_margin_is_the_log_odds_of_fake() -> None:

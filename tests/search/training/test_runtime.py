@@ -28,6 +28,7 @@ from search.training.runtime import (
         ((9, 0), ["sm_90a"], True),
         ((12, 0), ["sm_100", "sm_120"], True),
         ((7, 5), [], False),
+        ((9, 0), ["gfx90a", "sm_"], False),  # names of other makers are passed over
     ],
 )
 def test_kernels_exist_for_a_gpu(

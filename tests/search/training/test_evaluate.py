@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from search.data.loaders import Loader, eval_loader
+from search.training.evaluate import predict
+from search.training.runtime import Runtime
+
+RUNTIME = Runtime(torch.device("cpu"), 0)
+
+
+class Greedy(nn.Module):
+    """Runs out of memory above a number of images, and records how many it was given."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.given = most, list[int]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.given.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError
+        brightness = images.mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(brightness), brightness], 1)
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> Loader:
+    paths = [tmp_path / f"{number:02d}.png" for number in range(20)]
+    for number, path in enumerate(paths):
+        Image.fromarray(np.full((8, 8, 3), 10 * number, np.uint8)).save(path)
+    table = pd.DataFrame(
+        {"img_name": [p.name for p in paths], "path": map(str, paths), "target": [0, 1] * 10}
+    )
+    return eval_loader(table, 8, batch_size=8)
+
+
+def test_scores_do_not_depend_on_what_fits_into_memory(loader: Loader) -> None:
+    ample, scarce = Greedy(8), Greedy(3)
+    expected = predict(ample, loader, RUNTIME)
+    found = predict(scarce, loader, RUNTIME)
+    assert np.array_equal(found.scores, expected.scores)
+    assert np.array_equal(found.indices, np.arange(20))
+    assert ample.given == [8, 8, 4]
+    # Halved twice, then kept for the batches that follow.
+    assert scarce.given == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_one_image_that_does_not_fit_is_an_error(loader: Loader) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(Greedy(0), loader, RUNTIME)
