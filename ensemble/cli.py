@@ -48,7 +48,7 @@ def fuse(
     *,
     settings: MergeSettings,
     members: str = "auto",
-    head: Literal["mean", "weights", "mlp"] = "mean",
+    head: Literal["weights", "mean", "mlp"] = "weights",
     finetune_epochs: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
 ) -> None:
     """Fuse several candidates into one network under the budget.
@@ -58,7 +58,7 @@ def fuse(
     members
         auto: the set with the best AUC on select that fits the budget; or names: 0003,0007.
     head
-        mean of the probabilities, learned convex weights of the logits, or an MLP on features.
+        learned convex weights of the logits, mean of the probabilities, or an MLP on features.
     finetune_epochs
         Epochs of training all of it together afterwards.
     """

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
+from scipy.special import logit
 
 from ensemble.head_fit import fit_head, trunk_outputs
 from ensemble.heads import HeadKind, head_cost, head_overhead
@@ -37,7 +38,7 @@ def run_fuse(
     pool: Pool,
     *,
     members: Sequence[str] | None = None,
-    head: HeadKind = "mean",
+    head: HeadKind = "weights",
     finetune_epochs: int = 0,
     console: Console | None = None,
     interruption: Interruption | None = None,
@@ -104,9 +105,15 @@ def find_members(pool: Pool, names: Sequence[str] | None, head: HeadSpec) -> tup
         UserError: if the named ones, or any two, do not fit the budget together with the head.
     """
     everyone = pool.candidates if names is None else pool.choose(names)
+    scores = pool.select_scores([c.name for c in everyone])
+    averages_logits = head.kind == "weights"
+    if averages_logits:
+        # A margin above 36 is a probability of 1 in double precision.
+        scores = logit(scores.clip(np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg))
     knapsack = Knapsack(
         names=tuple(c.name for c in everyone),
-        scores=pool.select_scores([c.name for c in everyone]),
+        scores=scores,
+        is_log_odds=averages_logits,
         targets=pool.select_targets,
         costs=np.array([_cost(c, head) for c in everyone], np.int64),
         room=pool.catalogue.budget - head_overhead(head.kind, head.hidden_size),

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from ensemble.finished import FEWEST
 from ensemble.selection import quality
@@ -27,10 +28,11 @@ class Knapsack:
     """What there is to choose from, and the room for it."""
 
     names: tuple[str, ...]  # M candidates, best first
-    scores: Floats  # (M, N) probabilities on select
+    scores: Floats  # (M, N) on select: what the head averages, probabilities or log-odds
     targets: Integers  # (N,) 1 = fake
     costs: Integers  # (M, 2) parameters by thop and exactly, those of its part of the head included
     room: int  # for both sums: the budget less what the head costs anyway
+    is_log_odds: bool = False
 
     def cost(self, subset: Sequence[int]) -> Integers:
         """Both sums (2,)."""
@@ -41,8 +43,9 @@ class Knapsack:
         return bool((self.cost(subset) <= self.room).all())
 
     def value(self, subset: Sequence[int]) -> tuple[float, float, int]:
-        """AUC of the mean probability; of equals the lower log loss, then the smaller set wins."""
-        auc, likelihood = quality(self.scores[list(subset)].mean(axis=0), self.targets)
+        """AUC of the mean; of equals the lower log loss, then the smaller set wins."""
+        mean = self.scores[list(subset)].mean(axis=0)
+        auc, likelihood = quality(expit(mean) if self.is_log_odds else mean, self.targets)
         return auc, likelihood, -int(self.cost(subset)[1])
 
 
@@ -86,6 +89,7 @@ def check_members(knapsack: Knapsack, subset: Subset) -> None:
         targets=knapsack.targets,
         costs=knapsack.costs[list(subset)],
         room=knapsack.room,
+        is_log_odds=knapsack.is_log_odds,
     )
     try:
         best = choose_members(named)

@@ -51,7 +51,7 @@ def test_a_fused_network_is_kept_whole(head: HeadKind, pool: Pool) -> None:
 
 
 def test_the_mean_of_networks_of_one_size_scores_as_their_ensemble(pool: Pool) -> None:
-    candidate = run_fuse(pool, members=["0002", "0004"])
+    candidate = run_fuse(pool, members=["0002", "0004"], head="mean")
     expected = pool.select[["0002", "0004"]].mean(axis=1)
     np.testing.assert_allclose(candidate.scores["y_pred"], expected, atol=1e-6)
     assert candidate.metrics["auc"] == roc_auc(expected, pool.select_targets)
@@ -77,7 +77,7 @@ def test_a_named_set_over_the_budget_is_refused_before_anything_is_loaded(pool: 
     room = costs["0002"] + costs["0004"]
     message = f"{costs['0000']:,} too many; the best of them that fit: "
     with pytest.raises(UserError, match=message):
-        run_fuse(with_budget(pool, room), members=["0000", "0002", "0004"])
+        run_fuse(with_budget(pool, room), members=["0000", "0002", "0004"], head="mean")
     assert not (pool.run / "merged").exists()
 
 
@@ -87,7 +87,7 @@ def test_the_module_is_counted_whatever_the_candidates_records_say(pool: Pool) -
         path = pool.get(name).path / "metrics.json"
         path.write_text(path.read_text("utf-8").replace("372882", "1000"), "utf-8")
     with pytest.raises(UserError, match=r"fused network of 2 members .*745,764 exactly"):
-        run_fuse(with_budget(pool, 700_000), members=["0000", "0001"])
+        run_fuse(with_budget(pool, 700_000), members=["0000", "0001"], head="mean")
     assert not (pool.run / "merged").exists()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from ensemble.members import EXACT_LIMIT, Knapsack, check_members, choose_members
 from search.errors import UserError
@@ -127,3 +128,14 @@ def test_a_named_pair_that_is_too_large_has_no_remedy_inside() -> None:
     )
     with pytest.raises(UserError, match="2 too many; no two of them fit"):
         check_members(knapsack, (0, 1))
+
+
+def test_log_odds_are_averaged_where_the_head_does_so() -> None:
+    """One sure member outvotes two that lean the other way by its log-odds alone."""
+    odds = np.array([[9.0, -9.0], [-2.0, 2.0], [-2.0, 2.0]])
+    targets, costs = np.array([1, 0]), np.ones((3, 2), np.int64)
+    names = ("a", "b", "c")
+    by_odds = Knapsack(names, odds, targets, costs, room=3, is_log_odds=True)
+    by_probability = Knapsack(names, expit(odds), targets, costs, room=3)
+    assert by_odds.value((0, 1, 2))[0] == 1.0
+    assert by_probability.value((0, 1, 2))[0] == 0.0
