@@ -40,7 +40,7 @@ def distill(*, settings: DistillSettings) -> None:
 
     with _opened(settings, console, settings.allow_tainted) as (pool, interruption):
         run_distill(pool, settings, console, interruption)
-        run_compare(pool, console)
+        run_compare(pool, console, interruption.check)
 
 
 @app.command
@@ -108,8 +108,8 @@ def compare(*, settings: RunSettings) -> None:
     with loading(console):
         from ensemble.compare import run_compare
 
-    with _opened(settings, console) as (pool, _):
-        run_compare(pool, console)
+    with _opened(settings, console) as (pool, interruption):
+        run_compare(pool, console, interruption.check)
 
 
 @app.command

@@ -10,6 +10,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from search.figure import LIGHT, Theme, add_legend, name_points, new_figure, save
 
+ROOM_FOR_NAMES = 0.5
+"""Share by which the axis of costs goes on, so that the costliest model has its name too."""
+
 
 def draw_comparison(table: pd.DataFrame, path: Path, theme: Theme = LIGHT) -> Path:
     """AUC with its interval against GMACs; the recommended model stands out.
@@ -34,7 +37,9 @@ def draw_comparison(table: pd.DataFrame, path: Path, theme: Theme = LIGHT) -> Pa
         if chosen.any():
             axes.plot(cost[chosen], auc[chosen], marker, color=colour, ms=size, label=label, ls="")
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    axes.margins(x=0.12)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right * (right / left) ** ROOM_FOR_NAMES)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())

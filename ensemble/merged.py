@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ensemble.choice import COMPARISON
 from ensemble.model import SPEC, FusedNetwork, ModelSpec
 from ensemble.origin import judge_recipe
 from ensemble.pool import Pool
-from search.candidate import METRICS, REPORT_SCORES, Candidate, save_candidate, score_table
+from search.candidate import METRICS, REPORT_SCORES, WEIGHTS, Candidate, save_candidate, score_table
 from search.errors import UserError
 from search.rules import Counts, count_parameters, counter, over_budget
 from search.training.checkpoint import copy_state
@@ -66,7 +67,8 @@ def keep_merged(
     """Counts and scores a finished model and writes its folder.
 
     Nothing is written before it was scored. What the folder held before is replaced file by file;
-    metrics.json goes first and comes last, so that a folder with it is whole.
+    metrics.json goes first and comes last, so that a folder with it is whole. A comparison that was
+    made before is gone.
 
     Args:
         pool: whose run it belongs to.
@@ -91,8 +93,11 @@ def keep_merged(
     }
     folder = merged_folder(pool.run, name)
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (METRICS, REPORT_SCORES):
-        (folder / stale).unlink(missing_ok=True)
+    # The weights too: what is killed here must not leave old weights under a new origin. And a
+    # comparison recommends what it measured, not what took its place.
+    stale = [folder / name for name in (METRICS, REPORT_SCORES, WEIGHTS)]
+    for path in (pool.run / COMPARISON, *stale):
+        path.unlink(missing_ok=True)
     spec.save(folder / SPEC)
     candidate = save_candidate(
         folder,

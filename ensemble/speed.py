@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from statistics import median
 
 import torch
@@ -22,7 +23,10 @@ SECONDS_PER_MEASUREMENT = 0.5
 
 
 def measure_speed(
-    models: Mapping[str, nn.Module], device: torch.device, batch_size: int
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    batch_size: int,
+    on_model: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Images a second of models in fp32, by their names.
 
@@ -33,11 +37,15 @@ def measure_speed(
             logits.
         device: to compute on.
         batch_size: images in one forward pass.
+        on_model: called before every measurement.
     """
     speeds: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
+    # The timer waits for the current GPU, whichever the models are on.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with current, torch.inference_mode():
         for round_number in range(ROUNDS):
             for name, model in models.items():
+                on_model()
                 model.to(device).eval()
                 size = int(model.image_size)  # type: ignore[arg-type]
                 images = torch.rand(batch_size, 3, size, size, device=device)

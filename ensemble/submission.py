@@ -19,11 +19,13 @@ from ensemble.evidence import describe_rules
 from ensemble.ledger import LEDGER, Entry, Ledger
 from ensemble.manifest import file_sha256
 from ensemble.model import FusedNetwork, ModelSpec, load_model
+from ensemble.origin import judge_origin
 from ensemble.package import Content, write_package
 from ensemble.prediction_file import PREDICTION, examples
 from ensemble.scoring import Scored, open_runtime, score_images
 from ensemble.verify import verify
 from search.backbones import Catalogue, load_backbones
+from search.candidate import Candidate
 from search.data.labels import read_list
 from search.errors import UserError
 from search.settings_file import load_settings
@@ -125,7 +127,9 @@ def complete_scores(
             "mend them, or give them all one score with --broken-score 0.5, which is recorded"
         )
     scores = scored.table.set_index("path")["y_pred"]
-    filled = scores.reindex(table["path"]).fillna(broken_score if scored.broken else None)
+    filled = scores.reindex(table["path"])
+    if broken_score is not None and scored.broken:
+        filled = filled.fillna(broken_score)
     return pd.DataFrame({"img_name": table["img_name"], "y_pred": filled.to_numpy()})
 
 
@@ -147,10 +151,15 @@ def _judge(
         budget=catalogue.budget,
         declared={backbone.name: backbone.pretraining for backbone in catalogue.backbones},
     )
-    if rules["broken_rules"]:
+    broken = list(rules["broken_rules"])
+    if spec.method == "candidate" and not broken:
+        # What was recorded when it was trained counts besides today's judgement of its tag.
+        origin = judge_origin(Candidate(choice.folder), catalogue)
+        broken += [] if origin.allowed else [origin.reason]
+    if broken:
         raise UserError(
-            f"{choice.name} must keep the rules to be submitted, but "
-            f"{'; '.join(rules['broken_rules'])}; choose another --model"
+            f"{choice.name} must keep the rules to be submitted, but {'; '.join(broken)}; choose "
+            "another --model"
         )
     return rules
 

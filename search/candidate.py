@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ def save_candidate(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RECIPE, recipe.save)
-    _write_csv(folder / HISTORY, pd.DataFrame([asdict(record) for record in history]))
+    columns = [field.name for field in fields(EpochRecord)]
+    _write_csv(folder / HISTORY, pd.DataFrame(map(asdict, history), columns=columns))
     _write_csv(folder / SCORES, scores)
     if weights is not None:
         save_weights(folder / WEIGHTS, weights)

@@ -152,7 +152,7 @@ def _accepted(error: Exception) -> str:
 
 def loading(console: Console) -> Status:
     """Tells on a terminal that a command has begun, while it imports its libraries."""
-    return console.status("loading torch, timm and Optuna")
+    return console.status("loading torch and timm")
 
 
 def run_app(app: Any, arguments: Sequence[str]) -> int:
@@ -174,6 +174,21 @@ def run_app(app: Any, arguments: Sequence[str]) -> int:
         if debug:
             raise
         errors.print(f"error: {' '.join(str(error).split())}{_accepted(error)}")
+        return 2
+    except ArithmeticError as error:
+        # A loss or a score that is not finite: the settings are at fault.
+        if debug:
+            raise
+        errors.print(f"error: {' '.join(str(error).split())}")
+        return 2
+    except RuntimeError as error:
+        if debug or "out of memory" not in str(error):
+            raise
+        errors.print(
+            f"error: one image must fit into the device's memory, found: "
+            f"{' '.join(str(error).split())[:200]}; choose a smaller --image-size or model, or "
+            "--device cpu"
+        )
         return 2
     except KeyboardInterrupt:
         if debug:

@@ -76,7 +76,8 @@ def read_list(names: Path, images: Path, *, skip_missing: bool = False) -> pd.Da
     """
     table = read_rows(names, (None, "target"))
     table = _drop_repeats(_with_keys(table, names), None, names)
-    table = _locate(table, images, names, skip_missing=skip_missing)
+    remedy = "add them, or take them off the list"
+    table = _locate(table, images, names, skip_missing=skip_missing, remedy=remedy)
     table["group"] = table["img_name"]
     return table[["img_name", "path", "group"]].reset_index(drop=True)
 
@@ -143,6 +144,7 @@ def _locate(
     listed_in: Path,
     *,
     skip_missing: bool,
+    remedy: str = "add them, or leave them out with --skip-missing",
     tell: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
     """Adds `path`; absent images are an error or, with `skip_missing`, left out."""
@@ -158,14 +160,10 @@ def _locate(
             f"left out (--skip-missing): {_examples(absent)}"
         )
     elif not absent.empty:
-        remedy = (
-            "check that it is the right folder"
-            if not present.any()
-            else "add them, or leave them out with --skip-missing"
-        )
+        told = "check that it is the right folder" if not present.any() else remedy
         raise UserError(
             f"every image listed in {listed_in} must be in {images}, {len(absent)} of "
-            f"{len(table)} are absent: {_examples(absent)}; {remedy}"
+            f"{len(table)} are absent: {_examples(absent)}; {told}"
         )
     table = table[present]
     return table.assign(path=root + "/" + table["key"])

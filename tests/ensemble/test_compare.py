@@ -27,13 +27,14 @@ def contestant(name: str, noise: float, breaches: tuple[str, ...] = ()) -> Conte
     """Scores that tell the classes apart the worse, the more noise there is."""
     generator = np.random.default_rng(len(name))
     scores = 1 / (1 + np.exp(-(TARGETS - 0.5 + noise * generator.normal(size=200))))
+    metrics = evaluate(scores, TARGETS)
     return Contestant(
         model=name,
         kind="reference" if name == "teachers" else "single",
         path="" if name == "teachers" else f"merged/{name}",
         scores=scores,
-        metrics=evaluate(scores, TARGETS),
-        auc_select=0.5,
+        metrics=metrics,
+        auc_select=metrics.auc,
         breaches=breaches,
         costs={"params_thop": 1, "params_exact": 2, "gmacs": 0.5},
     )
@@ -48,7 +49,7 @@ def test_the_best_model_that_keeps_the_rules_is_recommended() -> None:
     ]
     table = compare(contestants, TARGETS, {1: {"single": 10.0}, 32: {}})
     assert tuple(table.columns) == COLUMNS
-    assert table["auc"].is_monotonic_decreasing
+    assert table["auc_select"].is_monotonic_decreasing
     (chosen,) = table[table["recommended"]].to_dict("records")
     assert chosen["model"] == "fused"
     assert chosen["p_value"] < 0.05
@@ -66,13 +67,23 @@ def test_a_difference_that_may_be_chance_is_called_so() -> None:
     single = contestant("single", 0.8)
     scores = single.scores.copy()
     scores[1] = 1.0  # one fake image more is ranked above all others
-    better = replace(single, model="fused", scores=scores, metrics=evaluate(scores, TARGETS))
+    metrics = evaluate(scores, TARGETS)
+    better = replace(single, model="fused", scores=scores, metrics=metrics, auc_select=metrics.auc)
     teachers = contestant("teachers", 2.0, ("several",))
     table = compare([single, teachers, better], TARGETS, {})
     (chosen,) = table[table["recommended"]].to_dict("records")
     assert chosen["model"] == "fused"
     assert "chance can explain" in chosen["reason"]
     assert "above the teacher ensemble" in chosen["reason"]
+
+
+def test_report_chooses_nothing() -> None:
+    single, better = contestant("single", 1.0), contestant("fused", 0.5)
+    teachers = contestant("teachers", 0.3, ("several models",))
+    table = compare([replace(single, auc_select=0.99), teachers, better], TARGETS, {})
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert chosen["model"] == "single"
+    assert chosen["auc"] < table["auc"].max()
 
 
 def test_nothing_is_recommended_when_all_break_a_rule() -> None:
@@ -94,6 +105,9 @@ def test_a_run_is_compared_and_its_winner_can_be_chosen(pool: Pool) -> None:
     winner = table[table["recommended"]].iloc[0]
     choice = choose_model(pool.run, "auto")
     assert choice.name == winner["path"]
+    run_soup(pool, "uniform", members=["0000", "0001"])
+    with pytest.raises(UserError, match="which is absent"):
+        choose_model(pool.run, "auto")  # it recommended what may have been replaced
     single = on_disk.set_index("model").loc["best single"]
     expected = roc_auc(pool.report[pool.best.name].to_numpy(), pool.report["target"].to_numpy())
     assert single["auc"] == pytest.approx(expected)
