@@ -30,11 +30,11 @@ class SubmitSettings(RunSettings):
     model: str = "auto"
     """auto, the one that comparison.csv recommends; or a candidate, a merged model, a folder."""
 
-    time_zone: str = "UTC"
-    """IANA name (Asia/Shanghai) of the time zone whose midnight ends a competition day."""
+    time_zone: str | None = None
+    """IANA name (Asia/Shanghai) of the zone whose midnight ends a day. Default: as before (UTC)."""
 
     force: bool = False
-    """Submit although the day's limit is reached; recorded in the ledger."""
+    """Submit although the ledger forbids it; recorded there."""
 
     broken_score: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None
     """Score of listed images that cannot be read; recorded. Default: refuse to submit."""

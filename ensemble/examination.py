@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,9 @@ TOLERANCE = 1e-5
 
 MARGIN_TOLERANCE = 1e-3
 """Likewise between margins, relative above 1: they tell models apart whose scores are 0 or 1."""
+
+
+WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".onnx"})
 
 
 class Examination:
@@ -80,6 +84,10 @@ class Examination:
         return "every file is as the manifest says, and there is no other"
 
     def check_module(self) -> str:
+        """One weights file, which fits the module of the spec."""
+        weights = {WEIGHTS, *_weights_files(self.folder)}
+        if len(weights) > 1:
+            raise UserError(f"one weights file is allowed, found {', '.join(sorted(weights))}")
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return f"rebuilt from {SPEC} and loaded strictly, {parameters:,} parameters"
 
@@ -139,15 +147,26 @@ class Examination:
         unreadable = sorted(broken.img_name for broken in scored.broken)
         if unreadable != self.rules["prediction"]["unreadable"]:
             raise UserError(f"unreadable images are not those recorded: {examples(unreadable)}")
+        given = self.rules["prediction"]["unreadable_score"]
+        wrong = [name for name in unreadable if recorded.get(name) != given]
+        if wrong:
+            raise UserError(f"unreadable images must score {given}, as recorded: {examples(wrong)}")
         expected = recorded.reindex(scored.table["img_name"]).to_numpy()
         differences = np.abs(scored.table["y_pred"].to_numpy() - expected)
-        wrong = scored.table["img_name"][~(differences <= TOLERANCE)]
-        if len(wrong):
+        differing = scored.table["img_name"][~(differences <= TOLERANCE)]
+        if len(differing):
             raise UserError(
-                f"{len(wrong)} of {len(differences)} scores differ by more than {TOLERANCE:g}: "
-                f"{examples(wrong)}"
+                f"{len(differing)} of {len(differences)} scores differ by more than "
+                f"{TOLERANCE:g}: {examples(differing)}"
             )
         return f"{len(differences):,} scores recomputed, largest difference {differences.max():.1e}"
+
+
+def _weights_files(folder: Path) -> Iterator[str]:
+    """Files that may hold weights, relative to the folder."""
+    for path in folder.rglob("*"):
+        if path.suffix in WEIGHTS_SUFFIXES:
+            yield path.relative_to(folder).as_posix()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class Entry:
     time: datetime  # with an offset from UTC
     model: str
     prediction_sha256: str  # of prediction.csv
-    forced: bool  # made although the day's limit was reached
+    forced: bool  # made although the rules of the ledger forbade it
+    time_zone: str  # IANA name of the zone whose days were counted
 
 
 HEADER = tuple(field.name for field in fields(Entry))
@@ -73,17 +74,18 @@ class Ledger:
     reading them in another time zone only moves the borders between days.
     """
 
-    def __init__(self, path: Path, time_zone: str = "UTC") -> None:
+    def __init__(self, path: Path, time_zone: str | None = None) -> None:
         """
         Args:
             path: ledger.csv of a run; made with the first entry.
-            time_zone: IANA name of the zone whose midnight ends a day, as the competition counts.
+            time_zone: IANA name of the zone whose midnight ends a day, as the competition counts;
+                None takes that of the last entry, or UTC.
 
         Raises:
             UserError: if the time zone is unknown.
         """
         self.path = path
-        self.zone = read_time_zone(time_zone)
+        self._given = None if time_zone is None else read_time_zone(time_zone)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -93,6 +95,26 @@ class Ledger:
             UserError: if the file is damaged: an unreadable ledger must not allow more submissions.
         """
         return tuple(_read(self.path)) if self.path.exists() else ()
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Where days are counted."""
+        entries = self.entries
+        recorded = entries[-1].time_zone if entries else "UTC"
+        return read_time_zone(recorded) if self._given is None else self._given
+
+    def check_zone(self) -> None:
+        """
+        Raises:
+            UserError: if days were counted in another zone before, for then a day might be longer.
+        """
+        entries = self.entries
+        if self._given is not None and entries and entries[-1].time_zone != self._given.key:
+            raise UserError(
+                f"--time-zone must stay {entries[-1].time_zone}, in which this run's submissions "
+                f"are counted, found {self._given.key}; leave it out, or record the change with "
+                "--force"
+            )
 
     def quota(self, phase: Phase, now: datetime) -> Quota:
         """What is left of the day that `now`, a time with an offset, lies in."""
@@ -150,8 +172,8 @@ def _to_csv(entries: Sequence[Entry]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
     for entry in entries:
-        phase, time, model, sha256, forced = astuple(entry)
-        writer.writerow([phase, time.isoformat(), model, sha256, "yes" if forced else "no"])
+        phase, time, model, sha256, forced, zone = astuple(entry)
+        writer.writerow([phase, time.isoformat(), model, sha256, "yes" if forced else "no", zone])
     return text.getvalue()
 
 
@@ -171,10 +193,10 @@ def _read(path: Path) -> Iterator[Entry]:
 
 
 def _entry(row: list[str], line: int) -> Entry:
-    phase, time, model, sha256, forced = row
+    phase, time, model, sha256, forced, zone = row
     if phase not in DAILY_LIMITS or forced not in ("yes", "no"):
         raise ValueError(f"line {line}: {','.join(row)}")
     moment = datetime.fromisoformat(time)
     if moment.tzinfo is None:
         raise ValueError(f"line {line}: the time {time} has no offset from UTC")
-    return Entry(phase, moment, model, sha256, forced == "yes")  # type: ignore[arg-type]
+    return Entry(phase, moment, model, sha256, forced == "yes", zone)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def choose_members(knapsack: Knapsack, exact_limit: int = EXACT_LIMIT) -> Subset
     """The best set of two candidates or more that fits.
 
     Up to `exact_limit` candidates every set is looked at; above, sets grow and swap members
-    greedily from every pair that could start one.
+    greedily from each candidate with its best partner.
 
     Raises:
         UserError: if no two of them fit.
@@ -74,7 +74,7 @@ def check_members(knapsack: Knapsack, subset: Subset) -> None:
     """Checks that a set that the user named fits.
 
     Raises:
-        UserError: by how much it does not, and the best set of them that does.
+        UserError: by how much it does not, and the largest set of them that does.
     """
     if knapsack.fits(subset):
         return
@@ -92,10 +92,19 @@ def check_members(knapsack: Knapsack, subset: Subset) -> None:
         is_log_odds=knapsack.is_log_odds,
     )
     try:
-        best = choose_members(named)
+        largest = _largest(named)
     except UserError:
         raise UserError(f"{message}; no two of them fit") from None
-    raise UserError(f"{message}; the best of them that fit: {_describe(named, best)}")
+    raise UserError(f"{message}; the largest set of them that fits: {_describe(named, largest)}")
+
+
+def _largest(knapsack: Knapsack) -> Subset:
+    """The set of most members that fits, of several the best; above the limit of exact search the
+    best set."""
+    best = choose_members(knapsack)
+    if len(knapsack.names) > EXACT_LIMIT:
+        return best
+    return max(_all_subsets(knapsack), key=lambda subset: (len(subset), knapsack.value(subset)))
 
 
 def _all_subsets(knapsack: Knapsack) -> Iterator[Subset]:

@@ -90,7 +90,7 @@ def run_submit(
             sha256 = file_sha256(folder / PREDICTION)
             twin = ledger.find(settings.phase, sha256)
             # First the entry: a submission that nobody counted would be worse than a lost one.
-            ledger.add(Entry(settings.phase, now, choice.name, sha256, forced))
+            ledger.add(Entry(settings.phase, now, choice.name, sha256, forced, ledger.zone.key))
             kept = _make_room(run / SUBMISSION, now)
             folder.rename(run / SUBMISSION)
     if twin is not None:
@@ -137,6 +137,7 @@ def _check_quota(ledger: Ledger, settings: SubmitSettings, now: datetime) -> boo
     """Whether the submission is one beyond the rules; raises unless it is forced."""
     quota = ledger.quota(settings.phase, now)
     if not settings.force:
+        ledger.check_zone()
         quota.check()
     return quota.is_spent
 

@@ -75,7 +75,7 @@ def test_members_are_chosen_with_the_head_inside_the_budget(tiny_pool: Pool) -> 
 def test_a_named_set_over_the_budget_is_refused_before_anything_is_loaded(pool: Pool) -> None:
     costs = {c.name: c.metrics["params_exact"] for c in pool.candidates}
     room = costs["0002"] + costs["0004"]
-    message = f"{costs['0000']:,} too many; the best of them that fit: "
+    message = f"{costs['0000']:,} too many; the largest set of them that fits: "
     with pytest.raises(UserError, match=message):
         run_fuse(with_budget(pool, room), members=["0000", "0002", "0004"], head="mean")
     assert not (pool.run / "merged").exists()

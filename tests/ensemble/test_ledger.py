@@ -19,7 +19,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def add(ledger: Ledger, phase: Phase, time: datetime, *, forced: bool = False) -> None:
     with ledger.lock():
-        ledger.add(Entry(phase, time, "merged/fused", "ab" * 32, forced))
+        ledger.add(Entry(phase, time, "merged/fused", "ab" * 32, forced, ledger.zone.key))
 
 
 @pytest.mark.parametrize(("phase", "limit"), [("validation", 5), ("test", 2)])
@@ -58,7 +58,7 @@ def test_entries_come_back_as_they_were_written(ledger: Ledger) -> None:
     before = ledger.path.read_text(encoding="utf-8")
     add(ledger, "validation", NOON)
     first, second = ledger.entries
-    assert first == Entry("test", time, "merged/fused", "ab" * 32, False)
+    assert first == Entry("test", time, "merged/fused", "ab" * 32, False, "UTC")
     assert second.time == NOON
     assert ledger.path.read_text(encoding="utf-8").startswith(before)
 
@@ -108,11 +108,11 @@ def test_an_unknown_time_zone_is_a_user_error(zone: str, tmp_path: Path) -> None
     [
         "",
         "phase,time\n",
-        "phase,time,model,prediction_sha256,forced\ntest,2025-03-04T12:00:00,m,ab,no\n",
-        "phase,time,model,prediction_sha256,forced\ntest,yesterday,m,ab,no\n",
-        "phase,time,model,prediction_sha256,forced\nfinal,2025-03-04T12:00:00+00:00,m,ab,no\n",
-        "phase,time,model,prediction_sha256,forced\ntest,2025-03-04T12:00:00+00:00,m,ab,2\n",
-        "phase,time,model,prediction_sha256,forced\ntest,2025-03-04T12:00:00+00:00\n",
+        "phase,time,model,prediction_sha256,forced,time_zone\ntest,2025-03-04T12:00:00,m,ab,no,UTC\n",
+        "phase,time,model,prediction_sha256,forced,time_zone\ntest,yesterday,m,ab,no,UTC\n",
+        "phase,time,model,prediction_sha256,forced,time_zone\nfinal,2025-03-04T12:00:00+00:00,m,ab,no,UTC\n",
+        "phase,time,model,prediction_sha256,forced,time_zone\ntest,2025-03-04T12:00:00+00:00,m,ab,2,UTC\n",
+        "phase,time,model,prediction_sha256,forced,time_zone\ntest,2025-03-04T12:00:00+00:00\n",
     ],
 )
 def test_a_damaged_ledger_allows_nothing(content: str, ledger: Ledger) -> None:
@@ -120,6 +120,18 @@ def test_a_damaged_ledger_allows_nothing(content: str, ledger: Ledger) -> None:
     ledger.path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="ledger"):
         ledger.quota("test", NOON)
+
+
+def test_the_zone_of_a_run_stays(tmp_path: Path) -> None:
+    """Two zones would make a day of more than 24 hours."""
+    path = tmp_path / "ledger.csv"
+    first = Ledger(path, "Asia/Shanghai")
+    first.check_zone()
+    add(first, "test", NOON)
+    assert Ledger(path).zone.key == "Asia/Shanghai"
+    Ledger(path, "Asia/Shanghai").check_zone()
+    with pytest.raises(UserError, match=r"must stay Asia/Shanghai.* found UTC; .* --force"):
+        Ledger(path, "UTC").check_zone()
 
 
 def test_submissions_made_at_once_are_all_recorded(ledger: Ledger) -> None:

@@ -205,7 +205,9 @@ def test_the_one_over_the_limit_is_refused_unless_forced(settings: SubmitSetting
         submit(settings, NOON + timedelta(minutes=2))
     assert (settings.run / "submission" / "manifest.json").read_bytes() == before
     submit(replace(settings, force=True), NOON + timedelta(minutes=3))
-    submit(replace(settings, time_zone="Asia/Shanghai"), NOON + timedelta(hours=4, minutes=1))
+    with pytest.raises(UserError, match="--time-zone must stay UTC"):
+        submit(replace(settings, time_zone="Asia/Shanghai"), NOON + timedelta(hours=4, minutes=1))
+    submit(settings, NOON + timedelta(hours=12))
     entries = Ledger(settings.run / "ledger.csv").entries
     assert [entry.forced for entry in entries] == [False, False, True, False]
 

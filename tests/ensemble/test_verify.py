@@ -243,7 +243,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         lambda folder: (folder / "model.safetensors").unlink(),
         {"module", "parameters", "pretraining", "probes", "images"},
     ),
-    "an added file": (lambda folder: (folder / "second.safetensors").touch(), set()),
+    "an added file": (lambda folder: (folder / "second.safetensors").touch(), {"module"}),
     "no JSON": (
         lambda folder: (folder / "rules.json").write_text("[]"),
         {"parameters", "pretraining", "images"},
