@@ -104,6 +104,9 @@ def _distill_flags(spec: ModelSpec, details: Mapping[str, Any]) -> list[str]:
         "epochs": recipe.epochs,
         "image_size": recipe.image_size,
         "batch_size": recipe.batch_size,
+        # The relation loss looks at one micro-batch at a time.
+        "micro_batch_size": recipe.micro_batch_size,
+        "precision": recipe.precision,
         "learning_rate": recipe.learning_rate,
         "augmentation": recipe.augmentation,
         "augmentation_strength": recipe.augmentation_strength,

@@ -17,19 +17,19 @@ def recommendation(table: pd.DataFrame, winner: Any) -> str:
     row = table.loc[winner]
     reference = table[table["kind"] == "reference"].iloc[0]
     rivals = int(table["allowed"].sum())
-    text = (
-        f"highest AUC on select of the {rivals} that keep the rules ({row['auc_select']:.4f}); on "
-        f"report {row['auc']:.4f}"
-    )
+    auc = f"({row['auc_select']:.4f}); on report {row['auc']:.4f}"
+    if rivals > 1:
+        text = f"highest AUC on select of the {rivals} that keep the rules {auc}"
+    else:
+        text = f"the only one that keeps the rules, whatever its AUC on select {auc}"
     if not math.isnan(row["difference"]):
         sign = "above" if row["difference"] >= 0 else "below"
         text += f", {abs(row['difference']):.4f} {sign} the best single"
-        if row["p_value"] < SIGNIFICANCE:
+        if row["p_value"] >= SIGNIFICANCE:
+            text += ", a difference that chance can explain"
+        # NaN where the test cannot say, as between two perfect scores.
+        if not math.isnan(row["p_value"]):
             text += f" (paired DeLong p = {row['p_value']:.2g})"
-        else:
-            text += (
-                f", a difference that chance can explain (paired DeLong p = {row['p_value']:.2g})"
-            )
     gap = row["auc"] - reference["auc"]
     return f"{text}; {abs(gap):.4f} {'above' if gap >= 0 else 'below'} the teacher ensemble"
 

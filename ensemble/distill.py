@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from ensemble.pool import EVALUATION_BATCH, Pool
 from ensemble.recordings import RecordedViews, record_views
 from ensemble.student import DistillationLoss, Student
 from ensemble.teacher import Teacher
+from ensemble.unfinished import UnfinishedTraining
 from ensemble.views import ViewManifest, view_loader
 from search.candidate import WEIGHTS, Candidate
-from search.data.atomic import write_atomically
 from search.data.augment import train_transform
 from search.data.loaders import Loader, train_loader
 from search.interruption import Interrupted, Interruption
@@ -31,8 +30,8 @@ from search.training.network import Network, build_network
 from search.training.records import EpochRecord, FitResult
 
 DISTILLED = "distilled"
-STATE, TRAINING, VIEWS = "training.pt", "training.json", "views"
-"""In the student's folder: an unfinished training, what it is of, and the recorded views."""
+VIEWS = "views"
+"""The recorded views, in the student's folder."""
 
 
 def run_distill(
@@ -80,13 +79,13 @@ class _Distillation:
     def complete(self) -> Candidate:
         """Asks the teachers, trains, scores and keeps the student."""
         pool, plan = self.pool, self.plan
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state_file = self._state_file()
+        console = self.progress.console
+        unfinished = UnfinishedTraining(self.folder, plan.identity(), console, "distillation")
         network = build_network(plan.recipe, pretrained=plan.start is None)
         if plan.start is not None:
             load_weights(plan.start.path / WEIGHTS, network)
         teacher, loader = self._live() if plan.live_teacher else self._recorded()
-        result = self._fit(network, teacher, loader, state_file)
+        result = self._fit(network, teacher, loader, unfinished.state_file)
         self.stage = "while scoring the student"
         candidate = keep_merged(
             pool,
@@ -98,32 +97,9 @@ class _Distillation:
             figures=self._figures(result),
             on_batch=self.progress.check,
         )
-        for path in (state_file, self.folder / TRAINING):
-            path.unlink(missing_ok=True)
-        self.progress.console.print(summarise(candidate), highlight=False)
+        unfinished.clear()
+        console.print(summarise(candidate), highlight=False)
         return candidate
-
-    def _state_file(self) -> Path:
-        """Where the training's state is kept; that of another training is deleted."""
-        state_file, path = self.folder / STATE, self.folder / TRAINING
-        identity = json.loads(json.dumps(self.plan.identity()))
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        if known == identity:
-            return state_file
-        if state_file.exists():
-            self.progress.console.print(
-                "the interrupted distillation had other settings or teachers: starting anew"
-            )
-            state_file.unlink()
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-
-        write_atomically(path, write)
-        return state_file
 
     def _recorded(self) -> tuple[RecordedViews, Loader]:
         """The teachers' outputs for recorded views, and the loader that shows these views."""
@@ -201,7 +177,6 @@ class _Distillation:
         self.stage = "after the views"
         if state_file.exists():
             self.stage = "after its last finished epoch"
-            progress.console.print("going on with the interrupted distillation")
         with progress.stage("training"):
             return fit(
                 Student(network, teacher.feature_size, plan.recipe.seed),

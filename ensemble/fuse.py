@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from scipy.special import logit
 
+from ensemble.finetune import FUSED, JointTraining, fit_loader, joint_recipe
 from ensemble.head_fit import fit_head, trunk_outputs
 from ensemble.heads import HeadKind, head_cost, head_overhead
+from ensemble.manifest import file_sha256
 from ensemble.members import Knapsack, check_members, choose_members
 from ensemble.merged import check_budget, keep_merged, summarise
 from ensemble.model import FusedNetwork, HeadSpec, ModelSpec, feature_size, fuse_networks
 from ensemble.pool import Pool
-from search.candidate import Candidate
-from search.data.augment import train_transform
-from search.data.loaders import Loader, train_loader
+from search.candidate import WEIGHTS, Candidate
 from search.interruption import Interruption
 from search.timm_models import build_on_meta
-from search.training.loop import fit
-from search.training.loss import ClassificationLoss
 from search.training.recipe import Recipe
-from search.training.records import EpochRecord, FitResult, StepRecord
+from search.training.records import EpochRecord
 
-FUSED = "fused"
 HIDDEN_SIZE = 64
 """Units of the MLP head."""
-
-FINETUNE_RATE = 0.1
-"""Of the best member's learning rate: trained trunks need smaller steps than untrained ones."""
 
 
 def run_fuse(
@@ -56,10 +50,11 @@ def run_fuse(
 
     Raises:
         UserError: if the members are unknown, fewer than two, or over the budget.
-        Interrupted: if asked to stop; nothing is written then.
+        Interrupted: if asked to stop; the model is not written then, and the same command goes on
+            after the last finished epoch of a joint training.
     """
     console = console or Console(quiet=True)
-    fusing = _Fusing(pool, console, interruption or Interruption())
+    interruption = interruption or Interruption()
     head_spec = HeadSpec(head, HIDDEN_SIZE if head == "mlp" else 0)
     chosen = find_members(pool, members, head_spec)
     console.print(
@@ -69,11 +64,14 @@ def run_fuse(
     check_budget(model, pool.catalogue.budget, f"the fused network of {len(chosen)} members")
     figures: dict[str, Any] = {}
     if head != "mean":
-        figures |= fusing.fit_head(model, chosen[0].recipe)
+        figures |= _fit_head(pool, model, chosen[0].recipe, console, interruption)
     recipe = joint_recipe(chosen[0].recipe, model.image_size, finetune_epochs, pool)
     history: tuple[EpochRecord, ...] = ()
+    joint: JointTraining | None = None
     if finetune_epochs:
-        history, more = fusing.finetune(model, recipe)
+        joint = JointTraining(pool, model, recipe, console, interruption)
+        hashes = [[c.name, file_sha256(c.path / WEIGHTS)] for c in chosen]
+        history, more = joint.complete({"members": hashes, "head": asdict(head_spec)})
         figures |= more
     names = tuple(c.name for c in chosen)
     spec = ModelSpec(
@@ -92,8 +90,10 @@ def run_fuse(
         replace(recipe, backbone=" + ".join(t.backbone for t in spec.trunks), architecture=FUSED),
         history=history,
         figures=figures,
-        on_batch=fusing.interruption.check,
+        on_batch=interruption.check,
     )
+    if joint is not None:
+        joint.clear()
     console.print(summarise(candidate), highlight=False, soft_wrap=True)
     return candidate
 
@@ -124,29 +124,6 @@ def find_members(pool: Pool, names: Sequence[str] | None, head: HeadSpec) -> tup
     return everyone
 
 
-def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Recipe:
-    """The recipe of the joint training: the best member's, with smaller steps, at the fused
-    network's image size, computed as this machine can.
-
-    No mixup and no averaging: the few epochs start from trained networks.
-    """
-    on_cuda = pool.runtime.on_cuda
-    precision: Literal["fp32", "bf16", "fp16"] = best.precision if on_cuda else "fp32"
-    return replace(
-        best,
-        image_size=image_size,
-        epochs=epochs,
-        learning_rate=best.learning_rate * FINETUNE_RATE,
-        mixup_alpha=0.0,
-        cutmix_alpha=0.0,
-        ema_decay=0.0,
-        freeze_norm_fraction=1.0,
-        precision=precision,
-        compile=False,
-        seed=pool.settings.seed,
-    )
-
-
 def _cost(candidate: Candidate, head: HeadSpec) -> tuple[int, int]:
     """Parameters by thop and exactly that a candidate brings, its part of the head included."""
     metrics, recipe = candidate.metrics, candidate.recipe
@@ -157,94 +134,21 @@ def _cost(candidate: Candidate, head: HeadSpec) -> tuple[int, int]:
     return metrics["params_thop"] + extra, metrics["params_exact"] + extra
 
 
-@dataclass(frozen=True)
-class _Fusing:
-    """Training on a pool's images, told to a console."""
-
-    pool: Pool
-    console: Console
-    interruption: Interruption
-
-    def fit_head(self, model: FusedNetwork, recipe: Recipe) -> dict[str, Any]:
-        """Fits the head on fit, in the best member's augmentation: trunks know the images as they
-        are too well. Chooses on select."""
-        pool, check = self.pool, self.interruption.check
-        loader = _fit_loader(pool, replace(recipe, image_size=model.image_size))
-        on_fit = trunk_outputs(model, loader, pool.runtime, check)
-        select = pool.loader("select", model.image_size)
-        on_select = trunk_outputs(model, select, pool.runtime, check)
-        found = fit_head(model.head, on_fit, on_select, seed=pool.settings.seed)
-        self.console.print(
-            f"head fitted on {len(on_fit.targets):,} images: AUC {found.select_auc:.4f} on select, "
-            f"{found.start_auc:.4f} with equal weights",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return {"head_epoch": found.best_epoch, "equal_weights_auc": found.start_auc}
-
-    def finetune(
-        self, model: FusedNetwork, recipe: Recipe
-    ) -> tuple[tuple[EpochRecord, ...], dict[str, Any]]:
-        """Trains trunks and head together; the start stays if no epoch is better on select."""
-        start = self._evaluate(model)
-        state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-        result = self._fit(model, recipe)
-        reached = result.best.metrics.auc
-        kept = reached > start
-        if not kept:
-            model.load_state_dict(state)
-        self.console.print(
-            f"joint training: AUC {reached:.4f} on select after {start:.4f}, "
-            f"{'kept' if kept else 'not kept'}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return result.history, {
-            "finetune_kept": kept,
-            "best_epoch": result.best_epoch if kept else 0,
-            "micro_batch_size": result.micro_batch_size,
-            "train_seconds": round(result.train_seconds, 2),
-        }
-
-    def _evaluate(self, model: FusedNetwork) -> float:
-        size, check = model.image_size, self.interruption.check
-        return self.pool.evaluate(model, "select", size, check).metrics.auc
-
-    def _fit(self, model: FusedNetwork, recipe: Recipe) -> FitResult:
-        pool, check = self.pool, self.interruption.check
-        counts = np.bincount(pool.splits.fit["target"], minlength=2)
-
-        def on_step(_: StepRecord) -> None:
-            check()
-
-        def on_epoch(record: EpochRecord) -> None:
-            self.console.print(
-                f"  epoch {record.epoch}/{recipe.epochs}: loss {record.train_loss:.3f}, "
-                f"AUC {record.select_auc:.4f}, {record.seconds:.1f} s",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-        return fit(
-            model,
-            _fit_loader(pool, recipe),
-            ClassificationLoss(recipe, (int(counts[0]), int(counts[1]))),
-            recipe,
-            evaluate=lambda module: pool.evaluate(module, "select", model.image_size, check),
-            runtime=pool.runtime,
-            on_epoch=on_epoch,
-            on_step=on_step,
-        )
-
-
-def _fit_loader(pool: Pool, recipe: Recipe) -> Loader:
-    return train_loader(
-        pool.splits.fit,
-        train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size),
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        balance=recipe.class_balance == "sampler",
-        workers=pool.runtime.workers,
-        quarantine=pool.quarantine,
-        pin_memory=pool.runtime.on_cuda,
+def _fit_head(
+    pool: Pool, model: FusedNetwork, recipe: Recipe, console: Console, interruption: Interruption
+) -> dict[str, Any]:
+    """Fits the head on fit, in the best member's augmentation: trunks know the images as they are
+    too well. Chooses on select."""
+    check = interruption.check
+    loader = fit_loader(pool, replace(recipe, image_size=model.image_size))
+    on_fit = trunk_outputs(model, loader, pool.runtime, check)
+    select = pool.loader("select", model.image_size)
+    on_select = trunk_outputs(model, select, pool.runtime, check)
+    found = fit_head(model.head, on_fit, on_select, seed=pool.settings.seed)
+    console.print(
+        f"head fitted on {len(on_fit.targets):,} images: AUC {found.select_auc:.4f} on select, "
+        f"{found.start_auc:.4f} with equal weights",
+        highlight=False,
+        soft_wrap=True,
     )
+    return {"head_epoch": found.best_epoch, "equal_weights_auc": found.start_auc}

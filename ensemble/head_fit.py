@@ -17,7 +17,7 @@ from ensemble.model import FusedNetwork
 from ensemble.selection import quality
 from search.data.loaders import Loader
 from search.training.checkpoint import copy_state
-from search.training.evaluate import to_device
+from search.training.evaluate import MemoryBackOff, to_device
 from search.training.network import margin
 from search.training.runtime import Runtime, exact_float32
 
@@ -67,15 +67,20 @@ def trunk_outputs(
     logits: list[Tensor] = []
     features: list[list[Tensor]] = []
     targets: list[Tensor] = []
+    back_off = MemoryBackOff()
+
+    def ask(images: Tensor) -> tuple[list[Tensor], Tensor]:
+        if model.head.needs_features:
+            given, said = model.forward_trunks(images)
+        else:
+            given, said = [], [trunk(images) for trunk in model.trunks]
+        return [feature.float().cpu() for feature in given], torch.stack(said).float().cpu()
+
     with torch.no_grad(), exact_float32():
         for batch in loader:
-            images = to_device(batch, runtime).images
-            if model.head.needs_features:
-                given, said = model.forward_trunks(images)
-                features.append([feature.float().cpu() for feature in given])
-            else:
-                said = [trunk(images) for trunk in model.trunks]
-            logits.append(torch.stack(said).float().cpu())
+            for given, said in back_off(ask, to_device(batch, runtime).images):
+                features.append(given)
+                logits.append(said)
             targets.append(batch.targets.cpu())
             on_batch()
     return TrunkOutputs(

@@ -21,7 +21,7 @@ from search.data.atomic import write_atomically
 from search.data.loaders import Batch
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.training.evaluate import to_device
+from search.training.evaluate import MemoryBackOff, to_device
 from search.training.runtime import Runtime
 
 MANIFEST = "manifest.json"
@@ -108,7 +108,7 @@ def record_views(
     _prepare(folder, manifest, console)
     finished = _finished_rounds(folder)
     if finished < manifest.views:
-        asked = teacher()
+        asked, back_off = teacher(), MemoryBackOff()
         loader = round_loader(
             table, manifest, batch_size=batch_size, runtime=runtime, quarantine=quarantine
         )
@@ -118,7 +118,7 @@ def record_views(
             loader.set_epoch(round_)
             margins[round_] = np.nan
             for number, batch in enumerate(loader, start=1):
-                outputs = asked(to_device(batch, runtime))
+                outputs = _join(back_off(asked.ask, to_device(batch, runtime).images))
                 _check_finite(outputs, manifest)
                 rows = batch.indices.numpy()
                 margins[round_, rows] = outputs.margins.cpu().numpy()
@@ -130,6 +130,14 @@ def record_views(
                 features.flush()
             _write_json(folder / FINISHED, round_ + 1)
     return RecordedViews(folder)
+
+
+def _join(parts: list[TeacherOutputs]) -> TeacherOutputs:
+    features = [part.features for part in parts if part.features is not None]
+    return TeacherOutputs(
+        margins=torch.cat([part.margins for part in parts]),
+        features=torch.cat(features) if features else None,
+    )
 
 
 def _prepare(folder: Path, manifest: ViewManifest, console: Console) -> None:

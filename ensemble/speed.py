@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from statistics import median
@@ -38,6 +39,9 @@ def measure_speed(
         device: to compute on.
         batch_size: images in one forward pass.
         on_model: called before every measurement.
+
+    Returns:
+        NaN for a model that does not fit into memory with so large a batch.
     """
     speeds: dict[str, list[float]] = {name: [] for name in models}
     # The timer waits for the current GPU, whichever the models are on.
@@ -46,17 +50,26 @@ def measure_speed(
         for round_number in range(ROUNDS):
             for name, model in models.items():
                 on_model()
-                model.to(device).eval()
-                size = int(model.image_size)  # type: ignore[arg-type]
-                images = torch.rand(batch_size, 3, size, size, device=device)
-                if round_number == 0:
-                    model(images)  # Kernels are chosen and memory is taken at the first call.
-                timer = Timer(
-                    "model(images)",
-                    globals={"model": model, "images": images},
-                    num_threads=torch.get_num_threads(),
-                )
-                seconds = timer.blocked_autorange(min_run_time=SECONDS_PER_MEASUREMENT).median
+                try:
+                    seconds = _seconds(model, device, batch_size, is_first=round_number == 0)
+                except torch.OutOfMemoryError:
+                    seconds = math.nan
                 speeds[name].append(batch_size / seconds)
                 model.cpu()
     return {name: median(values) for name, values in speeds.items()}
+
+
+def _seconds(model: nn.Module, device: torch.device, batch_size: int, *, is_first: bool) -> float:
+    """Median time of one forward pass."""
+    model.to(device).eval()
+    size = int(model.image_size)  # type: ignore[arg-type]
+    images = torch.rand(batch_size, 3, size, size, device=device)
+    if is_first:
+        model(images)  # Kernels are chosen and memory is taken at the first call.
+    timer = Timer(
+        "model(images)",
+        globals={"model": model, "images": images},
+        num_threads=torch.get_num_threads(),
+    )
+    median_seconds: float = timer.blocked_autorange(min_run_time=SECONDS_PER_MEASUREMENT).median
+    return median_seconds

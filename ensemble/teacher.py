@@ -62,9 +62,13 @@ class Teacher:
         self.feature_size = self._measure_features() if with_features else 0
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
+        return self.ask(batch.images.float())
+
+    def ask(self, images: Tensor) -> TeacherOutputs:
+        """What the networks together say of images (N, 3, H, W) in [0, 1] on the device."""
         # Not inference mode: autograd saves the outputs for the student's backward pass.
         with torch.no_grad(), exact_float32(), torch.autocast(self._device_type, enabled=False):
-            given = [self._ask(network, batch.images.float()) for network in self.networks]
+            given = [self._ask(network, images) for network in self.networks]
         margins = torch.stack([margins for margins, _ in given])
         features = [features for _, features in given if features is not None]
         return TeacherOutputs(
@@ -85,8 +89,7 @@ class Teacher:
     def _measure_features(self) -> int:
         size = self.image_size
         blank = torch.zeros(1, 3, size, size, device=self.runtime.device)
-        nothing = torch.zeros(1, dtype=torch.int64)
-        features = self(Batch(blank, nothing, nothing, nothing)).features
+        features = self.ask(blank).features
         assert features is not None
         return features.shape[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from search.training.runtime import Runtime, exact_float32
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,35 @@ def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) ->
     return replace(batch, images=images, targets=batch.targets.to(runtime.device))
 
 
+class MemoryBackOff:
+    """Runs forward passes in parts that fit into memory: half as large whenever it runs out.
+
+    Attributes:
+        largest: images of one part; None until memory has run out once.
+    """
+
+    def __init__(self) -> None:
+        self.largest: int | None = None
+
+    def __call__(self, forward: Callable[[Tensor], Output], images: Tensor) -> list[Output]:
+        """What `forward` gives for the parts of images (N, 3, H, W), in their order.
+
+        Raises:
+            torch.OutOfMemoryError: if a single image does not fit.
+        """
+        size = min(len(images), self.largest or len(images))
+        while True:
+            try:
+                return [forward(part) for part in images.split(size)]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # Outside the handler, whose traceback would keep the tensors of the failed try alive.
+            self.largest = size = (size + 1) // 2
+            if images.is_cuda:
+                torch.cuda.empty_cache()
+
+
 def predict(
     network: nn.Module,
     loader: Loader,
@@ -69,10 +100,10 @@ def predict(
     """
     network.to(runtime.device).eval()
     indices, scores, targets = [], [], []
-    largest: int | None = None
+    back_off = MemoryBackOff()
     with torch.inference_mode(), exact_float32():
         for batch in loader:
-            logits, largest = _forward(network, to_device(batch, runtime).images, largest)
+            logits = torch.cat(back_off(network, to_device(batch, runtime).images))
             # The sigmoid in double precision, which MPS lacks, keeps scores apart that float32
             # would round to 1.
             scores.append(margin(logits.cpu().double()).sigmoid().numpy())
@@ -88,23 +119,6 @@ def predict(
         broken = int((~np.isfinite(joined.scores)).sum())
         raise FloatingPointError(f"{broken} of {len(joined.scores)} scores are not finite")
     return joined
-
-
-def _forward(network: nn.Module, images: Tensor, largest: int | None) -> tuple[Tensor, int | None]:
-    """Logits (N, 2) of images (N, 3, H, W), in parts of at most `largest` images, and how large
-    parts may be: half as large whenever memory runs out."""
-    size = min(len(images), largest or len(images))
-    while True:
-        try:
-            logits = torch.cat([network(part) for part in images.split(size)])
-            return logits, size if size < len(images) else largest
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-        # Outside the handler, whose traceback would keep the tensors of the failed try alive.
-        size = (size + 1) // 2
-        if images.is_cuda:
-            torch.cuda.empty_cache()
 
 
 def evaluate(

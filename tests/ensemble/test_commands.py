@@ -24,6 +24,8 @@ RESNET = Recipe(
     epochs=7,
     learning_rate=1.5e-4,
     augmentation="flip",
+    precision="bf16",
+    micro_batch_size=16,
     seed=3,
 )
 FUSED = ModelSpec(
@@ -138,6 +140,8 @@ def test_the_distill_command_gives_the_same_settings(
         epochs=7,
         image_size=48,
         batch_size=32,
+        precision="bf16",
+        micro_batch_size=16,
         learning_rate=1.5e-4,
         augmentation="flip",
         augmentation_strength=0.5,

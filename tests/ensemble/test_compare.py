@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from ensemble.choice import choose_model
 from ensemble.compare import COLUMNS, Contestant, compare, gather, run_compare
@@ -77,6 +79,23 @@ def test_a_difference_that_may_be_chance_is_called_so() -> None:
     assert "above the teacher ensemble" in chosen["reason"]
 
 
+def test_a_test_that_cannot_say_is_not_told() -> None:
+    single = replace(contestant("single", 1.0), scores=np.full(200, 0.5), auc_select=0.5)
+    perfect = replace(contestant("fused", 1.0), scores=TARGETS.astype(float), auc_select=1.0)
+    teachers = contestant("teachers", 0.3, ("several models",))
+    table = compare([single, teachers, perfect], TARGETS, {})
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert math.isnan(chosen["p_value"])
+    assert "above the best single; " in chosen["reason"]
+
+
+def test_the_only_model_that_keeps_the_rules_is_called_so() -> None:
+    teachers = contestant("teachers", 0.3, ("several models",))
+    table = compare([contestant("single", 1.0), teachers], TARGETS, {})
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert chosen["reason"].startswith("the only one that keeps the rules")
+
+
 def test_report_chooses_nothing() -> None:
     single, better = contestant("single", 1.0), contestant("fused", 0.5)
     teachers = contestant("teachers", 0.3, ("several models",))
@@ -126,6 +145,20 @@ def test_speed_is_told_for_every_model() -> None:
     speeds = measure_speed(models, torch.device("cpu"), 2)
     assert speeds.keys() == models.keys()
     assert min(speeds.values()) > 0
+
+
+def test_a_model_too_large_for_the_batch_has_no_speed() -> None:
+    class Greedy(nn.Module):
+        image_size = 16
+
+        def forward(self, _: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError
+
+    speeds = measure_speed(
+        {"small": build_network(RESNET), "large": Greedy()}, torch.device("cpu"), 2
+    )
+    assert speeds["small"] > 0
+    assert math.isnan(speeds["large"])
 
 
 def test_the_single_candidate_comes_first(tiny_pool: Pool, tmp_path: Path) -> None:

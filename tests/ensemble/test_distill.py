@@ -16,7 +16,7 @@ import yaml
 from cyclopts import App
 from rich.console import Console
 
-from ensemble.distill import STATE, TRAINING, VIEWS, run_distill
+from ensemble.distill import VIEWS, run_distill
 from ensemble.distill_plan import plan_distillation
 from ensemble.distill_settings import DATA_EPOCHS, DEMO_EPOCHS, DistillSettings
 from ensemble.fuse import run_fuse
@@ -24,6 +24,7 @@ from ensemble.model import load_model
 from ensemble.pool import Pool, open_pool
 from ensemble.recordings import RecordedViews
 from ensemble.teacher import Teacher
+from ensemble.unfinished import IDENTITY, STATE
 from search.candidate import Candidate
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
@@ -75,7 +76,7 @@ def test_distill_leaves_a_whole_candidate(distil: Run) -> None:
     assert student.path == distil.folder
     for name in ("model.safetensors", "model.yaml", "recipe.yaml", "history.csv", "views"):
         assert (student.path / name).exists(), name
-    for name in (STATE, TRAINING):
+    for name in (STATE, IDENTITY):
         assert not (student.path / name).exists(), name
     model, spec = load_model(student.path)
     best = pool.best
@@ -266,7 +267,7 @@ def test_an_interrupted_distillation_with_other_settings_starts_anew(distil: Run
     with pytest.raises(Interrupted):
         distil(StopAfter(16), epochs=3)
     distil(epochs=2)
-    assert "other settings or teachers: starting anew" in distil.output
+    assert "other settings or models: starting anew" in distil.output
     assert "epoch 1/2" in distil.output
 
 

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
 
-from ensemble import fuse
-from ensemble.fuse import find_members, joint_recipe, run_fuse
+from ensemble import finetune
+from ensemble.finetune import JointTraining, joint_recipe
+from ensemble.fuse import find_members, run_fuse
 from ensemble.heads import HeadKind
-from ensemble.merged import merged_folder
+from ensemble.merged import merged_folder, merged_models
 from ensemble.model import FusedNetwork, HeadSpec, load_model
 from ensemble.pool import Pool
 from search.errors import UserError
@@ -19,7 +23,7 @@ from search.interruption import Interrupted, Interruption
 from search.rules import count_parameters
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
-from search.training.records import FitResult
+from search.training.records import EpochRecord, FitResult
 from search.training.runtime import Runtime
 
 
@@ -111,7 +115,7 @@ def test_nothing_is_chosen_by_report(head: HeadKind, pool: Pool) -> None:
 def test_a_joint_training_that_does_not_help_is_undone(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = fuse.fit
+    original = finetune.fit
 
     def spoil(model: FusedNetwork, *arguments: Any, **options: Any) -> FitResult:
         result = original(model, *arguments, **options)
@@ -121,7 +125,7 @@ def test_a_joint_training_that_does_not_help_is_undone(
         metrics = replace(result.best.metrics, auc=0.0)
         return replace(result, best=replace(result.best, metrics=metrics))
 
-    monkeypatch.setattr(fuse, "fit", spoil)
+    monkeypatch.setattr(finetune, "fit", spoil)
     before = run_fuse(pool, members=["0002", "0004"]).scores["y_pred"]
     after = run_fuse(pool, members=["0002", "0004"], finetune_epochs=1)
     assert after.scores["y_pred"].tolist() == before.tolist()
@@ -130,7 +134,7 @@ def test_a_joint_training_that_does_not_help_is_undone(
 
 
 def test_a_joint_training_that_helps_is_kept(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse._Fusing, "_evaluate", lambda *_: 0.0)
+    monkeypatch.setattr(JointTraining, "_evaluate", lambda *_: 0.0)
     before = run_fuse(pool, members=["0002", "0004"])
     state = load_model(before.path)[0].state_dict()
     console = Console(record=True, width=200)
@@ -175,6 +179,42 @@ def test_an_interrupted_fusion_writes_nothing(finetune_epochs: int, pool: Pool) 
     with pytest.raises(Interrupted):
         run_fuse(pool, finetune_epochs=finetune_epochs, interruption=interruption)
     assert not (pool.run / "merged").exists()
+
+
+def test_an_interrupted_joint_training_goes_on_and_loses_nothing(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JointTraining, "_evaluate", lambda *_: 0.0)
+    other = tmp_path / "other"
+    shutil.copytree(pool.run, other)
+    arguments: dict[str, Any] = {"members": ["0002", "0004"], "finetune_epochs": 3}
+    expected = run_fuse(replace(pool, run=other), **arguments)
+    console = Console(record=True, width=200)
+    original = finetune.fit
+
+    def interrupted(*positional: Any, **options: Any) -> FitResult:
+        def stop(record: EpochRecord) -> None:
+            if record.epoch == 2:
+                raise Interrupted("interrupted by the user")
+
+        return original(*positional, **{**options, "on_epoch": stop})
+
+    monkeypatch.setattr(finetune, "fit", interrupted)
+    with pytest.raises(Interrupted):
+        run_fuse(pool, **arguments, console=console)
+    monkeypatch.setattr(finetune, "fit", original)
+    folder = merged_folder(pool.run, "fused")
+    assert "goes on after the last epoch" in console.export_text()
+    assert [path.name for path in merged_models(pool.run)] == []
+    resumed = run_fuse(pool, **arguments, console=console)
+    text = console.export_text()
+    assert "going on with the interrupted joint training" in text
+    assert "epoch 3/3" in text
+    assert "epoch 1/3" not in text
+    pd.testing.assert_frame_equal(resumed.scores, expected.scores)
+    columns = ["epoch", "train_loss", "learning_rate", "select_auc"]
+    pd.testing.assert_frame_equal(resumed.history[columns], expected.history[columns])
+    assert not list(folder.glob("training.*"))
 
 
 def test_an_override_travels_into_the_spec(pool: Pool) -> None:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensemble.head_fit import LEARNING_RATES, TrunkOutputs, fit_head, trunk_outputs
-from ensemble.heads import MeanHead, MlpHead, WeightsHead
-from ensemble.model import HeadSpec, fuse_networks
+from ensemble.heads import HeadKind, MeanHead, MlpHead, WeightsHead
+from ensemble.model import FusedNetwork, HeadSpec, fuse_networks
 from ensemble.pool import Pool
 
 
@@ -81,12 +81,27 @@ def test_a_diverged_head_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(tensor.isfinite().all() for tensor in head.state_dict().values())
 
 
+def run_short_of_memory(model: FusedNetwork, most: int) -> None:
+    """Makes a network refuse more than `most` images at a time."""
+
+    def look(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if len(given[0]) > most:
+            raise torch.OutOfMemoryError
+
+    model.trunks[1].register_forward_pre_hook(look)
+
+
 @pytest.mark.parametrize("kind", ["weights", "mlp"])
-def test_outputs_of_trunks_give_the_fused_networks_scores(kind: str, tiny_pool: Pool) -> None:
+@pytest.mark.parametrize("most", [None, 5])
+def test_outputs_of_trunks_give_the_fused_networks_scores(
+    kind: HeadKind, most: int | None, tiny_pool: Pool
+) -> None:
     networks = [tiny_pool.get(name).load() for name in ("0002", "0003")]
     model = fuse_networks(networks, HeadSpec(kind, 8 if kind == "mlp" else 0))
     loader = tiny_pool.loader("select", model.image_size)
     calls: list[int] = []
+    if most is not None:
+        run_short_of_memory(model, most)
     given = trunk_outputs(model, loader, tiny_pool.runtime, lambda: calls.append(1))
     assert len(calls) == len(loader)
     assert given.targets.tolist() == tiny_pool.splits.select["target"].tolist()

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ensemble.recordings import FINISHED, MANIFEST, RecordedViews, record_views
 from ensemble.student import DistillationLoss, LossWeights, Student
-from ensemble.teacher import Teacher, ensemble_margin
+from ensemble.teacher import Teacher, TeacherOutputs, ensemble_margin
 from ensemble.views import TeacherEntry, ViewManifest, view_loader
 from search.data.augment import train_transform
 from search.data.draws import view_seed
@@ -141,6 +141,26 @@ def test_a_teacher_is_the_mean_of_its_networks_on_the_images_it_gets() -> None:
     torch.testing.assert_close(outputs.margins.sigmoid(), 0.75 * first + 0.25 * second)
     assert outputs.features is None
     assert not outputs.margins.requires_grad
+
+
+def test_recorded_outputs_do_not_depend_on_what_fits_into_memory(
+    recorder: Recorder, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = replace(MANIFEST_OF_TEST, with_features=True)
+    expected = recorder(manifest)
+    original = Teacher.ask
+
+    def scarce(teacher: Teacher, images: torch.Tensor) -> TeacherOutputs:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return original(teacher, images)
+
+    monkeypatch.setattr(Teacher, "ask", scarce)
+    found = Recorder(tmp_path / "scarce", table)(manifest)
+    np.testing.assert_allclose(found.margins, expected.margins, rtol=0, atol=1e-5)
+    assert found.features is not None
+    assert expected.features is not None
+    np.testing.assert_allclose(found.features, expected.features, rtol=0, atol=2e-3)
 
 
 def test_epochs_go_through_the_recorded_views_in_turn(table: pd.DataFrame) -> None:

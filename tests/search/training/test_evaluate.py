@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from search.data.loaders import Loader, eval_loader
-from search.training.evaluate import predict
+from search.training.evaluate import MemoryBackOff, predict
 from search.training.runtime import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), 0)
@@ -56,3 +56,13 @@ def test_scores_do_not_depend_on_what_fits_into_memory(loader: Loader) -> None:
 def test_one_image_that_does_not_fit_is_an_error(loader: Loader) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         predict(Greedy(0), loader, RUNTIME)
+
+
+def test_parts_stay_small_for_a_batch_that_is_small_itself() -> None:
+    back_off = MemoryBackOff()
+    images = torch.rand(5, 3, 4, 4)
+    assert torch.equal(torch.cat(back_off(Greedy(3), images)), Greedy(5)(images))
+    assert back_off.largest == 3
+    # A later, smaller batch in one part leaves the limit for the ones after it.
+    assert len(back_off(Greedy(3), images[:2])) == 1
+    assert back_off.largest == 3
