@@ -43,10 +43,17 @@ class Examination:
     """A folder under examination; every check returns what it found or raises why it failed."""
 
     def __init__(self, folder: Path, runtime: Runtime, console: Console) -> None:
+        """
+        Args:
+            folder: the submission.
+            runtime: the device to score listed images on; probes are scored on the CPU.
+            console: shows the progress.
+        """
         self.folder, self.runtime, self.console = folder, runtime, console
 
     @cached_property
     def spec(self) -> ModelSpec:
+        """What rebuilds the module: model.yaml."""
         return ModelSpec.load(self.folder / SPEC)
 
     @cached_property
@@ -58,10 +65,12 @@ class Examination:
 
     @cached_property
     def rules(self) -> dict[str, Any]:
+        """rules.json as it was handed in."""
         return _read_json(self.folder / RULES)
 
     @cached_property
     def recomputed_rules(self) -> dict[str, Any]:
+        """rules.json as this machine, counting and judging anew, would write it."""
         networks = self.rules["pretraining"]["networks"]
         return describe_rules(
             self.model,
@@ -78,6 +87,7 @@ class Examination:
         return names
 
     def check_files(self) -> str:
+        """Every file's SHA-256 against the manifest; none may be added or missing."""
         changes = find_changes(self.folder)
         if changes:
             raise UserError("; ".join(changes))
@@ -92,6 +102,7 @@ class Examination:
         return f"rebuilt from {SPEC} and loaded strictly, {parameters:,} parameters"
 
     def check_parameters(self) -> str:
+        """Both counts, made anew, against those recorded and the budget."""
         found, recorded = self.recomputed_rules["parameters"], self.rules["parameters"]
         for name in ("params_thop", "params_exact", "image_size"):
             if found[name] != recorded[name]:
@@ -107,6 +118,7 @@ class Examination:
         )
 
     def check_pretraining(self) -> str:
+        """Provenance of every trunk and teacher, judged anew; one model, no other data."""
         found, recorded = self.recomputed_rules, self.rules
         for name in ("one_model", "generated_samples", "overrides"):
             if found[name] != recorded[name]:
@@ -121,12 +133,14 @@ class Examination:
         return f"{len(networks)} trunks and teachers: {', '.join(kinds)}{overrides}"
 
     def check_prediction(self) -> str:
+        """Exactly the listed images, once each, with finite scores in [0, 1]."""
         faults = find_faults(read_prediction(self.folder / PREDICTION), self.names)
         if faults:
             raise UserError("; ".join(faults))
         return f"{len(self.names):,} listed images, each once, scores in [0, 1]"
 
     def check_probes(self) -> str:
+        """Scores of images made from the recorded seed, recomputed to TOLERANCE."""
         recorded = _read_json(self.folder / PROBES)
         if recorded["image_size"] != self.model.image_size or len(recorded["scores"]) != COUNT:
             raise UserError(f"must be {COUNT} images of {self.model.image_size} px")
@@ -141,6 +155,7 @@ class Examination:
         return f"{COUNT} scores recomputed, largest difference {score_difference:.1e}"
 
     def check_images(self, images: Path) -> str:
+        """Scores of all listed images, recomputed to TOLERANCE; `images` is their folder."""
         table = read_list(self.folder / FOLDER / IMAGES, images)
         scored = score_images(self.model, table, runtime=self.runtime, console=self.console)
         recorded = read_prediction(self.folder / PREDICTION).set_index("img_name")["y_pred"]

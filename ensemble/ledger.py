@@ -51,6 +51,7 @@ class Quota:
 
     @property
     def is_spent(self) -> bool:
+        """Whether the day's submissions are all made."""
         return self.made >= self.limit
 
     def check(self) -> None:

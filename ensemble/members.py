@@ -40,6 +40,7 @@ class Knapsack:
         return total
 
     def fits(self, subset: Sequence[int]) -> bool:
+        """Whether a set keeps the room, by both counts."""
         return bool((self.cost(subset) <= self.room).all())
 
     def value(self, subset: Sequence[int]) -> tuple[float, float, int]:

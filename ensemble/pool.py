@@ -58,6 +58,7 @@ class Pool:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The candidates', best on select first."""
         return tuple(candidate.name for candidate in self.candidates)
 
     @property

@@ -32,10 +32,12 @@ def last_parts(path: Path) -> str:
 
 
 def paths_of(settings: SearchSettings) -> list[tuple[str, Path]]:
+    """The settings that are paths, by name."""
     return [(name, value) for name, value in vars(settings).items() if isinstance(value, Path)]
 
 
 def portable_settings(settings: SearchSettings) -> dict[str, Any]:
+    """The settings as plain values, without the user's folders and secrets."""
     paths = {name: last_parts(path) for name, path in paths_of(settings)}
     plain = {**settings.to_yaml(), **paths}
     return {name: value for name, value in plain.items() if name not in KEPT_TO_ITSELF}

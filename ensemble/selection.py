@@ -32,10 +32,12 @@ class TeacherEnsemble:
 
     @property
     def select_auc(self) -> float:
+        """AUC on select, which it was chosen by."""
         return self.select.auc
 
     @property
     def report_auc(self) -> float:
+        """AUC on report: what merged models are held against."""
         return self.report.auc
 
     def scores(self, aligned: pd.DataFrame) -> Floats:

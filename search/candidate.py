@@ -42,6 +42,7 @@ class Candidate:
 
     @cached_property
     def recipe(self) -> Recipe:
+        """recipe.yaml: what the network was trained with."""
         return Recipe.load(self.path / RECIPE)
 
     @property
@@ -73,6 +74,7 @@ class Candidate:
 
     @property
     def has_weights(self) -> bool:
+        """Whether the search kept its weights."""
         return (self.path / WEIGHTS).exists()
 
     def load(self) -> Network:

@@ -36,11 +36,13 @@ class Interruption:
 
     @property
     def timed_out(self) -> bool:
+        """Whether the time limit has passed."""
         left = self.seconds_left
         return left is not None and left <= 0
 
     @property
     def must_stop(self) -> bool:
+        """Whether `check` would raise."""
         return self.requested or self.timed_out
 
     def check(self) -> None:

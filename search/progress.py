@@ -78,6 +78,7 @@ class StudyProgress:
             self.bars.stop()
 
     def trial_started(self, name: str, recipe: Recipe) -> None:
+        """Told of every trial that is trained, under its number in four digits."""
         self.name, self.started = name, time.monotonic()
         self.epochs = recipe.epochs
         self.console.print(
@@ -89,6 +90,7 @@ class StudyProgress:
         )
 
     def step(self, record: StepRecord) -> None:
+        """Moves the epoch's bar; says nothing where there is none."""
         if not self.bars:
             return
         fields: dict[str, Any] = {}
@@ -104,6 +106,7 @@ class StudyProgress:
         )
 
     def epoch(self, record: EpochRecord) -> None:
+        """One line for a finished epoch."""
         self.console.print(
             f"  epoch {record.epoch}/{self.epochs}: loss {record.train_loss:.3f}, "
             f"AUC {record.select_auc:.4f}, {record.seconds:.1f} s",

@@ -134,6 +134,7 @@ class SearchSettings:
 
     @property
     def is_demo(self) -> bool:
+        """Whether the embedded demo set is searched."""
         return self.train_labels is None
 
     @property

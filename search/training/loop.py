@@ -32,7 +32,8 @@ FINITE_CHECK_STEPS = 20
 class Trainable(Protocol):
     """What `fit` asks of a module besides being one."""
 
-    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]: ...
+    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer, each with its `lr_scale`."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -113,7 +114,8 @@ class _Training:
         self.loader, self.recipe, self.runtime = loader, recipe, runtime
         self.network = network.to(runtime.device)
         if recipe.channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)
+            # torch before 2.15 has no types for this argument.
+            self.network = cast(Any, self.network).to(memory_format=torch.channels_last)
         # The compiled module shares its parameters with the network.
         compiled = self.network
         if recipe.compile:

@@ -30,6 +30,7 @@ class Runtime:
 
     @property
     def on_cuda(self) -> bool:
+        """Whether the device is a CUDA GPU."""
         return self.device.type == "cuda"
 
 

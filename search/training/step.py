@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from search.data.loaders import Batch
 from search.training.evaluate import to_device
@@ -45,7 +46,7 @@ class OptimizerStep:
         """
         self.network, self.optimizer, self.loss = network, optimizer, loss
         self.recipe, self.runtime = recipe, runtime
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=recipe.precision == "fp16")
+        self.scaler = GradScaler(runtime.device.type, enabled=recipe.precision == "fp16")
         self.micro_batch_size = recipe.micro_batch_size or recipe.batch_size
 
     def __call__(self, batch: Batch) -> Tensor:
