@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from search.errors import UserError
 
@@ -63,8 +63,22 @@ def open_storage(
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=on_stale_trial,
             )
-    except (SQLAlchemyError, NoSuchModuleError, ImportError, StorageInternalError) as error:
+    except ImportError as error:
+        cause = _first_cause(error)
+        driver = cause.name if isinstance(cause, ImportError) and cause.name else "its driver"
         raise UserError(
-            f"--storage {shown} must be reachable, found {type(error).__name__}; check the server "
-            "and that its Python driver is installed"
+            f"--storage {shown} needs the Python package {driver}, which is not installed; install "
+            "it (for PostgreSQL: pip install 'psycopg[binary]')"
         ) from None
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = _first_cause(error)
+        # Drivers name host, user and database, never the password.
+        found = " ".join(f"{type(cause).__name__}: {cause}".split())
+        raise UserError(f"--storage {shown} must be reachable, found {found}") from None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What the driver raised, where others wrapped it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import optuna
@@ -30,9 +31,21 @@ def test_any_database_url_is_taken(tmp_path: Path) -> None:
         "no url",
         "nosuchdriver://user:secret@host/db?password=secret",
         "sqlite:////nowhere/at/all/study.db",
+        "postgresql+nosuchdriver://user:secret@host/db",
     ],
 )
 def test_a_storage_that_does_not_answer_is_one_line(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--storage") as error:
         open_storage(tmp_path, url)
     assert "secret" not in str(error.value)
+
+
+def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"needs the Python package psycopg, .* pip install"):
+        open_storage(tmp_path, "postgresql+psycopg://user@127.0.0.1:9/db")
+
+
+def test_what_the_driver_found_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found OperationalError: unable to open database file"):
+        open_storage(tmp_path, f"sqlite:///{tmp_path}/absent/study.db")
