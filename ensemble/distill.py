@@ -62,7 +62,9 @@ def run_distill(
     try:
         return distillation.complete()
     except Interrupted:
-        console.print(f"interrupted {distillation.stage}: the same command goes on from there")
+        console.print(
+            f"interrupted {distillation.stage}: the same command goes on from there", soft_wrap=True
+        )
         raise
 
 
@@ -98,7 +100,7 @@ class _Distillation:
             on_batch=self.progress.check,
         )
         unfinished.clear()
-        console.print(summarise(candidate), highlight=False)
+        console.print(summarise(candidate), highlight=False, soft_wrap=True)
         return candidate
 
     def _recorded(self) -> tuple[RecordedViews, Loader]:

@@ -58,7 +58,9 @@ def run_verify(
             f"{folder} must pass every check, but {len(failed)} of {len(checks)} failed: "
             f"{', '.join(failed)}; do not hand it in"
         )
-    console.print(f"manifest SHA-256 {file_sha256(folder / MANIFEST)}", highlight=False)
+    console.print(
+        f"manifest SHA-256 {file_sha256(folder / MANIFEST)}", highlight=False, soft_wrap=True
+    )
     return checks
 
 
