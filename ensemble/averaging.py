@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.data.loaders import Loader
-from search.training.evaluate import to_device
+from search.training.evaluate import MemoryBackOff, to_device
 from search.training.runtime import Runtime, exact_float32
 
 State = Mapping[str, Tensor]
@@ -67,21 +67,40 @@ def refresh_batch_norm(
     if not layers:
         return 0
     momenta = [layer.momentum for layer in layers]
-    seen = 0
+    back_off = MemoryBackOff()
     try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain mean over batches instead of a moving one
-            layer.train()
-        with torch.no_grad(), exact_float32():
-            for batch in loader:
-                network(to_device(batch, runtime).images)
-                seen += len(batch.targets)
-                on_batch()
-                if seen >= limit:
-                    break
+        while True:
+            largest = back_off.largest
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the plain mean over batches instead of a moving one
+                layer.train()
+            seen = _show(network, loader, runtime, limit, back_off, on_batch)
+            if back_off.largest == largest:
+                break
+            # Memory ran out: some layers have seen images that the failed try showed to them.
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()
+    return seen
+
+
+def _show(
+    network: nn.Module,
+    loader: Loader,
+    runtime: Runtime,
+    limit: int,
+    back_off: MemoryBackOff,
+    on_batch: Callable[[], None],
+) -> int:
+    """Shows images to a network until there were `limit`; returns how many there were."""
+    seen = 0
+    with torch.no_grad(), exact_float32():
+        for batch in loader:
+            back_off(network, to_device(batch, runtime).images)
+            seen += len(batch.targets)
+            on_batch()
+            if seen >= limit:
+                break
     return seen

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.candidate import RECIPE, WEIGHTS
+from search.candidate import RECIPE, WEIGHTS, Candidate
 from search.errors import UserError
 from search.strict_yaml import suggestion
 
@@ -70,6 +70,11 @@ def _recommended(run: Path) -> Choice:
         raise UserError(f"{path} must recommend one model, found {len(rows)}; {remedy}")
     if not _holds_model(folders[0]):
         raise UserError(f"{path} recommends {folders[0]}, which holds no model; {remedy}")
+    measured = rows[0].get("auc_select")
+    if measured is not None and measured != str(float(Candidate(folders[0]).metrics["auc"])):
+        raise UserError(
+            f"{path} recommends {folders[0]} as it was before, found another model there; {remedy}"
+        )
     return Choice(_relative(folders[0], run), folders[0], str(rows[0].get("reason", "")))
 
 

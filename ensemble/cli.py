@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +28,7 @@ app = App(
     help="Merge a run's best candidates into the one model that may be submitted.",
     help_format="plaintext",
     version_flags=[],
+    suppress_keyboard_interrupt=False,  # `run_app` tells of it and returns 130
 )
 
 
@@ -38,7 +40,10 @@ def distill(*, settings: DistillSettings) -> None:
         from ensemble.compare import run_compare
         from ensemble.distill import run_distill
 
-    with _opened(settings, console, settings.allow_tainted) as (pool, interruption):
+    with _opened(settings, console, settings.allow_tainted, settings.timeout) as (
+        pool,
+        interruption,
+    ):
         run_distill(pool, settings, console, interruption)
         run_compare(pool, console, interruption.check)
 
@@ -66,7 +71,10 @@ def fuse(
     with loading(console):
         from ensemble.fuse import run_fuse
 
-    with _opened(settings, console, settings.allow_tainted) as (pool, interruption):
+    with _opened(settings, console, settings.allow_tainted, settings.timeout) as (
+        pool,
+        interruption,
+    ):
         run_fuse(
             pool,
             members=_names(members),
@@ -75,6 +83,7 @@ def fuse(
             console=console,
             interruption=interruption,
         )
+    _point_to_comparison(settings, console)
 
 
 @app.command
@@ -97,8 +106,12 @@ def soup(
     with loading(console):
         from ensemble.soup import run_soup
 
-    with _opened(settings, console, settings.allow_tainted) as (pool, interruption):
+    with _opened(settings, console, settings.allow_tainted, settings.timeout) as (
+        pool,
+        interruption,
+    ):
         run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
+    _point_to_comparison(settings, console)
 
 
 @app.command
@@ -180,13 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _opened(
-    settings: RunSettings, console: Console, allow_tainted: bool = False
+    settings: RunSettings,
+    console: Console,
+    allow_tainted: bool = False,
+    timeout: timedelta | None = None,
 ) -> Iterator[tuple[Pool, Interruption]]:
-    """Opens a run's pool; Ctrl-C asks for a clean end."""
+    """Opens a run's pool; Ctrl-C and the time limit ask for a clean end."""
     from ensemble.pool import open_pool
     from search.interruption import Interrupted, Interruption
 
-    interruption = Interruption()
+    interruption = Interruption(None if timeout is None else timeout.total_seconds())
     with interruption.handling_signals():
         try:
             pool = open_pool(
@@ -198,8 +214,19 @@ def _opened(
                 on_batch=interruption.check,
             )
             yield pool, interruption
-        except Interrupted:
+        except Interrupted as reason:
+            if not interruption.requested:
+                console.print(str(reason))
             raise KeyboardInterrupt from None
+
+
+def _point_to_comparison(settings: RunSettings, console: Console) -> None:
+    """A comparison of before is gone: it recommends what it measured."""
+    console.print(
+        f"compare all models with: python -m ensemble compare --run {settings.run}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _names(members: str) -> list[str] | None:

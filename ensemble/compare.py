@@ -116,7 +116,11 @@ def gather(pool: Pool) -> list[Contestant]:
         scores=teachers.scores(pool.report),
         metrics=teachers.report,
         auc_select=teachers.select_auc,
-        breaches=(f"{len(teachers.names)} models, and the rules allow one",),
+        breaches=(
+            f"{len(teachers.names)} models, and the rules allow one"
+            if len(teachers.names) > 1
+            else f"a reference, which is {teachers.names[0]} alone",
+        ),
         costs=_sum_costs(pool, teachers.names),
     )
     merged = [_contestant(pool, candidate, candidate.name) for candidate in merged_models(pool.run)]

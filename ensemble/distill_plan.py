@@ -204,10 +204,17 @@ def _check_student(
     reasons = "; ".join(verdict.reasons)
     excess = max(verdict.params_thop, verdict.params_exact) - budget
     if excess > 0:
-        fitting = ", ".join(dict.fromkeys(c.recipe.backbone for c in pool.candidates))
+        fitting = ", ".join(
+            dict.fromkeys(
+                c.recipe.backbone
+                for c in pool.candidates
+                if max(c.metrics["params_thop"], c.metrics["params_exact"]) <= budget
+            )
+        )
+        such = f", such as {fitting}" if fitting else ""
         raise UserError(
             f"a student must stay within {budget:,} parameters, but {recipe.backbone} has "
-            f"{excess:,} more ({reasons}); choose another --student, such as {fitting}"
+            f"{excess:,} more ({reasons}); choose another --student{such}"
         )
     origin = judge_recipe(recipe, pool.catalogue)
     if not verdict.allowed and (origin.allowed or not settings.allow_tainted):

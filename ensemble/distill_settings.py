@@ -101,5 +101,5 @@ DATA_EPOCHS = 30
 DEMO_EPOCHS = 12
 """Fits into three minutes on two cores, the teacher's views included."""
 
-MACHINE_SETTINGS = frozenset({"run", "device", "workers", "micro_batch_size"})
+MACHINE_SETTINGS = frozenset({"run", "device", "workers", "timeout", "micro_batch_size"})
 """Settings that say where a distillation runs, not what it learns."""

@@ -61,6 +61,8 @@ def export_onnx(model: Any, path: Path) -> float:
     check_installed()
     scorer = Scorer(model.cpu().eval())
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise UserError(f"the exported model must be written to a file, found {path}")
     difference = math.nan
 
     def write(temporary: Path) -> None:

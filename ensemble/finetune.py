@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +21,7 @@ from search.training.loop import fit
 from search.training.loss import ClassificationLoss
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord, FitResult, StepRecord
+from search.training.runtime import resolve_precision
 
 FUSED = "fused"
 
@@ -34,8 +35,6 @@ def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Reci
 
     No mixup and no averaging: the few epochs start from trained networks.
     """
-    on_cuda = pool.runtime.on_cuda
-    precision: Literal["fp32", "bf16", "fp16"] = best.precision if on_cuda else "fp32"
     return replace(
         best,
         image_size=image_size,
@@ -45,7 +44,7 @@ def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Reci
         cutmix_alpha=0.0,
         ema_decay=0.0,
         freeze_norm_fraction=1.0,
-        precision=precision,
+        precision=resolve_precision("auto", pool.runtime.device),
         compile=False,
         seed=pool.settings.seed,
     )

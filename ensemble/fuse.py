@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy.special import logit
 
 from ensemble.finetune import FUSED, JointTraining, fit_loader, joint_recipe
-from ensemble.head_fit import fit_head, trunk_outputs
+from ensemble.head_fit import MOST_IMAGES, fit_head, trunk_outputs
 from ensemble.heads import HeadKind, head_cost, head_overhead
 from ensemble.manifest import file_sha256
 from ensemble.members import Knapsack, check_members, choose_members
@@ -141,7 +141,7 @@ def _fit_head(
     too well. Chooses on select."""
     check = interruption.check
     loader = fit_loader(pool, replace(recipe, image_size=model.image_size))
-    on_fit = trunk_outputs(model, loader, pool.runtime, check)
+    on_fit = trunk_outputs(model, loader, pool.runtime, check, limit=MOST_IMAGES)
     select = pool.loader("select", model.image_size)
     on_select = trunk_outputs(model, select, pool.runtime, check)
     found = fit_head(model.head, on_fit, on_select, seed=pool.settings.seed)

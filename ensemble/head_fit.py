@@ -24,6 +24,10 @@ from search.training.runtime import Runtime, exact_float32
 EPOCHS = 30
 BATCH_SIZE = 128
 WEIGHT_DECAY = 1e-2
+MOST_IMAGES = 50_000
+"""Images that a head is fitted on: its few parameters need no more, and the MLP's features of so
+many take 1 GB for four trunks of 1,280."""
+
 LEARNING_RATES = {"weights": 5e-2, "mlp": 1e-3}
 
 
@@ -54,6 +58,7 @@ def trunk_outputs(
     loader: Loader,
     runtime: Runtime,
     on_batch: Callable[[], None] = lambda: None,
+    limit: int | None = None,
 ) -> TrunkOutputs:
     """Asks every trunk about every image of a loader, once, in fp32.
 
@@ -62,6 +67,7 @@ def trunk_outputs(
         loader: the images.
         runtime: the device.
         on_batch: called after every batch; what it raises ends the pass.
+        limit: images to stop after; None for all.
     """
     model.to(runtime.device).eval()
     logits: list[Tensor] = []
@@ -81,8 +87,10 @@ def trunk_outputs(
             for given, said in back_off(ask, to_device(batch, runtime).images):
                 features.append(given)
                 logits.append(said)
-            targets.append(batch.targets.cpu())
+            targets.append(batch.targets.clone())  # see `predict`
             on_batch()
+            if limit is not None and sum(map(len, targets)) >= limit:
+                break
     return TrunkOutputs(
         logits=torch.cat(logits, dim=1),
         features=tuple(torch.cat(parts) for parts in zip(*features, strict=True)),

@@ -44,6 +44,8 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
     """
     if settings.path is None and settings.export is None:
         raise UserError("predict needs an image, a folder or a list to score, or --export onnx")
+    for flag, path in (("--output", settings.output), ("--export-file", settings.export_file)):
+        _check_target(flag, path)
     table = None if settings.path is None else find_images(settings.path, settings.images)
     runtime = open_runtime(settings.device, settings.workers)
     if settings.export is not None:
@@ -131,6 +133,20 @@ def _table(names: list[str], paths: list[Path]) -> pd.DataFrame:
     return pd.DataFrame({"img_name": names, "path": [str(path) for path in paths]}, dtype=str)
 
 
+def _check_target(flag: str, path: Path | None) -> None:
+    """Before anything is computed for a file that could not be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{flag} must be a file, found the folder {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} must lie in a folder that can be made, found: {error}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag} must lie in a folder that can be written to, found {path.parent}")
+
+
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
     """The output file, complete or not there at all; standard output if none is given."""
@@ -138,7 +154,11 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        # A device, a pipe or what a link points to is written to, never replaced.
+        with output.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
     temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:

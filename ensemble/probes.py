@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search.training.network import margin
-from search.training.runtime import exact_float32
+from search.training.runtime import describe_device, exact_float32
 
 COUNT = 8
 BLOCKS = (1, 4, 16, 64)
@@ -28,6 +28,7 @@ class Probes:
     image_size: int
     margins: tuple[float, ...]  # logit of fake minus logit of real
     scores: tuple[float, ...]  # their sigmoids
+    device: str  # what computed them
 
 
 def probe_images(seed: int, image_size: int, count: int = COUNT) -> Tensor:
@@ -45,7 +46,13 @@ def score_probes(model: nn.Module, seed: int, image_size: int) -> Probes:
     images = probe_images(seed, image_size).float().div_(255.0)
     with torch.inference_mode(), exact_float32():
         margins = margin(model(images).double())
-    return Probes(seed, image_size, tuple(margins.tolist()), tuple(margins.sigmoid().tolist()))
+    return Probes(
+        seed,
+        image_size,
+        tuple(margins.tolist()),
+        tuple(margins.sigmoid().tolist()),
+        describe_device(margins.device),
+    )
 
 
 def _mosaic(key: str, number: int, image_size: int) -> NDArray[np.uint8]:

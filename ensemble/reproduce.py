@@ -104,7 +104,8 @@ def write_reproduction(
         },
     )
     commands = [search_command(settings, run), *merge_commands(run, model, spec), submit]
-    text = "\n".join(["#!/bin/sh", "set -e", *map(shlex.join, commands), ""])
+    note = "# Of each path the last two parts are kept: put yours in their place."
+    text = "\n".join(["#!/bin/sh", note, "set -e", *map(shlex.join, commands), ""])
     (folder / "commands.sh").write_text(text, encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 # Without `from __future__ import annotations`: those of inherited fields would be resolved in the
 # module of the class that inherits them.
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -33,3 +34,6 @@ class MergeSettings(RunSettings):
 
     allow_tainted: bool = False
     """Accept candidates whose pretraining breaks the rule; recorded, and the result is tainted."""
+
+    timeout: timedelta | None = None
+    """Stop after this time (90m, 8h, 1d), as Ctrl-C would; the same command goes on."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from search.data.loaders import Batch, Loader, eval_loader
 from search.data.quarantine import BrokenFile, Quarantine
+from search.errors import UserError
 from search.training.evaluate import predict
 from search.training.network import margin
 from search.training.runtime import Runtime, default_workers, resolve_device
@@ -91,8 +92,18 @@ def score_images(
         pin_memory=runtime.on_cuda,
     )
     network = FlipAverage(model) if flip else model
-    with _progress(console, len(table)) as advance:
-        predictions = predict(network, _Counted(loader, advance), runtime)  # type: ignore[arg-type]
+    try:
+        with _progress(console, len(table)) as advance:
+            counted: Any = _Counted(loader, advance)
+            predictions = predict(network, counted, runtime)
+    except UserError:
+        broken = quarantine.among(table)
+        if len(broken) < len(table):
+            raise
+        raise UserError(
+            f"an image must be readable, found {len(broken)} that are not, for example "
+            f"{broken[0].path} ({broken[0].reason}); a list of images is named .txt, .csv or .tsv"
+        ) from None
     rows = table[["img_name", "path"]].iloc[predictions.indices]
     scores: NDArray[Any] = predictions.scores
     return Scored(

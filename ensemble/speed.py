@@ -11,6 +11,8 @@ from statistics import median
 import torch
 from torch import nn
 
+from search.training.runtime import exact_float32, is_out_of_memory
+
 # Importing the timer looks for a CUDA compiler, and warns where there is none.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
@@ -46,13 +48,15 @@ def measure_speed(
     speeds: dict[str, list[float]] = {name: [] for name in models}
     # The timer waits for the current GPU, whichever the models are on.
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with current, torch.inference_mode():
+    with current, torch.inference_mode(), exact_float32():
         for round_number in range(ROUNDS):
             for name, model in models.items():
                 on_model()
                 try:
                     seconds = _seconds(model, device, batch_size, is_first=round_number == 0)
-                except torch.OutOfMemoryError:
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
                     seconds = math.nan
                 speeds[name].append(batch_size / seconds)
                 model.cpu()

@@ -30,6 +30,7 @@ from search.data.labels import read_list
 from search.errors import UserError
 from search.settings_file import load_settings
 from search.training.network import Network
+from search.training.runtime import describe_device
 
 SUBMISSION = "submission"
 
@@ -66,10 +67,11 @@ def run_submit(
     rules = _judge(model, spec, catalogue, choice)
     table = read_list(settings.names, settings.images)
     console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)
+    runtime = open_runtime(settings.device, settings.workers)
     scored = score_images(
         model,
         table,
-        runtime=open_runtime(settings.device, settings.workers),
+        runtime=runtime,
         console=console,
         batch_size=settings.batch_size,
     )
@@ -77,6 +79,7 @@ def run_submit(
     rules["prediction"] = {
         "phase": settings.phase,
         "images": len(prediction),
+        "device": describe_device(runtime.device),
         "unreadable": sorted(broken.img_name for broken in scored.broken),
         "unreadable_score": settings.broken_score if scored.broken else None,
     }
@@ -120,10 +123,10 @@ def complete_scores(
         UserError: if there are others, and no score was given for them.
     """
     if scored.broken and broken_score is None:
-        first = scored.broken[0]
+        shown = [f"{broken.img_name} ({broken.reason})" for broken in scored.broken]
         raise UserError(
             f"every listed image must get a score, but {len(scored.broken)} of {len(table)} cannot "
-            f"be read: {examples([broken.img_name for broken in scored.broken])} ({first.reason}); "
+            f"be read: {examples(shown)}; "
             "mend them, or give them all one score with --broken-score 0.5, which is recorded"
         )
     scores = scored.table.set_index("path")["y_pred"]

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from ensemble.examination import Examination
 from ensemble.manifest import MANIFEST, file_sha256
+from ensemble.model import SPEC
+from ensemble.prediction_file import PREDICTION
 from ensemble.scoring import open_runtime
 from search.errors import UserError
 from search.training.runtime import Runtime
@@ -52,6 +54,10 @@ def run_verify(
         console.print(
             f"{check.name}: {check.detail}", markup=False, highlight=False, soft_wrap=True
         )
+    if images is None:
+        console.print(
+            "not checked: the scores in prediction.csv, which need --images IMAGES", soft_wrap=True
+        )
     failed = [check.name for check in checks if not check.ok]
     if failed:
         raise UserError(
@@ -84,6 +90,11 @@ def verify(
     """
     if not folder.is_dir():
         raise UserError(f"{folder} must be the folder of a submission, found nothing there")
+    if not any((folder / name).exists() for name in (MANIFEST, SPEC, PREDICTION)):
+        raise UserError(
+            f"{folder} must be the folder of a submission, found none of {MANIFEST}, {SPEC} and "
+            f"{PREDICTION}"
+        )
     runtime = runtime or open_runtime("cpu", 0)
     examination = Examination(folder, runtime, console or Console(quiet=True))
     checks: dict[str, Callable[[], str]] = {

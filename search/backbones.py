@@ -28,6 +28,9 @@ ImageSize = Annotated[StrictInt, Field(ge=16)]
 RESERVED_ARGUMENTS = REACHING_OUT | {"num_classes", "drop_path_rate", "img_size"}
 """Arguments of timm.create_model that the search sets itself."""
 
+MOST_NAMED = 8
+"""Backbones that an error names."""
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Backbone:
@@ -161,7 +164,11 @@ class Catalogue:
             if backbone.name == name:
                 return backbone
         names = [backbone.name for backbone in self.backbones]
-        raise UserError(f"backbone '{name}' must be in the backbones file{suggestion(name, names)}")
+        more = ", ..." if len(names) > MOST_NAMED else ""
+        raise UserError(
+            f"backbone '{name}' must be in the backbones file, which has "
+            f"{', '.join(names[:MOST_NAMED])}{more}{suggestion(name, names)}"
+        )
 
 
 def load_backbones(path: Path = DEFAULT_PATH) -> Catalogue:

@@ -43,6 +43,7 @@ app = App(
     config=_saved_settings,
     help_format="plaintext",
     version_flags=[],
+    suppress_keyboard_interrupt=False,  # `run_app` tells of it and returns 130
 )
 
 

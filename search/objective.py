@@ -39,11 +39,16 @@ from search.training.loss import ClassificationLoss
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord, FitResult, StepRecord
+from search.training.runtime import is_out_of_memory
 
 FEWEST_COMPLETE = 3
 """Nothing is pruned before so many candidates are complete: a pruned trial leaves no weights, and
 there must be something to merge. On dfdc-faces ASHA alone left one candidate, beside the baseline,
 of the first nine trials."""
+
+
+LARGEST_EVALUATION_BATCH = 256
+"""At 384 px and 16 workers with two batches each, 3.6 GB of shared memory."""
 
 
 class TrialFailed(Exception):  # noqa: N818 - an outcome, caught by the study
@@ -96,6 +101,16 @@ class Objective:
         except (NonFiniteLossError, FloatingPointError, torch.OutOfMemoryError) as error:
             training.close("failed", " ".join(str(error).split()))
             raise TrialFailed from error
+        except torch.AcceleratorError as error:
+            found = " ".join(str(error).split())[:200]
+            training.close("failed", found)
+            if is_out_of_memory(error):
+                raise TrialFailed from error
+            # The GPU is lost to this process: every later trial would fail within seconds.
+            raise UserError(
+                f"the GPU stopped working ({found}); the run is as it was after the last trial: "
+                "the same command goes on, in a new process"
+            ) from error
         except UserError as error:
             # To be tried again once the data are mended.
             training.queue_again()
@@ -125,7 +140,7 @@ class Objective:
         loader = eval_loader(
             getattr(self.plan.splits, split),
             image_size,
-            batch_size=max(64, 2 * self.plan.space.batch_size),
+            batch_size=min(max(64, 2 * self.plan.space.batch_size), LARGEST_EVALUATION_BATCH),
             workers=self.plan.runtime.workers,
             quarantine=self.quarantine,
             pin_memory=self.plan.runtime.on_cuda,

@@ -27,6 +27,7 @@ from search.progress import StudyProgress
 from search.report import write_report
 from search.settings import SearchSettings
 from search.settings_file import check_resumable, load_settings, read_settings, write_settings
+from search.storage import JOURNAL, drop_torn_line
 from search.study import (
     counted_trials,
     drive,
@@ -56,7 +57,14 @@ def run_search(settings: SearchSettings, console: Console) -> Path:
         KeyboardInterrupt: after Ctrl-C, when everything is written.
     """
     settings = settings.resolved()
-    with _opened(settings) as (plan, run, study):
+    assert settings.out is not None
+    if settings.is_demo and read_settings(settings.out) is None:
+        console.print(
+            f"{short_path(settings.out)} holds no run yet: searching the embedded demo set",
+            highlight=False,
+            soft_wrap=True,
+        )
+    with _opened(settings, console) as (plan, run, study):
         enqueue_first_trials(study, plan, run)
         _search(plan, run, study, console)
     return run
@@ -65,7 +73,7 @@ def run_search(settings: SearchSettings, console: Console) -> Path:
 def run_baseline(settings: SearchSettings, console: Console) -> Path:
     """Trains the challenge's baseline as one more candidate of a run, new or existing."""
     settings = settings.resolved()
-    with _opened(settings) as (plan, run, study):
+    with _opened(settings, console) as (plan, run, study):
         before = len(counted_trials(study))
         enqueue_baseline(study)
         waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
@@ -128,7 +136,9 @@ def open_quarantine(run: Path, console: Console) -> Quarantine:
 
 
 @contextmanager
-def _opened(settings: SearchSettings) -> Iterator[tuple[Plan, Path, optuna.Study]]:
+def _opened(
+    settings: SearchSettings, console: Console
+) -> Iterator[tuple[Plan, Path, optuna.Study]]:
     """Checks everything, then opens the run folder for this process alone."""
     run = settings.out
     assert run is not None
@@ -139,9 +149,19 @@ def _opened(settings: SearchSettings) -> Iterator[tuple[Plan, Path, optuna.Study
         check_resumable(settings, saved)
         plan = prepare(settings, run / BACKBONES)
         check_data(run, plan.splits)
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out must be a folder that can be made, found: {error}") from None
     try:
         with FileLock(run / LOCK, timeout=0):
+            if settings.storage is None and drop_torn_line(run):
+                console.print(
+                    f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was "
+                    "running then is tried again",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             name = None if saved is None else study_name(run)
             study = open_study(settings, plan.splits.fingerprint(), name)
             if saved is None:
@@ -162,7 +182,7 @@ def _opened(settings: SearchSettings) -> Iterator[tuple[Plan, Path, optuna.Study
 
 def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> None:
     timeout = plan.settings.timeout
-    interruption = Interruption(timeout.total_seconds() if timeout else None)
+    interruption = Interruption(None if timeout is None else timeout.total_seconds())
     assert plan.settings.trials is not None
     progress = StudyProgress(
         console,
@@ -173,6 +193,7 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
         seconds_left=lambda: interruption.seconds_left,
     )
     quarantine = open_quarantine(run, console)
+    quarantine.take_back_mended()
     objective = Objective(plan, run, quarantine, progress, interruption)
 
     def after_trial(study: optuna.Study, _trial: FrozenTrial) -> None:
@@ -194,6 +215,9 @@ def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> Non
         if interruption.requested:
             console.print("interrupted: the running trial was closed and will be tried again")
         else:
+            if stopped:
+                # First what there is: a machine that is lent for a time may be taken away now.
+                _write_results(plan, run, study, console)
             try:
                 # The time limit is for trials; scoring the kept ones is part of the result.
                 interruption.deadline = None

@@ -77,6 +77,22 @@ def open_storage(
         raise UserError(f"--storage {shown} must be reachable, found {found}") from None
 
 
+def drop_torn_line(run: Path) -> bool:
+    """Cuts off a last line of the journal that a crash or a full disk left unfinished; whatever was
+    appended to it would be lost with it. Returns whether there was one.
+
+    Only for the process that holds the run's lock.
+    """
+    path = run / JOURNAL
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return False
+    with path.open("rb+") as file:
+        file.truncate(whole)
+    return True
+
+
 def _first_cause(error: BaseException) -> BaseException:
     """What the driver raised, where others wrapped it."""
     while error.__cause__ is not None:

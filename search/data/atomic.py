@@ -19,9 +19,11 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, private: bool
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        if private:
-            temporary.touch(mode=0o600)
+        temporary.touch(mode=0o600 if private else 0o666)
+        mode = temporary.stat().st_mode
         write(temporary)
+        # Some writers replace the file by one that only its owner may read.
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +23,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 example, starts Ghostscript on the file."""
 
 
+PAUSES_SECONDS = (0.5, 2.0)
+PASSING_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
+"""What a network's file system says in a bad moment: read again after each pause, before an image
+is set aside for good."""
+
+MACHINE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
 class BrokenImage(ValueError):  # noqa: N818 - the field says broken image
     """A file that no image can be read from; its text is the reason, without the path."""
 
@@ -34,7 +44,23 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         BrokenImage: if the file is absent, empty, cut short, damaged, of another format, or
             larger than Pillow's `Image.MAX_IMAGE_PIXELS` (a decompression bomb).
+        OSError: if the machine has no file descriptor left, which says nothing of the file.
     """
+    pauses = iter(PAUSES_SECONDS)
+    while True:
+        try:
+            return _decode(path)
+        except OSError as error:
+            if error.errno in MACHINE_ERRORS:
+                raise
+            pause = next(pauses, None) if error.errno in PASSING_ERRORS else None
+            if pause is None:
+                raise BrokenImage(error.strerror or str(error)) from error
+        time.sleep(pause)
+
+
+def _decode(path: str | Path) -> Image.Image:
+    """As `read_image`, but an OSError that Pillow does not account for stays one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF, odd palettes: nothing a user could act on
@@ -55,8 +81,8 @@ def read_image(path: str | Path) -> Image.Image:
         raise BrokenImage(
             "the file is empty" if empty else f"none of the formats {', '.join(FORMATS)}"
         ) from None
-    except OSError as error:
-        raise BrokenImage(error.strerror or str(error)) from error
+    except OSError:
+        raise
     except Exception as error:  # Pillow's readers raise most kinds on damaged files
         raise BrokenImage(f"{type(error).__name__}: {error}") from error
 

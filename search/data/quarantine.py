@@ -1,4 +1,4 @@
-"""Images that turned out to be broken: set aside once, told in quarantine.csv, never read again."""
+"""Images that turned out to be broken: set aside, and told in quarantine.csv."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from search.data.atomic import write_atomically
+from search.data.images import BrokenImage, read_image
 from search.errors import UserError
 
 _LONGEST_REASON = 200
@@ -33,7 +34,7 @@ HEADER = tuple(field.name for field in fields(BrokenFile))
 class Quarantine:
     """The broken images of a run, kept in quarantine.csv between its processes.
 
-    To have an image read again after mending it, delete its line, or the whole file.
+    Images that were mended are taken back when a search goes on, see `take_back_mended`.
     """
 
     def __init__(
@@ -86,6 +87,17 @@ class Quarantine:
         if len(self._broken) > before and self.path is not None:
             _write(self.path, self._broken.values())
 
+    def take_back_mended(self) -> int:
+        """Reads the broken images once more and takes back those that are whole; returns how
+        many."""
+        mended = [path for path in self._broken if _is_whole(path)]
+        for path in mended:
+            del self._broken[path]
+        if mended and self.path is not None:
+            _write(self.path, self._broken.values())
+            self._tell(f"taken back {len(mended)} images that can be read again")
+        return len(mended)
+
     def _tell_of(self, broken: BrokenFile) -> None:
         self._told += 1
         if self._told <= MOST_TOLD:
@@ -117,6 +129,14 @@ class Quarantine:
                 f"{len(broken)} of {len(table)}, for example {broken[0].path} "
                 f"({broken[0].reason}); mend them or take them off the list{told}"
             )
+
+
+def _is_whole(path: str) -> bool:
+    try:
+        read_image(path)
+    except BrokenImage:
+        return False
+    return True
 
 
 def _read(path: Path) -> list[BrokenFile]:

@@ -28,8 +28,13 @@ class Batch:
     seeds: Tensor  # (N,) - int64, what `view` made each image from
 
     def pin_memory(self) -> Batch:
-        """The batch with its images in page-locked memory, from where a GPU fetches them."""
-        return replace(self, images=self.images.pin_memory())
+        """The batch in page-locked memory, from where a GPU fetches it without being waited for."""
+        return Batch(
+            images=self.images.pin_memory(),
+            targets=self.targets.pin_memory(),
+            indices=self.indices.pin_memory(),
+            seeds=self.seeds.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)

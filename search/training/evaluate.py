@@ -15,7 +15,7 @@ from search.data.loaders import Batch, Loader
 from search.training.metrics import Metrics
 from search.training.metrics import evaluate as measure
 from search.training.network import margin
-from search.training.runtime import Runtime, exact_float32
+from search.training.runtime import Runtime, exact_float32, is_out_of_memory
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -48,7 +48,8 @@ def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) ->
     images = images.to(torch.float32).div_(255.0)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return replace(batch, images=images, targets=batch.targets.to(runtime.device))
+    targets = batch.targets.to(runtime.device, non_blocking=True)
+    return replace(batch, images=images, targets=targets)
 
 
 class MemoryBackOff:
@@ -71,8 +72,8 @@ class MemoryBackOff:
         while True:
             try:
                 return [forward(part) for part in images.split(size)]
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
                     raise
             # Outside the handler, whose traceback would keep the tensors of the failed try alive.
             self.largest = size = (size + 1) // 2
@@ -107,8 +108,10 @@ def predict(
             # The sigmoid in double precision, which MPS lacks, keeps scores apart that float32
             # would round to 1.
             scores.append(margin(logits.cpu().double()).sigmoid().numpy())
-            indices.append(batch.indices.numpy())
-            targets.append(batch.targets.numpy())
+            # Copies: what a worker sent lies in shared memory, a file descriptor a tensor, and
+            # thousands of batches would hold more than a process may have.
+            indices.append(batch.indices.numpy().copy())
+            targets.append(batch.targets.numpy().copy())
             on_batch()
     joined = Predictions(
         indices=np.concatenate(indices) if indices else np.empty(0, np.int64),

@@ -157,10 +157,12 @@ class _Training:
         total = torch.zeros((), device=self.runtime.device)
         looked_total, looked_images, images = 0.0, 0, 0
         started = time.perf_counter()
-        step = 0
+        step, is_frozen = 0, False
         for step, batch in enumerate(self.loader, start=1):
             update = epoch * self.steps + step
-            _set_batch_norm(self.network, training=update > frozen_steps)
+            if is_frozen != (update <= frozen_steps):
+                is_frozen = not is_frozen
+                _set_batch_norm(self.network, training=not is_frozen)
             total += self.step(batch) * len(batch.targets)
             images += len(batch.targets)
             self.scheduler.step_update(update)

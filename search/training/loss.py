@@ -52,8 +52,10 @@ class ClassificationLoss:
             images, soft_targets = self.mixup(images[:even], targets[:even])
         else:
             soft_targets = F.one_hot(targets, NUM_CLASSES).float()
-        weight = None if self.weight is None else self.weight.to(images.device)
+        if self.weight is not None:
+            # Moved once: a copy in every step would wait for the GPU.
+            self.weight = self.weight.to(images.device)
         logits = network(images)
         return F.cross_entropy(
-            logits.float(), soft_targets, weight=weight, label_smoothing=self.label_smoothing
+            logits.float(), soft_targets, weight=self.weight, label_smoothing=self.label_smoothing
         )

@@ -17,6 +17,9 @@ from search.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+MOST_WORKERS = 16
+"""More decode faster than one GPU trains, and each takes some hundred MB."""
+
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,6 +61,8 @@ def resolve_device(name: str) -> torch.device:
         ) from None
     if device.type == "cuda":
         _check_cuda(device)
+        # The thread that pins memory, and other parts of torch, use the current GPU.
+        torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps needs an Apple GPU, none was found; use --device auto")
     return device
@@ -102,13 +107,23 @@ def supports_capability(capability: tuple[int, int], architectures: list[str]) -
     return False
 
 
+def describe_device(device: torch.device) -> str:
+    """What computes, as far as it bears on the last digits of a score: kind, model, torch."""
+    kind = device.type
+    if kind == "cuda":
+        kind += f" {torch.cuda.get_device_name(device)}"
+    elif kind == "cpu":
+        kind += f" {torch.backends.cpu.get_cpu_capability()}"
+    return f"{kind}, torch {torch.__version__}"
+
+
 def default_workers(device: torch.device) -> int:
-    """Decoding processes: none beside a training on a small CPU, else the cores, at most 8."""
+    """Decoding processes: none beside a training on a small CPU, else the cores, up to a limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
     if device.type == "cpu":
         return 0 if cores < 4 else 2
-    return min(8, cores)
+    return min(MOST_WORKERS, cores)
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
@@ -131,6 +146,14 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     if name not in ("fp32", "bf16", "fp16"):
         raise UserError(f"--precision must be auto, fp32, bf16 or fp16, found '{name}'")
     return name  # type: ignore[return-value]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had no memory left, in whichever form torch, CUDA or cuBLAS say so."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    signs = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return any(sign in str(error) for sign in signs)
 
 
 def seed_everything(seed: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -21,6 +23,8 @@ def make_scheduler(
         return StepLRScheduler(
             optimizer, decay_t=recipe.step_size_epochs, decay_rate=recipe.step_gamma
         )
+    # It warns of a training of one step, whose rate cannot fall.
+    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
     updates = max(1, recipe.epochs * steps_per_epoch)
     return CosineLRScheduler(
         optimizer,

@@ -15,7 +15,7 @@ from search.data.loaders import Batch
 from search.training.evaluate import to_device
 from search.training.loss import Loss
 from search.training.recipe import Recipe
-from search.training.runtime import AUTOCAST_DTYPES, Runtime
+from search.training.runtime import AUTOCAST_DTYPES, Runtime, is_out_of_memory
 
 
 class OptimizerStep:
@@ -65,8 +65,8 @@ class OptimizerStep:
         while True:
             try:
                 return self._accumulate_at(batch, self.micro_batch_size)
-            except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1:
+            except RuntimeError as error:
+                if self.micro_batch_size == 1 or not is_out_of_memory(error):
                     raise
             # Outside the handler, whose traceback would keep the tensors of the failed try alive.
             self.optimizer.zero_grad(set_to_none=True)

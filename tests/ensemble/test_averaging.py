@@ -87,6 +87,26 @@ def test_the_number_of_images_is_limited(tiny_pool: Pool) -> None:
     assert (seen, len(batches)) == (24, 1)
 
 
+def test_statistics_start_anew_when_memory_runs_out(tiny_pool: Pool) -> None:
+    network, reference = build_network(RECIPE), build_network(RECIPE)
+    loader = tiny_pool.loader("select", 32)  # one batch of 24
+    passes: list[int] = []
+
+    def look(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        passes.append(len(given[0]))
+        if len(given[0]) > 6:
+            raise torch.OutOfMemoryError
+
+    # After some layers have seen the batch already.
+    network.trunk.get_classifier().register_forward_pre_hook(look)
+    assert refresh_batch_norm(network, loader, tiny_pool.runtime, limit=24) == 24
+    assert passes[-4:] == [6, 6, 6, 6]
+    (batch,) = loader
+    update_bn(list((batch.images / 255).split(6)), reference)
+    for found, expected in zip(statistics(network), statistics(reference), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_network_without_batch_norm_is_left_alone(tiny_pool: Pool) -> None:
     network = timm.create_model("test_vit", num_classes=2)
     loader = tiny_pool.loader("fit", 160)

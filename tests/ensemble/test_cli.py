@@ -38,6 +38,16 @@ def test_help_loads_nothing_heavy() -> None:
         (["compare", "--run", "nowhere"], "must be the folder of a search"),
         (["predict", "x.png", "--model", "nowhere"], "found nothing there"),
         (["verify", "nowhere"], "nowhere"),
+        (["verify", "tests"], "found none of manifest.json"),
+        (["predict", "LICENSE", "--model", "x", "--output", "tests"], "found the folder tests"),
+        (
+            ["predict", "LICENSE", "--model", "x", "--output", "LICENSE/x.csv"],
+            "must lie in a folder",
+        ),
+        (
+            ["predict", "--model", "x", "--export", "onnx", "--export-file", "LICENSE/x"],
+            "--export-file",
+        ),
         (["distil"], 'Did you mean "distill"?'),
     ],
 )
@@ -75,3 +85,13 @@ def test_the_commands_lead_to_a_verified_submission(
     assert main(["predict", str(first), "--model", str(submission)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
     assert float(line.split(",")[1]) == pytest.approx(prediction["y_pred"].iloc[0], abs=1e-6)
+
+
+def test_a_time_limit_ends_a_distillation_which_goes_on_later(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["distill", "--run", str(run_folder), "--device", "cpu", "--workers", "0"]
+    command += ["--epochs", "2", "--views", "2"]
+    assert main([*command, "--timeout", "0s"]) == 130
+    assert "the time limit was reached" in capsys.readouterr().out
+    assert main(command) == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,12 @@ def test_a_run_is_compared_and_its_winner_can_be_chosen(pool: Pool) -> None:
     winner = table[table["recommended"]].iloc[0]
     choice = choose_model(pool.run, "auto")
     assert choice.name == winner["path"]
+    metrics = choice.folder / "metrics.json"
+    content = metrics.read_text(encoding="utf-8")
+    metrics.write_text(json.dumps(json.loads(content) | {"auc": 0.123}), encoding="utf-8")
+    with pytest.raises(UserError, match="as it was before, found another model"):
+        choose_model(pool.run, "auto")
+    metrics.write_text(content, encoding="utf-8")
     run_soup(pool, "uniform", members=["0000", "0001"])
     with pytest.raises(UserError, match="which is absent"):
         choose_model(pool.run, "auto")  # it recommended what may have been replaced

@@ -152,7 +152,9 @@ def test_a_joint_training_that_helps_is_kept(pool: Pool, monkeypatch: pytest.Mon
     assert "epoch 2/2" in console.export_text()
 
 
-def test_the_joint_recipe_is_the_best_members_with_smaller_steps(tiny_pool: Pool) -> None:
+def test_the_joint_recipe_is_the_best_members_with_smaller_steps(
+    tiny_pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     best = Recipe(
         backbone="b",
         architecture="a",
@@ -169,7 +171,11 @@ def test_the_joint_recipe_is_the_best_members_with_smaller_steps(tiny_pool: Pool
     assert (recipe.micro_batch_size, recipe.augmentation) == (4, "strong")
     assert (recipe.mixup_alpha, recipe.precision, recipe.compile) == (0.0, "fp32", False)
     on_cuda = replace(tiny_pool, runtime=Runtime(torch.device("cuda")))
-    assert joint_recipe(best, 96, 3, on_cuda).precision == "bf16"
+    # What this machine computes in, whichever one searched.
+    asked: list[Any] = []
+    monkeypatch.setattr(finetune, "resolve_precision", lambda *given: asked.append(given) or "fp16")
+    assert joint_recipe(best, 96, 3, on_cuda).precision == "fp16"
+    assert asked == [("auto", torch.device("cuda"))]
 
 
 @pytest.mark.parametrize("finetune_epochs", [0, 1])

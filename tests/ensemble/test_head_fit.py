@@ -105,6 +105,8 @@ def test_outputs_of_trunks_give_the_fused_networks_scores(
     given = trunk_outputs(model, loader, tiny_pool.runtime, lambda: calls.append(1))
     assert len(calls) == len(loader)
     assert given.targets.tolist() == tiny_pool.splits.select["target"].tolist()
+    few = trunk_outputs(model, loader, tiny_pool.runtime, limit=1)
+    assert len(few.targets) == few.logits.shape[1] <= loader.table.shape[0]
     head = model.head.eval()
     scores = head(*given.rows(torch.arange(24))).softmax(-1)[:, 1].detach()
     expected = tiny_pool.evaluate(model, "select", model.image_size).predictions.scores

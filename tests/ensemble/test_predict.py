@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -210,3 +212,27 @@ def test_an_output_that_fails_leaves_the_old_one(
         told(replace(settings, output=output))
     assert output.read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["scores.csv"]
+
+
+def test_a_link_and_a_pipe_are_written_to_and_never_replaced(
+    settings: PredictSettings, tmp_path: Path
+) -> None:
+    link, target, pipe = (tmp_path / name for name in ("link.csv", "target.csv", "pipe"))
+    link.symlink_to(target)
+    told(replace(settings, output=link))
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text, encoding="utf-8")
+        told(replace(settings, output=pipe))
+        assert read.result(timeout=60) == target.read_text(encoding="utf-8")
+    assert pipe.is_fifo()
+
+
+def test_one_image_that_cannot_be_read_is_named_with_its_reason(
+    settings: PredictSettings, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    with pytest.raises(UserError, match=r"empty\.jpg \(the file is empty\)"):
+        told(replace(settings, path=empty))

@@ -89,7 +89,8 @@ def test_commands_are_quoted_and_settings_are_readable(run_folder: Path, tmp_pat
     spec = load_spec(run_folder / "candidates" / "0000")
     folder = write(run_folder, spec, tmp_path / "out")
     lines = (folder / "commands.sh").read_text(encoding="utf-8").splitlines()
-    assert lines[:2] == ["#!/bin/sh", "set -e"]
+    assert lines[0] == "#!/bin/sh"
+    assert lines[2] == "set -e"
     assert lines[-1] == "python -m ensemble submit --list 'my list.txt'"
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
     assert settings["pool"] == "test"

@@ -260,6 +260,43 @@ def test_tampering_is_found(name: str, folder: Path, submitted: tuple[Path, Path
     assert set(failed(folder, submitted[1])) == expected
 
 
+def shift_scores(folder: Path, by: float) -> None:
+    """Moves the scores of the probes and of a listed image."""
+    edit_json(
+        "probes.json",
+        lambda probes: probes.__setitem__("scores", [s + by for s in probes["scores"]]),
+    )(folder)
+
+    def move(lines: list[str]) -> None:
+        name, score = lines[1].split(",")
+        lines[1] = f"{name},{float(score) + by}"
+
+    edit_prediction(move)(folder)
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("device", "by", "failing"),
+    [
+        (None, 1e-6, set()),
+        (None, 3e-5, {"probes", "images"}),
+        ("cuda NVIDIA H100, torch 2.11.0", 3e-5, set()),
+        ("cuda NVIDIA H100, torch 2.11.0", 3e-3, {"probes", "images"}),
+    ],
+)
+def test_rounding_is_forgiven_only_where_another_device_computed(
+    device: str | None, by: float, failing: set[str], folder: Path, submitted: tuple[Path, Path]
+) -> None:
+    if device is not None:
+        edit_json("probes.json", lambda probes: probes.update(device=device))(folder)
+        edit_json("rules.json", lambda rules: rules["prediction"].update(device=device))(folder)
+    shift_scores(folder, by)
+    checks = {check.name: check for check in verify(folder, submitted[1])}
+    assert {name for name, check in checks.items() if not check.ok} == failing
+    told = [name for name, check in checks.items() if "recorded on cuda NVIDIA" in check.detail]
+    assert told == (["probes", "images"] if device is not None and not failing else [])
+
+
 def test_a_removed_manifest_is_found(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     assert "manifest.json" in failed(folder)["files"]

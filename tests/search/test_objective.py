@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
@@ -14,7 +15,7 @@ from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
 from search.objective import FEWEST_COMPLETE, Objective, TrialFailed, _TrialTraining
-from search.outcome import INTERRUPTED, ROW
+from search.outcome import INTERRUPTED, REASON, ROW
 from search.progress import StudyProgress
 from search.space import BASELINE, PRESET
 from search.training.recipe import Recipe
@@ -31,6 +32,22 @@ class Harsh(BasePruner):
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         self.asked += 1
         return True
+
+
+def allowing_plan() -> Any:
+    """A plan whose only backbone keeps the rules."""
+    verdict = SimpleNamespace(
+        allowed=True,
+        backbone="b",
+        pretraining="p",
+        params_thop=1,
+        params_exact=1,
+        gmacs=1.0,
+        image_size=32,
+    )
+    backbone = SimpleNamespace(name=RECIPE.backbone)
+    space = SimpleNamespace(recipe=lambda _: RECIPE, backbones=(), baseline=backbone)
+    return SimpleNamespace(space=space, judge=lambda *_: verdict)
 
 
 @pytest.mark.parametrize(
@@ -55,18 +72,7 @@ def test_a_trial_that_was_stopped_is_queued_again(
     study = optuna.create_study()
     study.enqueue_trial({"x": 0.25}, user_attrs={PRESET: "anything"})
     trial = study.ask()
-    verdict = SimpleNamespace(
-        allowed=True,
-        backbone="b",
-        pretraining="p",
-        params_thop=1,
-        params_exact=1,
-        gmacs=1.0,
-        image_size=32,
-    )
-    backbone = SimpleNamespace(name=RECIPE.backbone)
-    space = SimpleNamespace(recipe=lambda _: RECIPE, backbones=(), baseline=backbone)
-    plan: Any = SimpleNamespace(space=space, judge=lambda *_: verdict)
+    plan = allowing_plan()
     interruption = Interruption()
     interruption.requested = isinstance(error, RuntimeError)
     progress = StudyProgress(Console(quiet=True), 1)
@@ -79,6 +85,31 @@ def test_a_trial_that_was_stopped_is_queued_again(
     assert again.system_attrs["fixed_params"] == {"x": 0.25}
     assert again.user_attrs == {PRESET: "anything"}
     assert progress.finished == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "raised"),
+    [
+        ("CUDA error: an illegal memory access", UserError),
+        ("CUDA error: out of memory", TrialFailed),
+    ],
+)
+def test_a_lost_gpu_ends_the_search_and_no_other_trial(
+    text: str, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> float:
+        raise torch.AcceleratorError(text)
+
+    monkeypatch.setattr(_TrialTraining, "complete", fail)
+    trial = optuna.create_study().ask()
+    progress = StudyProgress(Console(quiet=True), 1)
+    objective = Objective(allowing_plan(), tmp_path, Quarantine(None), progress, Interruption())
+    with pytest.raises(raised):
+        objective(trial)
+    # It counts: one that kills the GPU each time must not be tried for ever.
+    assert progress.finished == 1
+    assert INTERRUPTED not in trial.user_attrs
+    assert text in trial.user_attrs[REASON]
 
 
 def pruned_after(epoch: int, *, complete: int, preset: str | None = None) -> tuple[bool, int]:

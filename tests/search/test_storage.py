@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from search.errors import UserError
-from search.storage import open_storage
+from search.storage import JOURNAL, drop_torn_line, open_storage
 
 
 def test_the_default_is_one_file_that_two_processes_share(tmp_path: Path) -> None:
@@ -49,3 +49,22 @@ def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_the_driver_found_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found OperationalError: unable to open database file"):
         open_storage(tmp_path, f"sqlite:///{tmp_path}/absent/study.db")
+
+
+@pytest.mark.parametrize("lost", [1, 20])
+def test_a_torn_last_line_costs_nothing_else(lost: int, tmp_path: Path) -> None:
+    study = optuna.create_study(storage=open_storage(tmp_path, None), study_name="s")
+    for value in (0.5, 0.75):
+        study.tell(study.ask(), value)
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert drop_torn_line(tmp_path)
+    assert not drop_torn_line(tmp_path)
+    again = optuna.load_study(storage=open_storage(tmp_path, None), study_name="s")
+    again.tell(again.ask(), 0.25)
+    read = optuna.load_study(storage=open_storage(tmp_path, None), study_name="s")
+    assert [trial.value for trial in read.trials if trial.value is not None] == [0.5, 0.25]
+
+
+def test_a_run_without_a_journal_has_no_torn_line(tmp_path: Path) -> None:
+    assert not drop_torn_line(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from search.data import images
 from search.data.images import BrokenImage, read_image, view
 
 SIZE = (24, 16)  # width, height
@@ -218,3 +220,47 @@ def test_views_leave_the_callers_generators_alone() -> None:
     with pytest.raises(RuntimeError, match="a transform failed"):
         view(gradient(), broken, 7)
     assert state() == expected
+
+
+def fail_first(times: int, number: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The file system fails so many times; gives the pauses that were made."""
+    pauses: list[float] = []
+    failures = iter([OSError(number, os.strerror(number))] * times)
+    original = Image.open
+
+    def open_image(*arguments: object, **options: object) -> Image.Image:
+        for failure in failures:
+            raise failure
+        return original(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "open", open_image)
+    monkeypatch.setattr(images.time, "sleep", pauses.append)
+    return pauses
+
+
+def test_a_bad_moment_of_the_file_system_costs_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient().save(tmp_path / "image.png")
+    pauses = fail_first(2, errno.EIO, monkeypatch)
+    assert read_image(tmp_path / "image.png").size == SIZE
+    assert pauses == list(images.PAUSES_SECONDS)
+
+
+def test_a_lasting_failure_of_the_file_system_breaks_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient().save(tmp_path / "image.png")
+    fail_first(9, errno.EIO, monkeypatch)
+    with pytest.raises(BrokenImage, match="Input/output error"):
+        read_image(tmp_path / "image.png")
+
+
+def test_a_machine_without_descriptors_blames_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient().save(tmp_path / "image.png")
+    pauses = fail_first(9, errno.EMFILE, monkeypatch)
+    with pytest.raises(OSError, match="open files"):
+        read_image(tmp_path / "image.png")
+    assert not pauses

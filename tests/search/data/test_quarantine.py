@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from search.data.quarantine import MOST_TOLD, BrokenFile, Quarantine
 from search.errors import UserError
@@ -126,3 +127,17 @@ def test_foreign_files_are_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a quarantine list with the columns") as raised:
         Quarantine(path)
     assert "\n" not in str(raised.value)
+
+
+def test_mended_images_are_taken_back(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("mended.png", "damaged.png", "gone.png")]
+    lines: list[str] = []
+    quarantine = Quarantine(tmp_path / "quarantine.csv", tell=lines.append)
+    for path in paths:
+        quarantine.add(path.name, str(path), "the file is empty")
+    assert quarantine.take_back_mended() == 0
+    Image.new("RGB", (4, 4)).save(paths[0])
+    paths[1].write_bytes(b"no image")
+    assert quarantine.take_back_mended() == 1
+    assert quarantine.names == Quarantine(quarantine.path).names == {"damaged.png", "gone.png"}
+    assert lines[-1] == "taken back 1 images that can be read again"

@@ -71,3 +71,10 @@ def test_training_states_survive_and_code_in_them_does_not_run(tmp_path: Path) -
     torch.save({"function": print}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="delete it"):
         load_state(tmp_path / "evil.pt")
+
+
+def test_weights_may_be_read_by_whom_other_files_may(tmp_path: Path) -> None:
+    save_weights(tmp_path / "model.safetensors", {"weight": torch.zeros(2)})
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1

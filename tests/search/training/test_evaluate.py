@@ -66,3 +66,18 @@ def test_parts_stay_small_for_a_batch_that_is_small_itself() -> None:
     # A later, smaller batch in one part leaves the limit for the ones after it.
     assert len(back_off(Greedy(3), images[:2])) == 1
     assert back_off.largest == 3
+
+
+def test_scoring_holds_on_to_nothing_that_workers_sent(tmp_path: Path) -> None:
+    """Tensors from workers cost a file descriptor each for as long as anybody refers to them."""
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    table = pd.DataFrame({"img_name": range(64), "path": str(path), "target": [0, 1] * 32})
+    loader = eval_loader(table, 8, batch_size=1, workers=1)
+    held: list[int] = []
+
+    def count() -> None:
+        held.append(len(list(Path("/dev/fd").iterdir())))
+
+    predict(Greedy(1), loader, RUNTIME, on_batch=count)
+    assert max(held[8:]) <= max(held[:8])
