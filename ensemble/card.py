@@ -81,6 +81,7 @@ def render_card(
         facts=_facts(spec, rules),
         networks=rules["pretraining"]["networks"],
         merged_from=spec.merged_from,
+        teachers=[f"{teacher.name} x {teacher.weight:.2f}" for teacher in spec.teachers],
         generated_samples=rules["generated_samples"],
         overrides=rules["overrides"],
         splits=data.get("splits", {}),

@@ -124,7 +124,7 @@ class StudyProgress:
 
     def trial_interrupted(self, reason: str) -> None:
         """Told of a trial that will be tried again."""
-        self._tell_end("interrupted", reason)
+        self._tell_end("closed, to be tried again", reason)
 
     def _tell_end(self, what: str, reason: str) -> None:
         self.console.print(

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from search.candidate import METRICS, Candidate
 from search.data.atomic import write_atomically
+from search.errors import UserError
 from search.figure import DARK, LIGHT, Theme
 from search.importance import TRIALS_NEEDED, parameter_importance
 from search.leaderboard import COLUMNS, STATES, TEXTS
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import optuna
 
 REPORT = "report.html"
+COMPARISON = "comparison.csv"
+"""Left by merging."""
+
 HIGHLIGHTED = ("notes",)
 """Facts that stand out on the page: with them, figures mean something else than without."""
 
@@ -93,6 +97,7 @@ def write_report(
         untrained=[row for row in rows if row["state"] in ("failed", "rejected")],
         rows=rows,
         columns=COLUMNS,
+        merged=_merged(run),
         texts=TEXTS,
         formats=FORMATS,
     )
@@ -216,6 +221,19 @@ def _report_metrics(run: Path, candidate: str) -> dict[str, Any]:
     return figures
 
 
+def _merged(run: Path) -> list[dict[str, Any]]:
+    """Rows of the run's comparison; none if there is no comparison, or it is of other models than
+    those that lie in the run now."""
+    try:
+        table = pd.read_csv(run / COMPARISON)
+        rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+        models = [row for row in rows if not pd.isna(row["path"])]
+        known = [Candidate(run / row["path"]).metrics["auc"] for row in models]
+    except (OSError, ValueError, KeyError, UserError):
+        return []
+    return rows if known == [row["auc_select"] for row in models] else []
+
+
 def _base64(path: Path) -> str:
     return b64encode(path.read_bytes()).decode()
 
@@ -227,6 +245,7 @@ def _template() -> Any:
     environment.filters |= {
         "auc": auc_text,
         "number": number_text,
+        "text": lambda value: MISSING if pd.isna(value) else value,
         "seconds": lambda value: MISSING if pd.isna(value) else format_seconds(value),
     }
     source = files("search").joinpath(f"{REPORT}.jinja").read_text(encoding="utf-8")

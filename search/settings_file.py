@@ -43,8 +43,11 @@ def read_settings(run: Path) -> dict[str, Any] | None:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} must be readable YAML: {' '.join(str(error).split())}") from None
     known = {field.name for field in fields(SearchSettings)}
-    if not isinstance(content, dict) or not set(content) <= known:
-        unknown = sorted(map(str, set(content) - known)) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        found = "an empty file" if content is None else f"{type(content).__name__}"
+        raise UserError(f"{path} must hold settings of a search, found {found}")
+    if not set(content) <= known:
+        unknown = ", ".join(sorted(map(str, set(content) - known)))
         raise UserError(f"{path} must hold settings of a search, found unknown {unknown}")
     return content
 

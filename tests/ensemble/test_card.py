@@ -54,7 +54,7 @@ def test_it_says_what_was_merged_and_from_which_weights() -> None:
     assert text.startswith("# demo: fused\n")
     row = "| trunk | `test_resnet.r160_in1k` | hub | ImageNet-1K (declared) | kept: "
     assert text.count(row) == 2
-    assert "candidates 0003, 0007" in text
+    assert "Made from 0003, 0007 of the search" in text
     assert "Overrides: test_resnet.r160_in1k: pretraining ImageNet-1K is declared" in text
     assert "| head | the mean of the trunks' probabilities |" in text
     assert "recommended: highest AUC on report." in text
@@ -64,6 +64,7 @@ def test_teachers_and_notes_are_in_it() -> None:
     text = card(DISTILLED)
     assert "| teacher | `volo_d1_224.sail_in1k` | hub | ImageNet-1K |" in text
     assert "> **Its teacher was asked live.**" in text
+    assert "Taught by 0003 x 1.00: names of" in text
 
 
 @pytest.mark.parametrize(

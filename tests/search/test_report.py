@@ -20,6 +20,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 import search.figure
+from search.candidate import Candidate
 from search.importance import TRIALS_NEEDED, parameter_importance
 from search.leaderboard import COLUMNS, rows_from_study
 from search.report import MISSING, auc_text, baseline_trials, number_text, summarise, write_report
@@ -228,6 +229,33 @@ def test_a_baseline_below_the_top_is_shown_too(study: optuna.Study, run: Path) -
     report(study, run)
     rows = Page(run / "report.html").table("rank", "backbone")
     assert [row["rank"] for row in rows] == [*map(str, range(1, 11)), "13"]
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_merged_models_are_shown_if_they_are_those_of_the_run(
+    is_stale: bool, study: optuna.Study, run: Path
+) -> None:
+    add(study, run, "complete", 0.9)
+    auc = Candidate(run / "candidates" / "0000").metrics["auc"]
+    row = {"auc": 0.91, "auc_low": 0.9, "auc_high": 0.92, "params_exact": 2e6, "difference": 0.02}
+    row |= {"images_per_second_32": 40.0}
+    comparison = pd.DataFrame(
+        [
+            row | {"model": "teachers", "path": None, "auc_select": 0.95, "recommended": False},
+            row
+            | {
+                "model": "fused",
+                "path": "candidates/0000",
+                "auc_select": 0.5 if is_stale else auc,
+                "recommended": True,
+                "reason": "highest <AUC>",
+            },
+        ]
+    )
+    comparison.to_csv(run / "comparison.csv", index=False)
+    page = report(study, run)[0].read_text("utf-8")
+    assert ("<h2>Merged models</h2>" in page) is not is_stale
+    assert ("highest &lt;AUC&gt;" in page) is not is_stale
 
 
 @pytest.mark.parametrize("states", [(), ("failed", "rejected"), ("pruned",)], ids=str)
