@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,10 +39,7 @@ def distill(*, settings: DistillSettings) -> None:
         from ensemble.compare import run_compare
         from ensemble.distill import run_distill
 
-    with _opened(settings, console, settings.allow_tainted, settings.timeout) as (
-        pool,
-        interruption,
-    ):
+    with _opened(settings, console) as (pool, interruption):
         run_distill(pool, settings, console, interruption)
         run_compare(pool, console, interruption.check)
 
@@ -71,10 +67,7 @@ def fuse(
     with loading(console):
         from ensemble.fuse import run_fuse
 
-    with _opened(settings, console, settings.allow_tainted, settings.timeout) as (
-        pool,
-        interruption,
-    ):
+    with _opened(settings, console) as (pool, interruption):
         run_fuse(
             pool,
             members=_names(members),
@@ -106,10 +99,7 @@ def soup(
     with loading(console):
         from ensemble.soup import run_soup
 
-    with _opened(settings, console, settings.allow_tainted, settings.timeout) as (
-        pool,
-        interruption,
-    ):
+    with _opened(settings, console) as (pool, interruption):
         run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
     _point_to_comparison(settings, console)
 
@@ -192,16 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _opened(
-    settings: RunSettings,
-    console: Console,
-    allow_tainted: bool = False,
-    timeout: timedelta | None = None,
-) -> Iterator[tuple[Pool, Interruption]]:
+def _opened(settings: RunSettings, console: Console) -> Iterator[tuple[Pool, Interruption]]:
     """Opens a run's pool; Ctrl-C and the time limit ask for a clean end."""
     from ensemble.pool import open_pool
     from search.interruption import Interrupted, Interruption
 
+    timeout = settings.timeout if isinstance(settings, MergeSettings) else None
     interruption = Interruption(None if timeout is None else timeout.total_seconds())
     with interruption.handling_signals():
         try:
@@ -209,7 +195,7 @@ def _opened(
                 settings.run,
                 device=settings.device,
                 workers=settings.workers,
-                allow_tainted=allow_tainted,
+                allow_tainted=isinstance(settings, MergeSettings) and settings.allow_tainted,
                 console=console,
                 on_batch=interruption.check,
             )
