@@ -17,12 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 from search.candidate import METRICS
 from search.errors import UserError
 from search.keeping import complete_trials, drop_surplus_weights
-from search.objective import Objective, TrialFailed, enqueue_again
+from search.objective import Objective, TrialFailed
 from search.outcome import INTERRUPTED, REASON, STATE, reject
 from search.plan import Plan
 from search.settings import SearchSettings
 from search.space import BASELINE, PRESET
 from search.storage import open_storage
+from search.trial_training import enqueue_again
 
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""

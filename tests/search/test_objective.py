@@ -14,12 +14,13 @@ from rich.console import Console
 from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
-from search.objective import FEWEST_COMPLETE, Objective, TrialFailed, _TrialTraining
+from search.objective import Objective, TrialFailed
 from search.outcome import INTERRUPTED, REASON, ROW
 from search.progress import StudyProgress
 from search.space import BASELINE, PRESET
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord
+from search.trial_training import FEWEST_COMPLETE, TrialTraining
 
 RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=3)
 
@@ -68,7 +69,7 @@ def test_a_trial_that_was_stopped_is_queued_again(
     def fail(_: Any) -> float:
         raise error
 
-    monkeypatch.setattr(_TrialTraining, "complete", fail)
+    monkeypatch.setattr(TrialTraining, "complete", fail)
     study = optuna.create_study()
     study.enqueue_trial({"x": 0.25}, user_attrs={PRESET: "anything"})
     trial = study.ask()
@@ -100,7 +101,7 @@ def test_a_lost_gpu_ends_the_search_and_no_other_trial(
     def fail(_: Any) -> float:
         raise torch.AcceleratorError(text)
 
-    monkeypatch.setattr(_TrialTraining, "complete", fail)
+    monkeypatch.setattr(TrialTraining, "complete", fail)
     trial = optuna.create_study().ask()
     progress = StudyProgress(Console(quiet=True), 1)
     objective = Objective(allowing_plan(), tmp_path, Quarantine(None), progress, Interruption())
@@ -123,7 +124,7 @@ def pruned_after(epoch: int, *, complete: int, preset: str | None = None) -> tup
     objective: Any = SimpleNamespace(
         progress=SimpleNamespace(epoch=lambda _: None), run=Path("nowhere")
     )
-    training = _TrialTraining(objective, trial, RECIPE, {})
+    training = TrialTraining(objective, trial, RECIPE, {})
     try:
         training._on_epoch(EpochRecord(epoch, 0.6, 1e-3, 0.5, 0.7, 1.0))
     except optuna.TrialPruned:
