@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from ensemble.teacher import Teacher
 from ensemble.unfinished import UnfinishedTraining
 from ensemble.views import ViewManifest, view_loader
 from search.candidate import WEIGHTS, Candidate
-from search.data.augment import train_transform
-from search.data.loaders import Loader, train_loader
+from search.data.loaders import Loader
 from search.interruption import Interrupted, Interruption
 from search.training.checkpoint import load_weights
 from search.training.evaluate import Evaluation, evaluate
 from search.training.loop import fit
 from search.training.network import Network, build_network
 from search.training.records import EpochRecord, FitResult
+from search.training.supervision import training_batches
 
 DISTILLED = "distilled"
 VIEWS = "views"
@@ -131,26 +132,24 @@ class _Distillation:
                 console=self.progress.console,
                 on_batch=self.progress.advance,
             )
-        return recorded, view_loader(table, manifest, **self._loader_arguments())
+        loader = view_loader(
+            table,
+            manifest,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            balance=recipe.class_balance == "sampler",
+            workers=pool.runtime.workers,
+            quarantine=pool.quarantine,
+            pin_memory=pool.runtime.on_cuda,
+        )
+        return recorded, loader
 
     def _live(self) -> tuple[Teacher, Loader]:
         """The teachers themselves, and a loader that shows new views in every epoch."""
         recipe, teacher = self.plan.recipe, self._teacher()
         size = max(recipe.image_size, teacher.image_size)
-        transform = train_transform(recipe.augmentation, recipe.augmentation_strength, size)
-        loader = train_loader(self.pool.splits.fit, transform, **self._loader_arguments())
-        return teacher, loader
-
-    def _loader_arguments(self) -> dict[str, Any]:
-        recipe, runtime = self.plan.recipe, self.pool.runtime
-        return {
-            "batch_size": recipe.batch_size,
-            "seed": recipe.seed,
-            "balance": recipe.class_balance == "sampler",
-            "workers": runtime.workers,
-            "quarantine": self.pool.quarantine,
-            "pin_memory": runtime.on_cuda,
-        }
+        sized, pool = replace(recipe, image_size=size), self.pool
+        return teacher, training_batches(pool.splits.fit, sized, pool.runtime, pool.quarantine)
 
     def _teacher(self) -> Teacher:
         plan = self.plan

@@ -6,22 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from ensemble.merged import merged_folder
 from ensemble.model import FusedNetwork
 from ensemble.pool import Pool
 from ensemble.unfinished import UnfinishedTraining
-from search.data.augment import train_transform
-from search.data.loaders import Loader, train_loader
 from search.interruption import Interrupted, Interruption
 from search.training.checkpoint import copy_state
 from search.training.loop import fit
-from search.training.loss import ClassificationLoss
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord, FitResult, StepRecord
 from search.training.runtime import resolve_precision
+from search.training.supervision import classification_loss, training_batches
 
 FUSED = "fused"
 
@@ -125,8 +122,7 @@ class JointTraining:
 
     def _fit(self, unfinished: UnfinishedTraining) -> FitResult:
         pool, recipe, check = self.pool, self.recipe, self.interruption.check
-        size = self.model.image_size
-        counts = np.bincount(pool.splits.fit["target"], minlength=2)
+        size, table = self.model.image_size, pool.splits.fit
 
         def on_step(_: StepRecord) -> None:
             check()
@@ -141,8 +137,8 @@ class JointTraining:
 
         return fit(
             self.model,
-            fit_loader(pool, recipe),
-            ClassificationLoss(recipe, (int(counts[0]), int(counts[1]))),
+            training_batches(table, recipe, pool.runtime, pool.quarantine),
+            classification_loss(table, recipe),
             recipe,
             evaluate=lambda module: pool.evaluate(module, "select", size, check),
             runtime=pool.runtime,
@@ -150,17 +146,3 @@ class JointTraining:
             on_step=on_step,
             state_file=unfinished.state_file,
         )
-
-
-def fit_loader(pool: Pool, recipe: Recipe) -> Loader:
-    """The images of fit, augmented and in the order that a recipe says."""
-    return train_loader(
-        pool.splits.fit,
-        train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size),
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        balance=recipe.class_balance == "sampler",
-        workers=pool.runtime.workers,
-        quarantine=pool.quarantine,
-        pin_memory=pool.runtime.on_cuda,
-    )

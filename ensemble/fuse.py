@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from scipy.special import logit
 
-from ensemble.finetune import FUSED, JointTraining, fit_loader, joint_recipe
+from ensemble.finetune import FUSED, JointTraining, joint_recipe
 from ensemble.head_fit import MOST_IMAGES, fit_head, trunk_outputs
 from ensemble.heads import HeadKind, head_cost, head_overhead
 from ensemble.manifest import file_sha256
@@ -23,6 +23,7 @@ from search.interruption import Interruption
 from search.timm_models import build_on_meta
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord
+from search.training.supervision import training_batches
 
 HIDDEN_SIZE = 64
 """Units of the MLP head."""
@@ -140,7 +141,8 @@ def _fit_head(
     """Fits the head on fit, in the best member's augmentation: trunks know the images as they are
     too well. Chooses on select."""
     check = interruption.check
-    loader = fit_loader(pool, replace(recipe, image_size=model.image_size))
+    sized = replace(recipe, image_size=model.image_size)
+    loader = training_batches(pool.splits.fit, sized, pool.runtime, pool.quarantine)
     on_fit = trunk_outputs(model, loader, pool.runtime, check, limit=MOST_IMAGES)
     select = pool.loader("select", model.image_size)
     on_select = trunk_outputs(model, select, pool.runtime, check)

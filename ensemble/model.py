@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ensemble.heads import Head, HeadKind, build_head
 from search.candidate import RECIPE, WEIGHTS
-from search.data.atomic import write_atomically
+from search.data.atomic import write_text_atomically
 from search.errors import UserError
 from search.strict_yaml import first_problem, load_yaml
 from search.training.checkpoint import load_weights
@@ -83,11 +83,7 @@ class ModelSpec:
         """Writes the spec as YAML, atomically."""
         content = TypeAdapter(ModelSpec).dump_python(self, mode="json")
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(text, encoding="utf-8")
-
-        write_atomically(path, write)
+        write_text_atomically(path, text)
 
     @staticmethod
     def load(path: Path) -> ModelSpec:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ensemble.teacher import Teacher, TeacherOutputs
 from ensemble.views import ViewManifest, round_loader
-from search.data.atomic import write_atomically
+from search.data.atomic import write_json_atomically
 from search.data.loaders import Batch
 from search.data.quarantine import Quarantine
 from search.errors import UserError
@@ -128,7 +128,7 @@ def record_views(
             margins.flush()
             if features is not None:
                 features.flush()
-            _write_json(folder / FINISHED, round_ + 1)
+            write_json_atomically(folder / FINISHED, round_ + 1)
     return RecordedViews(folder)
 
 
@@ -155,7 +155,7 @@ def _prepare(folder: Path, manifest: ViewManifest, console: Console) -> None:
     shape = (manifest.views, manifest.images)
     np.lib.format.open_memmap(folder / MARGINS, mode="w+", dtype=np.float32, shape=shape).flush()
     # Last: without a manifest the folder counts as empty.
-    _write_json(folder / MANIFEST, wanted)
+    write_json_atomically(folder / MANIFEST, wanted)
 
 
 def _open_features(
@@ -199,10 +199,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    write_atomically(path, write)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from search.data.atomic import write_atomically
+from search.data.atomic import write_json_atomically
 
 STATE, IDENTITY = "training.pt", "training.json"
 
@@ -46,11 +46,7 @@ class UnfinishedTraining:
                 highlight=False,
             )
             self.state_file.unlink()
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-
-        write_atomically(self._identity_file, write)
+        write_json_atomically(self._identity_file, wanted)
 
     def clear(self) -> None:
         """Removes the state of a training whose result is kept."""

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from search.data.atomic import write_atomically
+from search.data.atomic import write_atomically, write_json_atomically
 from search.errors import UserError
 from search.training.checkpoint import load_weights, save_weights
 from search.training.evaluate import Predictions
@@ -101,7 +101,7 @@ class Candidate:
         self, table: pd.DataFrame, predictions: Predictions, figures: Mapping[str, Any]
     ) -> None:
         """Adds scores and figures on the report split."""
-        _write_json(self.path / METRICS, {**self.metrics, "report": dict(figures)})
+        write_json_atomically(self.path / METRICS, {**self.metrics, "report": dict(figures)})
         # Last: whoever finds the scores takes the figures to be there.
         _write_csv(self.path / REPORT_SCORES, score_table(table, predictions))
 
@@ -133,7 +133,7 @@ def save_candidate(
     if weights is not None:
         save_weights(folder / WEIGHTS, weights)
     # Last: a folder with metrics.json is complete.
-    _write_json(folder / METRICS, metrics)
+    write_json_atomically(folder / METRICS, metrics)
     return Candidate(folder)
 
 
@@ -158,12 +158,3 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)

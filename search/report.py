@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from search.candidate import METRICS, Candidate
-from search.data.atomic import write_atomically
+from search.data.atomic import write_text_atomically
 from search.errors import UserError
 from search.figure import DARK, LIGHT, Theme
 from search.importance import TRIALS_NEEDED, parameter_importance
@@ -101,11 +101,7 @@ def write_report(
         texts=TEXTS,
         formats=FORMATS,
     )
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(page, encoding="utf-8")
-
-    write_atomically(run / REPORT, write)
+    write_text_atomically(run / REPORT, page)
     return [run / REPORT, *plots]
 
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial
 
 from search.candidate import save_candidate, score_table
-from search.data.augment import train_transform
-from search.data.loaders import eval_loader, train_loader
+from search.data.loaders import eval_loader
 from search.data.quarantine import Quarantine
 from search.interruption import Interruption
 from search.keeping import searched_trials, weights_threshold
@@ -26,10 +24,10 @@ from search.space import BASELINE, PRESET
 from search.training.checkpoint import copy_state
 from search.training.evaluate import Evaluation, evaluate
 from search.training.loop import fit
-from search.training.loss import ClassificationLoss
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.records import EpochRecord, FitResult, StepRecord
+from search.training.supervision import classification_loss, training_batches
 
 FEWEST_COMPLETE = 3
 """Nothing is pruned before so many candidates are complete: a pruned trial leaves no weights, and
@@ -112,17 +110,6 @@ class TrialTraining:
     def _fit(self, network: Network) -> FitResult:
         plan, recipe = self.context.plan, self.recipe
         table = plan.splits.fit
-        loader = train_loader(
-            table,
-            train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size),
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            balance=recipe.class_balance == "sampler",
-            workers=plan.runtime.workers,
-            quarantine=self.context.quarantine,
-            pin_memory=plan.runtime.on_cuda,
-        )
-        counts = np.bincount(table["target"], minlength=2)
         evaluate_select = self.context.evaluator(recipe.image_size)
 
         def evaluate_and_remember(module: torch.nn.Module) -> Evaluation:
@@ -133,8 +120,8 @@ class TrialTraining:
 
         return fit(
             network,
-            loader,
-            ClassificationLoss(recipe, (int(counts[0]), int(counts[1]))),
+            training_batches(table, recipe, plan.runtime, self.context.quarantine),
+            classification_loss(table, recipe),
             recipe,
             evaluate=evaluate_and_remember,
             runtime=plan.runtime,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], *, private: bool = False) -> None:
@@ -36,3 +38,8 @@ def write_text_atomically(path: Path, text: str, *, private: bool = False) -> No
         temporary.write_text(text, encoding="utf-8")
 
     write_atomically(path, write, private=private)
+
+
+def write_json_atomically(path: Path, content: Any) -> None:
+    """The same for plain values, as indented JSON."""
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")

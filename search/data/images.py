@@ -22,7 +22,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """What is read, whatever the file is called. Not all that Pillow could: its EPS reader, for
 example, starts Ghostscript on the file."""
 
-
 PAUSES_SECONDS = (0.5, 2.0)
 PASSING_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
 """What a network's file system says in a bad moment: read again after each pause, before an image

@@ -8,6 +8,7 @@ from ensemble.head_fit import LEARNING_RATES, TrunkOutputs, fit_head, trunk_outp
 from ensemble.heads import HeadKind, MeanHead, MlpHead, WeightsHead
 from ensemble.model import FusedNetwork, HeadSpec, fuse_networks
 from ensemble.pool import Pool
+from search.data.loaders import eval_loader
 
 
 def outputs(
@@ -105,8 +106,9 @@ def test_outputs_of_trunks_give_the_fused_networks_scores(
     given = trunk_outputs(model, loader, tiny_pool.runtime, lambda: calls.append(1))
     assert len(calls) == len(loader)
     assert given.targets.tolist() == tiny_pool.splits.select["target"].tolist()
-    few = trunk_outputs(model, loader, tiny_pool.runtime, limit=1)
-    assert len(few.targets) == few.logits.shape[1] <= loader.table.shape[0]
+    small = eval_loader(tiny_pool.splits.select, model.image_size, batch_size=4)
+    few = trunk_outputs(model, small, tiny_pool.runtime, limit=5)
+    assert len(few.targets) == few.logits.shape[1] == 8  # whole batches
     head = model.head.eval()
     scores = head(*given.rows(torch.arange(24))).softmax(-1)[:, 1].detach()
     expected = tiny_pool.evaluate(model, "select", model.image_size).predictions.scores
