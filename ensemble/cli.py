@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from ensemble.deploy_settings import PredictSettings, SubmitSettings
+from ensemble.deploy_settings import TOLERANCE, PredictSettings, SubmitSettings
 from ensemble.distill_settings import DistillSettings
 from ensemble.run_settings import MergeSettings, RunSettings
 from search.cli import loading, run_app
@@ -151,6 +151,7 @@ def verify(
     images: Path | None = None,
     device: str = "cpu",
     workers: Annotated[int | None, AtLeastZero] = None,
+    tolerance: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = TOLERANCE,
 ) -> None:
     """Verify a submission folder on its own: rebuild, recount, rescore, compare hashes.
 
@@ -164,12 +165,14 @@ def verify(
         auto, cpu, cuda, cuda:1 or mps.
     workers
         Processes that decode images. Default: chosen by the machine.
+    tolerance
+        Largest difference of a recomputed score; 1e-3 allows for the rounding of another device.
     """
     console = Console()
     with loading(console):
         from ensemble.verify import run_verify
 
-    run_verify(folder, images, console, device=device, workers=workers)
+    run_verify(folder, images, console, device=device, workers=workers, tolerance=tolerance)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,9 @@ from cyclopts.validators import Number
 from ensemble.run_settings import RunSettings
 from search.settings import AtLeastOne, AtLeastZero
 
+TOLERANCE = 1e-5
+"""Largest difference between a submission's recorded scores and those that `verify` recomputes."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)

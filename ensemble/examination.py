@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from ensemble.deploy_settings import TOLERANCE
 from ensemble.evidence import BUDGET, RULES, describe_rules
 from ensemble.manifest import find_changes
 from ensemble.model import SPEC, FusedNetwork, ModelSpec, build_model
@@ -29,13 +30,10 @@ from search.training.runtime import Runtime, describe_device
 
 PROBES = "probes.json"
 
-TOLERANCE = 1e-5
-"""Largest difference between a recorded score and the one recomputed here."""
-
-ELSEWHERE = 1e-3
-"""Likewise where another device, or another torch, computed the recorded one. Rounding differs
-there: by 1.7e-5 between fp32 and fp64, by 1.2e-5 between two memory layouts of one CPU
-(mobilenetv4_conv_medium, 16 images), and a set of images shows its largest difference."""
+ROUNDING = 1e-3
+"""A tolerance that allows for the rounding of another device. It moved scores by 1.2e-5 between two
+memory layouts of one CPU (mobilenetv4_conv_medium, 16 images), and a set of images shows its
+largest difference."""
 
 MARGIN_TOLERANCE = 1e-3
 """Likewise between margins, relative above 1: they tell models apart whose scores are 0 or 1."""
@@ -47,14 +45,22 @@ WEIGHTS_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".
 class Examination:
     """A folder under examination; every check returns what it found or raises why it failed."""
 
-    def __init__(self, folder: Path, runtime: Runtime, console: Console) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        runtime: Runtime,
+        console: Console,
+        tolerance: float = TOLERANCE,
+    ) -> None:
         """
         Args:
             folder: the submission.
             runtime: the device to score listed images on; probes are scored on the CPU.
             console: shows the progress.
+            tolerance: largest difference between a recorded score and the one recomputed.
         """
         self.folder, self.runtime, self.console = folder, runtime, console
+        self.tolerance = tolerance
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -145,7 +151,7 @@ class Examination:
         return f"{len(self.names):,} listed images, each once, scores in [0, 1]"
 
     def check_probes(self) -> str:
-        """Scores of images made from the recorded seed, recomputed to TOLERANCE."""
+        """Scores of images made from the recorded seed, recomputed to the tolerance."""
         recorded = _read_json(self.folder / PROBES)
         if recorded["image_size"] != self.model.image_size or len(recorded["scores"]) != COUNT:
             raise UserError(f"must be {COUNT} images of {self.model.image_size} px")
@@ -155,14 +161,16 @@ class Examination:
         margin_difference = _largest_difference(
             found["margins"] / scale, np.asarray(recorded["margins"]) / scale
         )
-        limit = _Limit(recorded["device"], found["device"])
         # Either may be NaN.
-        if not (score_difference <= limit.tolerance and margin_difference <= MARGIN_TOLERANCE):
-            raise UserError(f"scores differ by {score_difference:.1e} from those recorded")
-        return f"{COUNT} scores recomputed, largest difference {score_difference:.1e}{limit.note}"
+        if not (score_difference <= self.tolerance and margin_difference <= MARGIN_TOLERANCE):
+            raise UserError(
+                f"scores differ by {score_difference:.1e} from those recorded"
+                f"{_elsewhere(recorded['device'], found['device'])}"
+            )
+        return f"{COUNT} scores recomputed, largest difference {score_difference:.1e}"
 
     def check_images(self, images: Path) -> str:
-        """Scores of all listed images, recomputed to TOLERANCE; `images` is their folder."""
+        """Scores of all listed images, recomputed to the tolerance; `images` is their folder."""
         table = read_list(self.folder / FOLDER / IMAGES, images)
         scored = score_images(self.model, table, runtime=self.runtime, console=self.console)
         recorded = read_prediction(self.folder / PREDICTION).set_index("img_name")["y_pred"]
@@ -175,36 +183,25 @@ class Examination:
             raise UserError(f"unreadable images must score {given}, as recorded: {examples(wrong)}")
         expected = recorded.reindex(scored.table["img_name"]).to_numpy()
         differences = np.abs(scored.table["y_pred"].to_numpy() - expected)
-        device = describe_device(self.runtime.device)
-        limit = _Limit(self.rules["prediction"]["device"], device)
-        differing = scored.table["img_name"][~(differences <= limit.tolerance)]
+        differing = scored.table["img_name"][~(differences <= self.tolerance)]
         if len(differing):
+            here = describe_device(self.runtime.device)
             raise UserError(
                 f"{len(differing)} of {len(differences)} scores differ by more than "
-                f"{limit.tolerance:g}: {examples(differing)}"
+                f"{self.tolerance:g}: {examples(differing)}"
+                f"{_elsewhere(self.rules['prediction']['device'], here)}"
             )
-        return (
-            f"{len(differences):,} scores recomputed, largest difference {differences.max():.1e}"
-            f"{limit.note}"
-        )
+        return f"{len(differences):,} scores recomputed, largest difference {differences.max():.1e}"
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """How far scores may differ that one device recorded and another recomputes."""
-
-    recorded: str
-    here: str
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCE if self.recorded == self.here else ELSEWHERE
-
-    @property
-    def note(self) -> str:
-        if self.recorded == self.here:
-            return ""
-        return f" (recorded on {self.recorded}, recomputed on {self.here}: {ELSEWHERE:g} allowed)"
+def _elsewhere(recorded: str, here: str) -> str:
+    """What to do about scores that another device recorded, whose rounding differs."""
+    if recorded == here:
+        return ""
+    return (
+        f"; they were recorded on {recorded} and recomputed on {here}: recompute them there, or "
+        f"allow for rounding with --tolerance {ROUNDING:g}"
+    )
 
 
 def _weights_files(folder: Path) -> Iterator[str]:

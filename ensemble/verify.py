@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ensemble.deploy_settings import TOLERANCE
 from ensemble.examination import Examination
 from ensemble.manifest import MANIFEST, file_sha256
 from ensemble.model import SPEC
@@ -33,6 +34,7 @@ def run_verify(
     *,
     device: str = "cpu",
     workers: int | None = None,
+    tolerance: float = TOLERANCE,
 ) -> list[Check]:
     """Verifies a submission and tells the outcome of every check.
 
@@ -42,12 +44,13 @@ def run_verify(
         console: where the checks are told.
         device: computes the listed images' scores; probes are scored on the CPU.
         workers: processes that decode images.
+        tolerance: largest difference between a recorded score and the one recomputed.
 
     Raises:
         UserError: if any check fails, after all were made.
     """
     runtime = open_runtime(device, workers)
-    checks = verify(folder, images, runtime=runtime, console=console)
+    checks = verify(folder, images, runtime=runtime, console=console, tolerance=tolerance)
     for check in checks:
         mark = "[green]ok[/]    " if check.ok else "[red]FAILED[/]"
         console.print(mark, end=" ")
@@ -76,6 +79,7 @@ def verify(
     *,
     runtime: Runtime | None = None,
     console: Console | None = None,
+    tolerance: float = TOLERANCE,
 ) -> list[Check]:
     """Makes every check of a submission; none keeps the others from being made.
 
@@ -84,6 +88,7 @@ def verify(
         images: the folder of the listed images; None leaves their scores unchecked.
         runtime: computes the listed images' scores; the CPU by default.
         console: shows the progress of the scoring.
+        tolerance: largest difference between a recorded score and the one recomputed.
 
     Raises:
         UserError: if there is no such folder.
@@ -96,7 +101,7 @@ def verify(
             f"{PREDICTION}"
         )
     runtime = runtime or open_runtime("cpu", 0)
-    examination = Examination(folder, runtime, console or Console(quiet=True))
+    examination = Examination(folder, runtime, console or Console(quiet=True), tolerance)
     checks: dict[str, Callable[[], str]] = {
         "files": examination.check_files,
         "module": examination.check_module,
