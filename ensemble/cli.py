@@ -12,15 +12,20 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from ensemble.deploy_settings import TOLERANCE, PredictSettings, SubmitSettings
-from ensemble.distill_settings import DistillSettings
-from ensemble.run_settings import MergeSettings, RunSettings
-from search.cli import loading, run_app
+from ensemble.settings import (
+    TOLERANCE,
+    DistillSettings,
+    MergeSettings,
+    PredictSettings,
+    RunSettings,
+    SubmitSettings,
+)
+from search.errors import loading, run_app
 from search.settings import AtLeastZero
 
 if TYPE_CHECKING:
     from ensemble.pool import Pool
-    from search.interruption import Interruption
+    from search.training.stop import Interruption
 
 app = App(
     name="python -m ensemble",
@@ -36,8 +41,8 @@ def distill(*, settings: DistillSettings) -> None:
     """Distil the best candidates into one student, then compare it with all other models."""
     console = Console()
     with loading(console):
-        from ensemble.compare import run_compare
-        from ensemble.distill import run_distill
+        from ensemble.compare.compare import run_compare
+        from ensemble.distill.distill import run_distill
 
     with _opened(settings, console) as (pool, interruption):
         run_distill(pool, settings, console, interruption)
@@ -65,7 +70,7 @@ def fuse(
     """
     console = Console()
     with loading(console):
-        from ensemble.fuse import run_fuse
+        from ensemble.fuse.fuse import run_fuse
 
     with _opened(settings, console) as (pool, interruption):
         run_fuse(
@@ -97,7 +102,7 @@ def soup(
     """
     console = Console()
     with loading(console):
-        from ensemble.soup import run_soup
+        from ensemble.soup.soup import run_soup
 
     with _opened(settings, console) as (pool, interruption):
         run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
@@ -109,7 +114,7 @@ def compare(*, settings: RunSettings) -> None:
     """Compare every merged model with the best single one on report, and recommend one."""
     console = Console()
     with loading(console):
-        from ensemble.compare import run_compare
+        from ensemble.compare.compare import run_compare
 
     with _opened(settings, console) as (pool, interruption):
         run_compare(pool, console, interruption.check)
@@ -120,7 +125,7 @@ def submit(*, settings: SubmitSettings) -> None:
     """Package a model and its predictions for handing in, verified against every rule."""
     console = Console()
     with loading(console):
-        from ensemble.submission import run_submit
+        from ensemble.submission.submit import run_submit
 
     run_submit(settings, console)
 
@@ -138,7 +143,7 @@ def predict(path: Path | None = None, /, *, settings: PredictSettings) -> None:
 
     console = Console(stderr=True)
     with loading(console):
-        from ensemble.predict import run_predict
+        from ensemble.deploy.predict import run_predict
 
     run_predict(replace(settings, path=path), console)
 
@@ -170,7 +175,7 @@ def verify(
     """
     console = Console()
     with loading(console):
-        from ensemble.verify import run_verify
+        from ensemble.submission.verify import run_verify
 
     run_verify(folder, images, console, device=device, workers=workers, tolerance=tolerance)
 
@@ -188,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _opened(settings: RunSettings, console: Console) -> Iterator[tuple[Pool, Interruption]]:
     """Opens a run's pool; Ctrl-C and the time limit ask for a clean end."""
     from ensemble.pool import open_pool
-    from search.interruption import Interrupted, Interruption
+    from search.training.stop import Interrupted, Interruption
 
     timeout = settings.timeout if isinstance(settings, MergeSettings) else None
     interruption = Interruption(None if timeout is None else timeout.total_seconds())

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from cyclopts import App, CoercionError, CycloptsError, Token
+from cyclopts import App, Token
 from cyclopts.argument import ArgumentCollection
 from rich.console import Console
-from rich.status import Status
 
-from search.errors import UserError
-from search.memory import keep_freed_memory
-from search.settings import SearchSettings, flag
-from search.settings_file import read_settings
-
-DEBUG = "--debug"
+from search.errors import loading, run_app
+from search.settings import SearchSettings, flag, read_settings
 
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -52,7 +45,7 @@ def run(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B008 -
     """Search, or resume the search in --out. With no arguments: the embedded demo set."""
     console = Console()
     with loading(console):
-        from search.session import run_search
+        from search.run import run_search
 
     run_search(settings, console)
 
@@ -62,7 +55,7 @@ def baseline(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B
     """Train the challenge's own starting point as a candidate beside the others."""
     console = Console()
     with loading(console):
-        from search.session import run_baseline
+        from search.run import run_baseline
 
     run_baseline(settings, console)
 
@@ -85,8 +78,8 @@ def backbones(
     weights
         hub or none: what the verdict on the pretraining is about.
     """
-    from search.backbones import DEFAULT_PATH, load_backbones
-    from search.backbones_table import backbones_table
+    from search.catalogue.backbones import DEFAULT_PATH, load_backbones
+    from search.catalogue.rules import backbones_table
 
     catalogue = load_backbones(backbones or DEFAULT_PATH)
     console = Console()
@@ -109,7 +102,7 @@ def report(*, out: Path) -> None:
     """
     console = Console()
     with loading(console):
-        from search.session import write_run_report
+        from search.run import write_run_report
 
     for path in write_run_report(out, console):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -128,8 +121,8 @@ def dashboard(*, out: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     port
         Port to listen on.
     """
-    from search.dashboard import serve
-    from search.settings_file import load_settings
+    from search.report.dashboard import serve
+    from search.settings import load_settings
 
     settings = load_settings(out)
     assert settings.out is not None
@@ -143,57 +136,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as on the command line; default: those of this process.
     """
     return run_app(app, sys.argv[1:] if arguments is None else arguments)
-
-
-def _accepted(error: Exception) -> str:
-    """What would have been accepted, where the parser does not say so."""
-    is_duration = isinstance(error, CoercionError) and error.target_type is timedelta
-    return " A duration is a number with its unit: 90m, 8h, 1d, 1h30m." if is_duration else ""
-
-
-def loading(console: Console) -> Status:
-    """Tells on a terminal that a command has begun, while it imports its libraries."""
-    return console.status("loading torch and timm")
-
-
-def run_app(app: Any, arguments: Sequence[str]) -> int:
-    """Runs a command of an App; what the user can mend is told in one line on standard error.
-
-    `--debug`, anywhere among the arguments, shows tracebacks.
-    """
-    debug = DEBUG in arguments
-    keep_freed_memory()
-    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    try:
-        app(
-            [argument for argument in arguments if argument != DEBUG],
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
-    except (UserError, CycloptsError) as error:
-        if debug:
-            raise
-        errors.print(f"error: {' '.join(str(error).split())}{_accepted(error)}")
-        return 2
-    except ArithmeticError as error:
-        # A loss or a score that is not finite: the settings are at fault.
-        if debug:
-            raise
-        errors.print(f"error: {' '.join(str(error).split())}")
-        return 2
-    except RuntimeError as error:
-        if debug or "out of memory" not in str(error):
-            raise
-        errors.print(
-            f"error: one image must fit into the device's memory, found: "
-            f"{' '.join(str(error).split())[:200]}; choose a smaller --image-size or model, or "
-            "--device cpu"
-        )
-        return 2
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        errors.print("stopped")
-        return 130
-    return 0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.data.atomic import write_atomically
 from search.data.images import BrokenImage, read_image
 from search.errors import UserError
+from search.files import write_atomically
 
 _LONGEST_REASON = 200
 

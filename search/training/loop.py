@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -15,15 +15,13 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.loaders import Loader
-from search.training.checkpoint import copy_state, load_state, save_state
-from search.training.evaluate import Evaluation, Evaluator
+from search.data.batches import Loader
+from search.training.candidate import EpochRecord, copy_state, load_state, save_state
+from search.training.device import Runtime, seed_everything
 from search.training.loss import Loss
 from search.training.recipe import Recipe
-from search.training.records import EpochRecord, FitResult, StepRecord
-from search.training.runtime import Runtime, seed_everything
-from search.training.schedule import make_scheduler
-from search.training.step import OptimizerStep
+from search.training.scoring import Evaluation, Evaluator
+from search.training.step import OptimizerStep, make_scheduler
 
 FINITE_CHECK_STEPS = 20
 """Steps between two looks at the summed loss; a look waits for the GPU, and NaN stays in a sum."""
@@ -240,3 +238,27 @@ def _set_batch_norm(network: nn.Module, *, training: bool) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.train(training)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimizer step tells a progress display."""
+
+    epoch: int  # from 0
+    step: int  # finished steps of this epoch
+    steps: int  # of one epoch
+    loss: float | None  # mean since the last look; None between looks
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished training; the network handed to `fit` holds the weights of the best epoch."""
+
+    history: tuple[EpochRecord, ...]
+    best: Evaluation
+    best_epoch: int  # from 1
+    train_seconds: float  # training steps only, without evaluation
+    images_per_second: float
+    peak_memory_mb: float | None  # CUDA's peak; None elsewhere
+    micro_batch_size: int  # what was left of it after running out of memory

@@ -1,15 +1,20 @@
-"""The classification loss of a Recipe: class weights, label smoothing, mixup and cutmix."""
+"""A label table as a recipe is trained on it: its batches, and the recipe's loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import pandas as pd
 import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.data.loaders import Batch
+from search.data.augment import train_transform
+from search.data.batches import Batch, Loader, train_loader
+from search.data.quarantine import Quarantine
+from search.training.device import Runtime
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
 
@@ -59,3 +64,35 @@ class ClassificationLoss:
         return F.cross_entropy(
             logits.float(), soft_targets, weight=self.weight, label_smoothing=self.label_smoothing
         )
+
+
+def training_batches(
+    table: pd.DataFrame, recipe: Recipe, runtime: Runtime, quarantine: Quarantine | None
+) -> Loader:
+    """Batches of `recipe.batch_size` images, augmented, balanced and ordered as the recipe says.
+
+    Args:
+        table: label table.
+        recipe: its image size is that of the batches.
+        runtime: how many processes decode, and whether a GPU fetches the batches.
+        quarantine: see `Loader`.
+
+    Raises:
+        UserError: as `train_loader` and `train_transform`.
+    """
+    return train_loader(
+        table,
+        train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        balance=recipe.class_balance == "sampler",
+        workers=runtime.workers,
+        quarantine=quarantine,
+        pin_memory=runtime.on_cuda,
+    )
+
+
+def classification_loss(table: pd.DataFrame, recipe: Recipe) -> ClassificationLoss:
+    """The recipe's loss, weighted by how many images of each class the label table has."""
+    real, fake = np.bincount(table["target"], minlength=2)
+    return ClassificationLoss(recipe, (int(real), int(fake)))

@@ -1,21 +1,24 @@
-"""One optimizer step on one effective batch, in micro-batches that fit into memory."""
+"""One optimizer step on one effective batch, and the learning rate over a training."""
 
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from search.data.loaders import Batch
-from search.training.evaluate import to_device
+from search.data.batches import Batch
+from search.training.device import AUTOCAST_DTYPES, Runtime, is_out_of_memory
 from search.training.loss import Loss
 from search.training.recipe import Recipe
-from search.training.runtime import AUTOCAST_DTYPES, Runtime, is_out_of_memory
+from search.training.scoring import to_device
 
 
 class OptimizerStep:
@@ -102,3 +105,27 @@ def _split(batch: Batch, micro_batch_size: int) -> Iterator[Batch]:
         *(column.tensor_split(count) for column in columns), strict=True
     ):
         yield replace(batch, images=images, targets=targets, indices=indices, seeds=seeds)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> Scheduler:
+    """The scheduler of a recipe: told of every step by `step_update` and of every epoch by `step`.
+
+    Cosine (arXiv:1608.03983) falls over all steps after a linear warm-up; step multiplies the rate
+    by `step_gamma` every `step_size_epochs`.
+    """
+    if recipe.schedule == "step":
+        return StepLRScheduler(
+            optimizer, decay_t=recipe.step_size_epochs, decay_rate=recipe.step_gamma
+        )
+    # It warns of a training of one step, whose rate cannot fall.
+    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
+    updates = max(1, recipe.epochs * steps_per_epoch)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=updates,
+        warmup_t=round(recipe.warmup_fraction * updates),
+        warmup_lr_init=recipe.learning_rate * 1e-2,
+        t_in_epochs=False,
+    )

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.data.augment import POLICIES, train_transform
-from search.data.loaders import train_loader
+from search.data.batches import train_loader
 
 COUNT = 128
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

@@ -19,14 +19,14 @@ import torch
 import yaml
 from filelock import FileLock
 
-from search.candidate import Candidate
 from search.cli import main
-from search.data.loaders import eval_loader
-from search.inputs import read_splits
-from search.settings_file import load_settings
-from search.storage import open_storage
-from search.training.evaluate import predict
-from search.training.runtime import Runtime
+from search.data.batches import eval_loader
+from search.data.inputs import read_splits
+from search.settings import load_settings
+from search.study.storage import open_storage
+from search.training.candidate import Candidate
+from search.training.device import Runtime
+from search.training.scoring import predict
 from tests.e2e.conftest import QUICK, DataSet, make_data_set
 
 MEASURED = ["train_seconds", "images_per_second"]

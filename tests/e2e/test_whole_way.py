@@ -12,7 +12,7 @@ import pytest
 from ensemble.cli import main as ensemble
 from search.cli import main as search
 from search.data.demo import make_demo
-from search.data.folders import cache_folder
+from search.files import cache_folder
 from search.settings import DEMO_DEFAULTS
 
 README = Path(__file__).parents[2] / "README.md"
@@ -32,7 +32,7 @@ def test_three_commands_lead_to_a_submission(
     # The demo's own defaults take minutes; the commands are README's, to the letter.
     for name, value in (("trials", 4), ("epochs", 2), ("limit_train", 200), ("limit_val", 200)):
         monkeypatch.setitem(DEMO_DEFAULTS, name, value)
-    monkeypatch.setattr("ensemble.distill_settings.DEMO_EPOCHS", 2)
+    monkeypatch.setattr("ensemble.settings.DEMO_EPOCHS", 2)
     demo = make_demo(cache_folder() / "demo")
     names = {"IMAGES": str(demo.val_images), "LIST": str(demo.val_labels)}
     steps = commands()

@@ -14,24 +14,27 @@ import torch
 from PIL import Image
 
 from ensemble.pool import Pool, open_pool
-from search.backbones import load_backbones
-from search.candidate import Candidate, save_candidate, score_table
+from search.catalogue.backbones import load_backbones
+from search.catalogue.rules import count_parameters
 from search.data.augment import train_transform
-from search.data.loaders import eval_loader, train_loader
+from search.data.batches import eval_loader, train_loader
+from search.data.inputs import read_splits, write_data
 from search.data.splits import Splits
-from search.inputs import read_splits, write_data
-from search.leaderboard import COLUMNS, write_leaderboard
-from search.rules import count_parameters
-from search.settings import SearchSettings
-from search.settings_file import write_settings
-from search.training.checkpoint import copy_state
-from search.training.evaluate import Evaluation, evaluate
+from search.report.leaderboard import COLUMNS, write_leaderboard
+from search.settings import SearchSettings, write_settings
+from search.training.candidate import (
+    Candidate,
+    EpochRecord,
+    copy_state,
+    save_candidate,
+    score_table,
+)
+from search.training.device import Runtime, resolve_device
 from search.training.loop import fit
 from search.training.loss import ClassificationLoss
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.records import EpochRecord
-from search.training.runtime import Runtime, resolve_device
+from search.training.scoring import Evaluation, evaluate
 
 IMAGE_SIZE = 32
 CPU = Runtime(resolve_device("cpu"))

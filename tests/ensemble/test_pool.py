@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ensemble.alignment import align_scores
-from ensemble.pool import Pool, open_pool
-from search.candidate import Candidate
+from ensemble.pool import Pool, align_scores, open_pool
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.interruption import Interrupted
+from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
+from search.training.stop import Interrupted
 
 SPLIT = pd.DataFrame({"img_name": ["a", "b", "c"], "target": [0, 1, 1]})
 

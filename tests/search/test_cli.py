@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from search.cli import main
-from search.settings import SearchSettings
-from search.settings_file import write_settings
+from search.settings import SearchSettings, write_settings
 
 COMMANDS = ("run", "baseline", "backbones", "report", "dashboard")
 
@@ -78,9 +77,7 @@ def test_a_saved_setting_stands_in_for_a_flag(
     ).resolved()
     write_settings(saved, tmp_path)
     seen: list[SearchSettings] = []
-    monkeypatch.setattr(
-        "search.session.run_search", lambda settings, console: seen.append(settings)
-    )
+    monkeypatch.setattr("search.run.run_search", lambda settings, console: seen.append(settings))
     assert main(["run", "--out", str(tmp_path), "--trials", "9"]) == 0
     (settings,) = seen
     assert settings.trials == 9

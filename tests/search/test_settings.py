@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from search.errors import UserError
-from search.settings import SearchSettings
-from search.settings_file import (
+from search.settings import (
     SETTINGS,
+    SearchSettings,
     check_resumable,
     load_settings,
     read_settings,

@@ -10,8 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from search.data.augment import POLICIES, eval_transform, train_transform
-from search.data.degrade import Blur, DownAndUp, Noise, Recompress, Shrink
+from search.data.augment import (
+    POLICIES,
+    Blur,
+    DownAndUp,
+    Noise,
+    Recompress,
+    Shrink,
+    eval_transform,
+    train_transform,
+)
 from search.data.images import view
 from search.errors import UserError
 

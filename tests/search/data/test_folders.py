@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from search.data.folders import cache_folder
+from search.files import cache_folder
 
 
 @pytest.mark.parametrize(

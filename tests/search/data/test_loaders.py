@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from search.data.augment import eval_transform, train_transform
-from search.data.loaders import (
+from search.data.batches import (
     NO_TARGET,
     Batch,
+    Images,
     Loader,
+    collate,
     eval_loader,
     read_image,
     train_loader,
@@ -23,7 +25,6 @@ from search.data.loaders import (
     view_seed,
 )
 from search.data.quarantine import Quarantine
-from search.data.workers import Images, collate
 from search.errors import UserError
 
 SIZE = 16
@@ -153,7 +154,7 @@ def test_broken_images_are_set_aside_once(
     ]
     read = []
     monkeypatch.setattr(
-        "search.data.workers.read_image", lambda path: read.append(path) or read_image(path)
+        "search.data.batches.read_image", lambda path: read.append(path) or read_image(path)
     )
     # Known from the start, the image is not read, and all else is as it was.
     known = train_loader(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from search.data.atomic import write_atomically
 from search.errors import UserError
-from search.training.checkpoint import (
+from search.files import write_atomically
+from search.training.candidate import (
     copy_state,
     load_state,
     load_weights,

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search.data.loaders import Batch
-from search.training.evaluate import Evaluation, evaluate, predict
-from search.training.loop import NonFiniteLossError, fit
+from search.data.batches import Batch
+from search.training.candidate import EpochRecord
+from search.training.device import Runtime
+from search.training.loop import FitResult, NonFiniteLossError, StepRecord, fit
 from search.training.loss import ClassificationLoss, Loss
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.records import EpochRecord, FitResult, StepRecord
-from search.training.runtime import Runtime
+from search.training.scoring import Evaluation, evaluate, predict
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(

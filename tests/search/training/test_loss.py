@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.data.loaders import Batch
+from search.data.batches import Batch
 from search.training.loss import ClassificationLoss
 from search.training.recipe import Recipe
 

@@ -1,0 +1,1 @@
+"""All models side by side on report, and the one to submit."""

@@ -1,0 +1,223 @@
+"""`compare`: every merged model beside the best single one, on the report split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import nn
+
+from ensemble.compare.display import draw_comparison, print_comparison, recommendation
+from ensemble.compare.speed import BATCH_SIZES, measure_speed
+from ensemble.network.evidence import find_breaches, record_networks
+from ensemble.network.model import COMPARISON, load_model, merged_models
+from ensemble.pool import Pool
+from ensemble.teachers import choose_teachers
+from search.catalogue.rules import count_parameters
+from search.errors import UserError
+from search.files import write_atomically
+from search.report.figure import DARK, LIGHT
+from search.training.candidate import Candidate
+from search.training.metrics import Metrics, delong_test
+from search.training.metrics import evaluate as measure
+
+Floats = NDArray[np.float64]
+
+SINGLE = "best single"
+TEACHERS = "teacher ensemble"
+PLOT = "comparison.png"
+DARK_PLOT = "comparison-dark.png"
+
+COLUMNS = (
+    "model",
+    "kind",
+    "path",
+    "auc",
+    "auc_low",
+    "auc_high",
+    "auc_select",
+    "difference",
+    "p_value",
+    "tpr_at_fpr_1e-2",
+    "tpr_at_fpr_5e-3",
+    "tpr_at_fpr_1e-3",
+    "params_thop",
+    "params_exact",
+    "gmacs",
+    "images_per_second_1",
+    "images_per_second_32",
+    "allowed",
+    "recommended",
+    "reason",
+)
+"""Figures are on report, but for auc_select; difference and p_value (paired DeLong test) are
+against the best single model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """A model of the comparison."""
+
+    model: str
+    kind: str
+    path: str  # relative to the run; empty for the teacher ensemble
+    scores: Floats  # (N,) on report, in the pool's order
+    metrics: Metrics  # on report
+    auc_select: float
+    breaches: tuple[str, ...]  # rules that it breaks
+    network: nn.Module | None = None
+    costs: Mapping[str, Any] = field(default_factory=dict)  # counts and GMACs
+
+
+def run_compare(
+    pool: Pool, console: Console, on_model: Callable[[], None] = lambda: None
+) -> pd.DataFrame:
+    """Compares all models of a run on report, writes comparison.csv and its plot, and recommends
+    the one that is best on select.
+
+    Args:
+        pool: of the run.
+        console: where the table goes.
+        on_model: called before every measurement of a speed; what it raises ends the comparison.
+
+    Raises:
+        UserError: if a merged model was scored on other images than the candidates.
+    """
+    contestants = gather(pool)
+    with console.status("measuring speed"):
+        speeds = _speeds(contestants, pool, on_model)
+    table = compare(contestants, pool.report["target"].to_numpy(np.int64), speeds)
+    path = pool.run / COMPARISON
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+    for name, theme in ((PLOT, LIGHT), (DARK_PLOT, DARK)):
+        draw_comparison(table, pool.run / name, theme)
+    print_comparison(table, console)
+    console.print(f"wrote {path} and {PLOT}", highlight=False, soft_wrap=True)
+    return table
+
+
+def gather(pool: Pool) -> list[Contestant]:
+    """The best single candidate first, the teacher ensemble, and every merged model."""
+    best = _contestant(pool, pool.best, SINGLE, "single")
+    teachers = choose_teachers(pool)
+    reference = Contestant(
+        model=TEACHERS,
+        kind="reference",
+        path="",
+        scores=teachers.scores(pool.report),
+        metrics=teachers.report,
+        auc_select=teachers.select_auc,
+        breaches=(
+            f"{len(teachers.names)} models, and the rules allow one"
+            if len(teachers.names) > 1
+            else f"a reference, which is {teachers.names[0]} alone",
+        ),
+        costs=_sum_costs(pool, teachers.names),
+    )
+    merged = [_contestant(pool, candidate, candidate.name) for candidate in merged_models(pool.run)]
+    return [best, reference, *merged]
+
+
+def compare(
+    contestants: list[Contestant],
+    targets: NDArray[np.int64],
+    speeds: Mapping[int, Mapping[str, float]],
+) -> pd.DataFrame:
+    """The table of a comparison, best on select first. The first that keeps the rules is
+    recommended: report only measures, so that the figure of the one to submit flatters nobody.
+
+    Args:
+        contestants: see `gather`; the first is what the others are tested against.
+        targets: (N,) of report, 1 = fake.
+        speeds: by batch size and model, images a second.
+    """
+    single = contestants[0]
+    rows: list[dict[str, Any]] = []
+    for contestant in contestants:
+        test = delong_test(contestant.scores, single.scores, targets)
+        rows.append(
+            {
+                **contestant.metrics.to_dict(),
+                **contestant.costs,
+                "model": contestant.model,
+                "kind": contestant.kind,
+                "path": contestant.path,
+                "auc_select": contestant.auc_select,
+                "difference": test.difference if contestant is not single else math.nan,
+                "p_value": test.p_value if contestant is not single else math.nan,
+                **{
+                    f"images_per_second_{size}": speeds.get(size, {}).get(contestant.model)
+                    for size in BATCH_SIZES
+                },
+                "allowed": not contestant.breaches,
+                "recommended": False,
+                "reason": "; ".join(contestant.breaches),
+            }
+        )
+    table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    table = table.sort_values(
+        ["auc_select", "params_exact"], ascending=[False, True], kind="stable", ignore_index=True
+    )
+    allowed = table[table["allowed"]]
+    if not allowed.empty:
+        winner = allowed.index[0]
+        table.loc[winner, "recommended"] = True
+        table.loc[winner, "reason"] = recommendation(table, winner)
+    return table
+
+
+def _contestant(pool: Pool, candidate: Candidate, name: str, kind: str | None = None) -> Contestant:
+    network, spec = load_model(candidate.path)
+    declared = {backbone.name: backbone.pretraining for backbone in pool.catalogue.backbones}
+    networks = record_networks(spec, declared)
+    counts = count_parameters(network, network.image_size)
+    scores = _aligned(pool, candidate, name)
+    return Contestant(
+        model=name,
+        kind=kind or spec.method,
+        path=candidate.path.relative_to(pool.run).as_posix(),
+        scores=scores,
+        metrics=measure(scores, pool.report["target"].to_numpy(np.int64)),
+        auc_select=float(candidate.metrics["auc"]),
+        breaches=tuple(find_breaches(counts, pool.catalogue.budget, spec, networks)),
+        network=network,
+        costs={
+            "params_thop": counts.params_thop,
+            "params_exact": counts.params_exact,
+            "gmacs": counts.macs / 1e9,
+        },
+    )
+
+
+def _aligned(pool: Pool, candidate: Candidate, name: str) -> Floats:
+    """A model's scores on report in the pool's order."""
+    scores = candidate.report_scores
+    names = pool.report["img_name"]
+    if scores is None or not set(names) <= set(scores["img_name"]):
+        raise UserError(
+            f"{name} must be scored on all images of the report split that the candidates are "
+            "scored on; make it anew"
+        )
+    by_name = scores.drop_duplicates("img_name").set_index("img_name")["y_pred"]
+    aligned: Floats = by_name.loc[names].to_numpy(np.float64)
+    return aligned
+
+
+def _sum_costs(pool: Pool, names: tuple[str, ...]) -> dict[str, Any]:
+    metrics = [pool.get(name).metrics for name in names]
+    columns = ("params_thop", "params_exact", "gmacs")
+    return {column: sum(row[column] for row in metrics) for column in columns}
+
+
+def _speeds(
+    contestants: list[Contestant], pool: Pool, on_model: Callable[[], None]
+) -> dict[int, dict[str, float]]:
+    models = {c.model: c.network for c in contestants if c.network is not None}
+    device = pool.runtime.device
+    return {size: measure_speed(models, device, size, on_model) for size in BATCH_SIZES}

@@ -1,0 +1,117 @@
+"""A comparison as people see it: the table, the recommendation in words, the plot."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from rich.console import Console
+from rich.table import Table
+
+from search.report.figure import LIGHT, Theme, add_legend, name_points, new_figure, save
+
+SIGNIFICANCE = 0.05
+
+
+def recommendation(table: pd.DataFrame, winner: Any) -> str:
+    """Why the row `winner` is recommended, in one sentence."""
+    row = table.loc[winner]
+    reference = table[table["kind"] == "reference"].iloc[0]
+    rivals = int(table["allowed"].sum())
+    auc = f"({row['auc_select']:.4f}); on report {row['auc']:.4f}"
+    if rivals > 1:
+        text = f"highest AUC on select of the {rivals} that keep the rules {auc}"
+    else:
+        text = f"the only one that keeps the rules, whatever its AUC on select {auc}"
+    if not math.isnan(row["difference"]):
+        sign = "above" if row["difference"] >= 0 else "below"
+        text += f", {abs(row['difference']):.4f} {sign} the best single"
+        if row["p_value"] >= SIGNIFICANCE:
+            text += ", a difference that chance can explain"
+        # NaN where the test cannot say, as between two perfect scores.
+        if not math.isnan(row["p_value"]):
+            text += f" (paired DeLong p = {row['p_value']:.2g})"
+    gap = row["auc"] - reference["auc"]
+    return f"{text}; {abs(gap):.4f} {'above' if gap >= 0 else 'below'} the teacher ensemble"
+
+
+def print_comparison(table: pd.DataFrame, console: Console) -> None:
+    """The comparison as a table, and the recommendation."""
+    shown = Table(
+        title="AUC: select was chosen by, report by nothing",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+    )
+    for name in ("model", "select", "report", "95%", "params", "images/s", "rules"):
+        is_text = name == "model"
+        shown.add_column(
+            name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+        )
+    for row in table.to_dict("records"):
+        speed = row["images_per_second_32"]
+        shown.add_row(
+            ("* " if row["recommended"] else "") + str(row["model"]),
+            f"{row['auc_select']:.4f}",
+            f"{row['auc']:.4f}",
+            f"{row['auc_low']:.3f}-{row['auc_high']:.3f}",
+            f"{row['params_exact'] / 1e6:.1f}M",
+            "" if pd.isna(speed) else f"{speed:.0f}",
+            "kept" if row["allowed"] else "broken",
+        )
+    console.print(shown)
+    for row in table[~table["allowed"]].to_dict("records"):
+        console.print(
+            f"{row['model']} may not be submitted: {row['reason']}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    for row in table[table["recommended"]].to_dict("records"):
+        console.print(f"submit {row['model']}: {row['reason']}", highlight=False, soft_wrap=True)
+    if not table["recommended"].any():
+        console.print("no model can be submitted: all break a rule", highlight=False)
+
+
+ROOM_FOR_NAMES = 0.5
+"""Share by which the axis of costs goes on, so that the costliest model has its name too."""
+
+
+def draw_comparison(table: pd.DataFrame, path: Path, theme: Theme = LIGHT) -> Path:
+    """AUC with its interval against GMACs; the recommended model stands out.
+
+    Args:
+        table: as `ensemble.compare.compare.compare` makes it, one row a model.
+        path: where the PNG goes.
+        theme: of the page.
+    """
+    figure, (axes,) = new_figure(theme, 3.5)
+    cost, auc = table["gmacs"].to_numpy(np.float64), table["auc"].to_numpy(np.float64)
+    low, high = table["auc_low"].to_numpy(np.float64), table["auc_high"].to_numpy(np.float64)
+    axes.vlines(cost, low, high, color=theme.grid, linewidth=1.6, zorder=1)
+    recommended = table["recommended"].to_numpy(bool)
+    allowed = table["allowed"].to_numpy(bool) & ~recommended
+    groups = (
+        (recommended, "o", theme.series[0], 8.0, "recommended"),
+        (allowed, "o", theme.muted, 5.5, "may be submitted"),
+        (~table["allowed"].to_numpy(bool), "x", theme.series[1], 6.5, "breaks a rule"),
+    )
+    for chosen, marker, colour, size, label in groups:
+        if chosen.any():
+            axes.plot(cost[chosen], auc[chosen], marker, color=colour, ms=size, label=label, ls="")
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right * (right / left) ** ROOM_FOR_NAMES)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("GMACs an image")
+    axes.set_ylabel("AUC on report, 95% interval")
+    add_legend(figure, theme, columns=2)
+    name_points(axes, theme, cost, auc, [str(name) for name in table["model"]])
+    return save(figure, path)

@@ -1,0 +1,79 @@
+"""Images a second of several models, measured side by side in one process."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from statistics import median
+
+import torch
+from torch import nn
+
+from search.training.device import exact_float32, is_out_of_memory
+
+# Importing the timer looks for a CUDA compiler, and warns where there is none.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+from torch.utils.benchmark import Timer  # noqa: E402
+
+BATCH_SIZES = (1, 32)
+ROUNDS = 3
+"""Measurements of each model, in turn with the others, of which the median is told."""
+
+SECONDS_PER_MEASUREMENT = 0.5
+
+
+def measure_speed(
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    batch_size: int,
+    on_model: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Images a second of models in fp32, by their names.
+
+    The models take turns, so that a machine that slows down or speeds up does so for all.
+
+    Args:
+        models: each has `image_size`, its side in pixels, and maps (N, 3, S, S) RGB in [0, 1] to
+            logits.
+        device: to compute on.
+        batch_size: images in one forward pass.
+        on_model: called before every measurement.
+
+    Returns:
+        NaN for a model that does not fit into memory with so large a batch.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in models}
+    # The timer waits for the current GPU, whichever the models are on.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with current, torch.inference_mode(), exact_float32():
+        for round_number in range(ROUNDS):
+            for name, model in models.items():
+                on_model()
+                try:
+                    seconds = _seconds(model, device, batch_size, is_first=round_number == 0)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    seconds = math.nan
+                speeds[name].append(batch_size / seconds)
+                model.cpu()
+    return {name: median(values) for name, values in speeds.items()}
+
+
+def _seconds(model: nn.Module, device: torch.device, batch_size: int, *, is_first: bool) -> float:
+    """Median time of one forward pass."""
+    model.to(device).eval()
+    size = int(model.image_size)  # type: ignore[arg-type]
+    images = torch.rand(batch_size, 3, size, size, device=device)
+    if is_first:
+        model(images)  # Kernels are chosen and memory is taken at the first call.
+    timer = Timer(
+        "model(images)",
+        globals={"model": model, "images": images},
+        num_threads=torch.get_num_threads(),
+    )
+    median_seconds: float = timer.blocked_autorange(min_run_time=SECONDS_PER_MEASUREMENT).median
+    return median_seconds

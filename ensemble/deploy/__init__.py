@@ -1,0 +1,1 @@
+"""A model used on its own: scores and ONNX."""

@@ -1,0 +1,1 @@
+"""One student learns from many."""

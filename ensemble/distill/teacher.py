@@ -1,0 +1,112 @@
+"""What a student is taught: several networks as one teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ensemble.distill.losses import normalise_features
+from search.data.batches import Batch
+from search.training.device import Runtime, exact_float32
+from search.training.network import margin
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What a teacher says of one batch."""
+
+    margins: Tensor  # (N,) float32 - log-odds of fake
+    features: Tensor | None  # (N, D) float32 - normalised, those of all networks side by side
+
+
+TeacherSource = Callable[[Batch], TeacherOutputs]
+"""Maps a batch, whose images are floats in [0, 1] on the device, to outputs on that device."""
+
+
+class Teacher:
+    """Networks whose probabilities are averaged; asked live, it is a TeacherSource.
+
+    Attributes:
+        image_size: side of the views, in pixels, at which no network needs enlarged images.
+        feature_size: D of the outputs' features; 0 if they are not asked for.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        weights: Sequence[float],
+        runtime: Runtime,
+        *,
+        with_features: bool = False,
+    ) -> None:
+        """
+        Args:
+            networks: map (N, 3, H, W) RGB in [0, 1] to logits (N, 2), have an `image_size`, and
+                `forward_with_features` if features are asked for; moved to the device.
+            weights: of their probabilities; they sum to 1.
+            runtime: the device.
+            with_features: give features too.
+        """
+        self.networks: list[Any] = [
+            network.to(runtime.device).eval().requires_grad_(False) for network in networks
+        ]
+        self.log_weights = torch.tensor(weights, dtype=torch.float64, device="cpu").log()
+        self.runtime = runtime
+        self.with_features = with_features
+        self.image_size = max(int(network.image_size) for network in self.networks)
+        self.feature_size = self._measure_features() if with_features else 0
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        return self.ask(batch.images.float())
+
+    def ask(self, images: Tensor) -> TeacherOutputs:
+        """What the networks together say of images (N, 3, H, W) in [0, 1] on the device."""
+        # Not inference mode: autograd saves the outputs for the student's backward pass.
+        with torch.no_grad(), exact_float32(), torch.autocast(self._device_type, enabled=False):
+            given = [self._ask(network, images) for network in self.networks]
+        margins = torch.stack([margins for margins, _ in given])
+        features = [features for _, features in given if features is not None]
+        return TeacherOutputs(
+            margins=ensemble_margin(margins, self.log_weights.to(margins.device, margins.dtype)),
+            features=torch.cat(features, dim=1) if features else None,
+        )
+
+    @property
+    def _device_type(self) -> str:
+        return self.runtime.device.type
+
+    def _ask(self, network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.with_features:
+            return margin(network(images)), None
+        features, logits = network.forward_with_features(images)
+        return margin(logits), normalise_features(features)
+
+    def _measure_features(self) -> int:
+        size = self.image_size
+        blank = torch.zeros(1, 3, size, size, device=self.runtime.device)
+        features = self.ask(blank).features
+        assert features is not None
+        return features.shape[1]
+
+
+def ensemble_margin(margins: Tensor, log_weights: Tensor) -> Tensor:
+    """Log-odds of the weighted mean of the probabilities that margins stand for.
+
+    log(p / (1 - p)) with p = sum_k w_k sigmoid(m_k), in log space: finite where p rounds to 0 or 1.
+
+    Args:
+        margins: (K, N) log-odds of fake of K networks.
+        log_weights: (K,) logarithms of weights that sum to 1.
+
+    Returns:
+        (N,).
+    """
+    weights = log_weights[:, None]
+    fake = torch.logsumexp(weights + F.logsigmoid(margins), dim=0)
+    real = torch.logsumexp(weights + F.logsigmoid(-margins), dim=0)
+    return fake - real

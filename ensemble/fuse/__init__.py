@@ -1,0 +1,1 @@
+"""Several candidates inside one module."""

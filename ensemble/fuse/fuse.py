@@ -1,0 +1,163 @@
+"""Fusing: several candidates inside one module that keeps the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from scipy.special import logit
+
+from ensemble.fuse.head_fit import MOST_IMAGES, fit_head, trunk_outputs
+from ensemble.fuse.joint import FUSED, JointTraining, joint_recipe
+from ensemble.fuse.knapsack import Knapsack, check_members, choose_members
+from ensemble.network.heads import HeadKind, head_cost, head_overhead
+from ensemble.network.model import (
+    FusedNetwork,
+    HeadSpec,
+    ModelSpec,
+    check_budget,
+    feature_size,
+    fuse_networks,
+    keep_merged,
+    summarise,
+)
+from ensemble.pool import Pool
+from search.catalogue.timm_models import build_on_meta
+from search.files import file_sha256
+from search.training.candidate import WEIGHTS, Candidate, EpochRecord
+from search.training.loss import training_batches
+from search.training.recipe import Recipe
+from search.training.stop import Interruption
+
+HIDDEN_SIZE = 64
+"""Units of the MLP head."""
+
+
+def run_fuse(
+    pool: Pool,
+    *,
+    members: Sequence[str] | None = None,
+    head: HeadKind = "weights",
+    finetune_epochs: int = 0,
+    console: Console | None = None,
+    interruption: Interruption | None = None,
+) -> Candidate:
+    """Chooses members, fuses them, fits the head, and keeps the model in merged/fused.
+
+    Args:
+        pool: the candidates.
+        members: names; None chooses the set with the best AUC on select that fits the budget.
+        head: see `ensemble.network.heads`.
+        finetune_epochs: epochs of training trunks and head together; the result is kept only if it
+            is better on select.
+        console: is told what happens.
+        interruption: asked between batches.
+
+    Raises:
+        UserError: if the members are unknown, fewer than two, or over the budget.
+        Interrupted: if asked to stop; the model is not written then, and the same command goes on
+            after the last finished epoch of a joint training.
+    """
+    console = console or Console(quiet=True)
+    interruption = interruption or Interruption()
+    head_spec = HeadSpec(head, HIDDEN_SIZE if head == "mlp" else 0)
+    chosen = find_members(pool, members, head_spec)
+    console.print(
+        f"fusing {', '.join(c.name for c in chosen)}, head {head}", highlight=False, soft_wrap=True
+    )
+    model = fuse_networks([c.load() for c in chosen], head_spec, pool.settings.seed)
+    check_budget(model, pool.catalogue.budget, f"the fused network of {len(chosen)} members")
+    figures: dict[str, Any] = {}
+    if head != "mean":
+        figures |= _fit_head(pool, model, chosen[0].recipe, console, interruption)
+    recipe = joint_recipe(chosen[0].recipe, model.image_size, finetune_epochs, pool)
+    history: tuple[EpochRecord, ...] = ()
+    joint: JointTraining | None = None
+    if finetune_epochs:
+        joint = JointTraining(pool, model, recipe, console, interruption)
+        hashes = [[c.name, file_sha256(c.path / WEIGHTS)] for c in chosen]
+        history, more = joint.complete({"members": hashes, "head": asdict(head_spec)})
+        figures |= more
+    names = tuple(c.name for c in chosen)
+    spec = ModelSpec(
+        kind="fused",
+        trunks=tuple(c.recipe for c in chosen),
+        head=head_spec,
+        method="fused",
+        merged_from=names,
+        overrides=pool.overrides(names),
+    )
+    candidate = keep_merged(
+        pool,
+        FUSED,
+        model,
+        spec,
+        replace(recipe, backbone=" + ".join(t.backbone for t in spec.trunks), architecture=FUSED),
+        history=history,
+        figures=figures,
+        on_batch=interruption.check,
+    )
+    if joint is not None:
+        joint.clear()
+    console.print(summarise(candidate), highlight=False, soft_wrap=True)
+    return candidate
+
+
+def find_members(pool: Pool, names: Sequence[str] | None, head: HeadSpec) -> tuple[Candidate, ...]:
+    """The candidates to fuse, best on select first.
+
+    Raises:
+        UserError: if the named ones, or any two, do not fit the budget together with the head.
+    """
+    everyone = pool.candidates if names is None else pool.choose(names)
+    scores = pool.select_scores([c.name for c in everyone])
+    averages_logits = head.kind == "weights"
+    if averages_logits:
+        # A margin above 36 is a probability of 1 in double precision.
+        scores = logit(scores.clip(np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg))
+    knapsack = Knapsack(
+        names=tuple(c.name for c in everyone),
+        scores=scores,
+        is_log_odds=averages_logits,
+        targets=pool.select_targets,
+        costs=np.array([_cost(c, head) for c in everyone], np.int64),
+        room=pool.catalogue.budget - head_overhead(head.kind, head.hidden_size),
+    )
+    if names is None:
+        return tuple(everyone[index] for index in choose_members(knapsack))
+    check_members(knapsack, tuple(range(len(everyone))))
+    return everyone
+
+
+def _cost(candidate: Candidate, head: HeadSpec) -> tuple[int, int]:
+    """Parameters by thop and exactly that a candidate brings, its part of the head included."""
+    metrics, recipe = candidate.metrics, candidate.recipe
+    size = 0
+    if head.kind == "mlp":
+        size = feature_size(build_on_meta(recipe.architecture, recipe.model_args))
+    extra = head_cost(head.kind, size, head.hidden_size)
+    return metrics["params_thop"] + extra, metrics["params_exact"] + extra
+
+
+def _fit_head(
+    pool: Pool, model: FusedNetwork, recipe: Recipe, console: Console, interruption: Interruption
+) -> dict[str, Any]:
+    """Fits the head on fit, in the best member's augmentation: trunks know the images as they are
+    too well. Chooses on select."""
+    check = interruption.check
+    sized = replace(recipe, image_size=model.image_size)
+    loader = training_batches(pool.splits.fit, sized, pool.runtime, pool.quarantine)
+    on_fit = trunk_outputs(model, loader, pool.runtime, check, limit=MOST_IMAGES)
+    select = pool.loader("select", model.image_size)
+    on_select = trunk_outputs(model, select, pool.runtime, check)
+    found = fit_head(model.head, on_fit, on_select, seed=pool.settings.seed)
+    console.print(
+        f"head fitted on {len(on_fit.targets):,} images: AUC {found.select_auc:.4f} on select, "
+        f"{found.start_auc:.4f} with equal weights",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return {"head_epoch": found.best_epoch, "equal_weights_auc": found.start_auc}

@@ -1,0 +1,1 @@
+"""The merged model as one nn.Module, and how it lies on disk."""

@@ -1,0 +1,342 @@
+"""A merged model: a spec that rebuilds its module, counted, scored, and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from ensemble.network.heads import Head, HeadKind, build_head
+from ensemble.pool import Pool, judge_recipe
+from search.catalogue.rules import Counts, count_parameters, counter, over_budget
+from search.errors import UserError
+from search.files import first_problem, load_yaml, write_text_atomically
+from search.training.candidate import (
+    METRICS,
+    RECIPE,
+    REPORT_SCORES,
+    WEIGHTS,
+    Candidate,
+    EpochRecord,
+    copy_state,
+    load_weights,
+    save_candidate,
+    score_table,
+)
+from search.training.network import Network, build_network
+from search.training.recipe import Recipe
+
+SPEC = "model.yaml"
+
+Method = Literal["candidate", "soup-greedy", "soup-uniform", "fused", "distilled"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class HeadSpec:
+    """The head of a fused network; see `ensemble.network.heads`."""
+
+    kind: HeadKind
+    hidden_size: int = 0
+    """Units of the hidden layer of "mlp"; 0 for the others."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TeacherOrigin:
+    """One network that taught a distilled student: what it learned from counts as pretraining."""
+
+    name: str
+    """The candidate, or the merged model that it is a trunk of."""
+    backbone: str
+    weights: Literal["hub", "file", "none"]
+    """Where its starting weights came from."""
+    pretraining: str
+    weight: float
+    """Share of its probability in what was taught."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelSpec:
+    """All that is needed to rebuild a model's module, and where it comes from."""
+
+    kind: Literal["single", "fused"]
+    trunks: tuple[Recipe, ...]
+    head: HeadSpec | None = None
+    """Of a fused network."""
+    method: Method = "candidate"
+    merged_from: tuple[str, ...] = ()
+    """Names of the candidates whose weights are in it, or that it started from."""
+    teachers: tuple[TeacherOrigin, ...] = ()
+    """Of a distilled student; teachers of its teachers included."""
+    overrides: tuple[str, ...] = ()
+    """Rules that the user overrode, one line each."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the model card should know."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "single" and (len(self.trunks) != 1 or self.head is not None):
+            raise ValueError(
+                f"a single network has one trunk and no head, found {len(self.trunks)}"
+            )
+        if self.kind == "fused" and (len(self.trunks) < 2 or self.head is None):
+            raise ValueError(
+                f"a fused network has two trunks or more and a head, found {len(self.trunks)}"
+            )
+        return self
+
+    def save(self, path: Path) -> None:
+        """Writes the spec as YAML, atomically."""
+        content = TypeAdapter(ModelSpec).dump_python(self, mode="json")
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        write_text_atomically(path, text)
+
+    @staticmethod
+    def load(path: Path) -> ModelSpec:
+        """Reads a spec that `save` wrote.
+
+        Raises:
+            UserError: if the file is absent, is no YAML, or has an unknown or ill-typed key.
+        """
+        content = load_yaml(path)
+        try:
+            return TypeAdapter(ModelSpec).validate_python(content)
+        except ValidationError as error:
+            raise UserError(
+                f"{path} must be a model that onefold wrote: {first_problem(error)}"
+            ) from error
+
+
+class FusedNetwork(nn.Module):
+    """Several trunks and a head in one module: one forward pass from one RGB batch.
+
+    Every trunk resizes and normalises the batch itself.
+
+    Attributes:
+        trunks: Networks.
+        head: see `ensemble.network.heads`.
+        image_size: the largest size of a trunk, in pixels: what images are best loaded at.
+    """
+
+    def __init__(self, trunks: Sequence[Network], head: Head) -> None:
+        super().__init__()
+        self.trunks = nn.ModuleList(trunks)
+        self.head = head
+        self.image_size = max(trunk.image_size for trunk in trunks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]."""
+        if self.head.needs_features:
+            return self.forward_with_features(images)[1]
+        fused: Tensor = self.head([trunk(images) for trunk in self.trunks], [])
+        return fused
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features of all trunks side by side (N, sum of D), and logits (N, 2)."""
+        features, logits = self.forward_trunks(images)
+        fused: Tensor = self.head(logits, features)
+        return torch.cat(features, dim=1), fused
+
+    def forward_trunks(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What the head is given: K features (N, D) and K logits (N, 2)."""
+        given = [trunk.forward_with_features(images) for trunk in self.networks]
+        return [features for features, _ in given], [logits for _, logits in given]
+
+    @property
+    def networks(self) -> list[Network]:
+        """The trunks by their type."""
+        return list(self.trunks)  # type: ignore[arg-type]
+
+    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """The trunks' groups, and the head's, which is new and learns at the full rate."""
+        groups = [
+            group
+            for trunk in self.networks
+            for group in trunk.parameter_groups(weight_decay, layer_decay)
+        ]
+        head = list(self.head.parameters())
+        if head:
+            groups.append({"params": head, "weight_decay": 0.0, "lr_scale": 1.0})
+        return groups
+
+
+def feature_size(trunk: Any) -> int:
+    """D of a timm model's pooled features; not every architecture has that as `num_features`."""
+    return int(getattr(trunk, "head_hidden_size", trunk.num_features))
+
+
+def fuse_networks(networks: Sequence[Network], head: HeadSpec, seed: int = 0) -> FusedNetwork:
+    """Networks with an untrained head, in evaluation mode; their weights are shared, not copied."""
+    sizes = [feature_size(network.trunk) for network in networks]
+    return FusedNetwork(networks, build_head(head.kind, sizes, head.hidden_size, seed)).eval()
+
+
+def build_model(spec: ModelSpec) -> Network | FusedNetwork:
+    """The module of a spec, on the CPU, in evaluation mode, its weights random.
+
+    Raises:
+        UserError: if a trunk would load a file or reach the network.
+    """
+    networks = [build_network(recipe, pretrained=False) for recipe in spec.trunks]
+    return networks[0] if spec.head is None else fuse_networks(networks, spec.head)
+
+
+def load_spec(folder: Path) -> ModelSpec:
+    """The spec of a merged model's folder, of a submission, or of a candidate.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    if (folder / SPEC).exists():
+        return ModelSpec.load(folder / SPEC)
+    if (folder / RECIPE).exists():
+        recipe = Recipe.load(folder / RECIPE)
+        return ModelSpec(kind="single", trunks=(recipe,), merged_from=(folder.name,))
+    raise UserError(f"{folder} must be the folder of a model, but it has no {SPEC} and no {RECIPE}")
+
+
+def load_model(folder: Path) -> tuple[Network | FusedNetwork, ModelSpec]:
+    """The trained model of a folder, on the CPU, in evaluation mode, and its spec.
+
+    Raises:
+        UserError: if the folder holds no model, or its weights are gone or do not fit.
+    """
+    spec = load_spec(folder)
+    if not (folder / WEIGHTS).exists():
+        raise UserError(
+            f"{folder} must hold weights, but {WEIGHTS} is gone: the search keeps those of the "
+            "best --keep candidates; choose one of them"
+        )
+    model = build_model(spec)
+    load_weights(folder / WEIGHTS, model)
+    return model, spec
+
+
+MERGED = "merged"
+COMPARISON = "comparison.csv"
+
+
+def merged_folder(run: Path, name: str) -> Path:
+    """Where a run keeps a merged model: "soup-greedy", "soup-uniform", "fused", "distilled"."""
+    return run / MERGED / name
+
+
+def merged_models(run: Path) -> tuple[Candidate, ...]:
+    """The merged models of a run that are complete, by name."""
+    paths = sorted((run / MERGED).glob(f"*/{METRICS}"))
+    return tuple(Candidate(path.parent) for path in paths if (path.parent / SPEC).exists())
+
+
+def check_budget(model: Network | FusedNetwork, budget: int, what: str) -> Counts:
+    """Counts a model both ways.
+
+    Args:
+        model: its own image size is counted at.
+        budget: largest number of parameters, for both counts.
+        what: names the model in the error.
+
+    Raises:
+        UserError: if a count is over the budget: which, and by how much.
+    """
+    counts = count_parameters(model, model.image_size)
+    if over_budget(counts, budget):
+        excess = max(counts.params_exact, counts.params_thop) - budget
+        raise UserError(
+            f"{what} must have at most {budget:,} parameters, found {counts.params_exact:,} "
+            f"exactly and {counts.params_thop:,} by thop: {excess:,} too many"
+        )
+    return counts
+
+
+def keep_merged(
+    pool: Pool,
+    name: str,
+    model: Network | FusedNetwork,
+    spec: ModelSpec,
+    recipe: Recipe,
+    *,
+    history: Sequence[EpochRecord] = (),
+    figures: Mapping[str, Any] | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Candidate:
+    """Counts and scores a finished model and writes its folder.
+
+    Nothing is written before it was scored. What the folder held before is replaced file by file;
+    metrics.json goes first and comes last, so that a folder with it is whole. A comparison that was
+    made before is gone.
+
+    Args:
+        pool: whose run it belongs to.
+        name: of its folder, see `merged_folder`.
+        model: in its final state.
+        spec: rebuilds it.
+        recipe: what it was trained with, if it was; only for people to read where it is fused.
+        history: one record an epoch of its own training.
+        figures: further entries of metrics.json.
+        on_batch: called between batches; what it raises ends the scoring.
+
+    Raises:
+        UserError: if either count of its parameters is over the budget.
+    """
+    counts = check_budget(model, pool.catalogue.budget, f"the model of {name}")
+    select = pool.evaluate(model, "select", model.image_size, on_batch)
+    report = pool.evaluate(model, "report", model.image_size, on_batch)
+    metrics = {
+        **_row(pool, spec, counts, model.image_size),
+        **(figures or {}),
+        **select.metrics.to_dict(),
+    }
+    folder = merged_folder(pool.run, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The weights too: what is killed here must not leave old weights under a new origin. And a
+    # comparison recommends what it measured, not what took its place.
+    stale = [folder / name for name in (METRICS, REPORT_SCORES, WEIGHTS)]
+    for path in (pool.run / COMPARISON, *stale):
+        path.unlink(missing_ok=True)
+    spec.save(folder / SPEC)
+    candidate = save_candidate(
+        folder,
+        recipe=recipe,
+        metrics=metrics,
+        history=history,
+        scores=score_table(pool.splits.select, select.predictions),
+        weights=copy_state(model),
+    )
+    candidate.save_report(pool.splits.report, report.predictions, report.metrics.to_dict())
+    return candidate
+
+
+def summarise(candidate: Candidate) -> str:
+    """One line for the terminal."""
+    metrics = candidate.metrics
+    return (
+        f"{candidate.name}: {metrics['params_exact'] / 1e6:.1f}M parameters exactly, "
+        f"{metrics['params_thop'] / 1e6:.1f}M by thop, AUC {metrics['auc']:.4f} on select, "
+        f"{metrics['report']['auc']:.4f} on report"
+    )
+
+
+def _row(pool: Pool, spec: ModelSpec, counts: Counts, image_size: int) -> dict[str, Any]:
+    """The columns of leaderboard.csv that are no figures, and where the model comes from."""
+    origins = [judge_recipe(recipe, pool.catalogue) for recipe in spec.trunks]
+    teachers = [teacher.pretraining for teacher in spec.teachers]
+    return {
+        "method": spec.method,
+        "backbone": " + ".join(recipe.backbone for recipe in spec.trunks),
+        "pretraining": "; ".join(
+            dict.fromkeys([*(origin.pretraining for origin in origins), *teachers])
+        ),
+        "params_thop": counts.params_thop,
+        "params_exact": counts.params_exact,
+        "gmacs": counts.macs / 1e9,
+        "counter": counter(),
+        "image_size": image_size,
+        "members": list(spec.merged_from),
+        "overrides": list(spec.overrides),
+        "notes": list(spec.notes),
+    }

@@ -1,0 +1,1 @@
+"""Averaging weights of one start."""

@@ -1,0 +1,138 @@
+"""The model card: what a model was made of, what it is worth, and what it is not good for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from ensemble.network.model import ModelSpec
+
+CARD = "model_card.md"
+
+SUMMARIES = {
+    "candidate": "One network, as the search trained it.",
+    "soup-greedy": "A greedy soup (arXiv:2203.05482): the mean of the weights of networks of one "
+    "architecture and one start, each added only if the AUC on `select` did not fall.",
+    "soup-uniform": "A uniform soup (arXiv:2203.05482): the mean of the weights of networks of one "
+    "architecture and one start.",
+    "fused": "Several trunks inside one module: one forward pass, one file of weights, one head "
+    "that joins their answers.",
+    "distilled": "One network that learned from the answers of an ensemble (arXiv:1503.02531, "
+    "arXiv:2106.05237) besides the labels.",
+}
+HEADS = {
+    "mean": "the mean of the trunks' probabilities",
+    "weights": "learned convex weights on the trunks' logits",
+    "mlp": "the mean of the trunks' probabilities, corrected by an MLP on their features",
+}
+SPLIT_USES = {
+    "fit": "training",
+    "select": "choosing settings, epochs and models",
+    "report": "figures only",
+}
+FIGURES = {
+    "auc": "AUC",
+    "tpr_at_fpr_1e-2": "TPR at FPR 1e-2",
+    "tpr_at_fpr_5e-3": "TPR at FPR 5e-3",
+    "tpr_at_fpr_1e-3": "TPR at FPR 1e-3",
+    "accuracy": "accuracy at 0.5",
+    "log_loss": "log loss",
+}
+MISSING = "\N{EN DASH}"
+
+
+def render_card(
+    *,
+    title: str,
+    spec: ModelSpec,
+    rules: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    data: Mapping[str, Any],
+    reason: str = "",
+) -> str:
+    """The card's Markdown.
+
+    Args:
+        title: the model's name.
+        spec: what it is made of.
+        rules: from `ensemble.network.evidence.describe_rules`.
+        metrics: the figures on select, and under "report" those on report, of metrics.json.
+        data: content of the run's data.yaml.
+        reason: why the run's comparison recommends it; empty if it does not.
+    """
+    template = files("ensemble.submission").joinpath(f"{CARD}.jinja").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=False,  # noqa: S701 - it is Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_in_one_line,
+    )
+    shown = [split for split in ("select", "report") if _of_split(metrics, split)]
+    return environment.from_string(template).render(
+        title=title,
+        notes=spec.notes,
+        summary=SUMMARIES[spec.method],
+        facts=_facts(spec, rules),
+        networks=rules["pretraining"]["networks"],
+        merged_from=spec.merged_from,
+        teachers=[f"{teacher.name} x {teacher.weight:.2f}" for teacher in spec.teachers],
+        generated_samples=rules["generated_samples"],
+        overrides=rules["overrides"],
+        splits=data.get("splits", {}),
+        uses=SPLIT_USES,
+        splits_shown=shown,
+        figures=_figures([_of_split(metrics, split) for split in shown]),
+        comparison=reason,
+        image_size=rules["parameters"]["image_size"],
+    )
+
+
+def _facts(spec: ModelSpec, rules: Mapping[str, Any]) -> dict[str, str]:
+    parameters = rules["parameters"]
+    facts = {
+        "parameters, by the rule's counter": f"{parameters['params_thop']:,} "
+        f"({parameters['counter']})",
+        "parameters, counted exactly": f"{parameters['params_exact']:,}",
+        "allowed": f"{parameters['budget']:,}, both counts",
+        "cost of one image": f"{parameters['gmacs']:.2f} GMACs",
+        "image size": f"{parameters['image_size']} px",
+    }
+    if spec.head is not None:
+        facts["head"] = HEADS[spec.head.kind]
+    return facts
+
+
+def _of_split(metrics: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+    """The figures of one split; those of select stand at the top of metrics.json."""
+    figures: Mapping[str, Any] = (metrics.get("report") or {}) if split == "report" else metrics
+    return figures if "auc" in figures else {}
+
+
+def _figures(splits: list[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """One row a figure, one cell a split."""
+    if not splits:
+        return {}
+    rows = {
+        title: [_number(split.get(name)) for split in splits] for name, title in FIGURES.items()
+    }
+    intervals = [[_number(split.get(f"auc_{end}")) for end in ("low", "high")] for split in splits]
+    rows["AUC"] = [
+        f"{auc} (95%: {low} to {high})"
+        for auc, (low, high) in zip(rows["AUC"], intervals, strict=True)
+    ]
+    return rows
+
+
+def _number(value: Any) -> str:
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _in_one_line(value: Any) -> Any:
+    """Keeps a text from ending its table cell or its line."""
+    return " ".join(value.replace("|", "\\|").split()) if isinstance(value, str) else value

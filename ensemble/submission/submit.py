@@ -1,0 +1,218 @@
+"""`submit`: a model and a list of images -> a folder to hand in, and its entry in the ledger."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from ensemble.compare.recommended import Choice, choose_model
+from ensemble.deploy.prediction_file import PREDICTION, examples
+from ensemble.deploy.scoring import Scored, open_runtime, score_images
+from ensemble.network.evidence import describe_rules
+from ensemble.network.model import FusedNetwork, ModelSpec, load_model
+from ensemble.pool import judge_origin
+from ensemble.settings import SubmitSettings
+from ensemble.submission.ledger import LEDGER, Entry, Ledger
+from ensemble.submission.package import Content, write_package
+from ensemble.submission.verify import verify
+from search.catalogue.backbones import Catalogue, load_backbones
+from search.data.labels import read_list
+from search.errors import UserError
+from search.files import file_sha256
+from search.settings import load_settings
+from search.training.candidate import Candidate
+from search.training.device import describe_device
+from search.training.network import Network
+
+SUBMISSION = "submission"
+
+
+def run_submit(
+    settings: SubmitSettings,
+    console: Console,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Path:
+    """Scores the listed images, writes RUN/submission, verifies it and records it in the ledger.
+
+    The folder is complete or not there. One that is there already is not lost: it becomes
+    submission-<time>.
+
+    Args:
+        settings: see there.
+        console: told of the progress and of what was written.
+        clock: gives the present time with an offset from UTC.
+
+    Returns:
+        The submission's folder.
+
+    Raises:
+        UserError: if the day's submissions are used up, the model breaks a rule, or an image is
+            absent or cannot be read; nothing was written then.
+    """
+    run = settings.run
+    seed = load_settings(run).seed
+    ledger = Ledger(run / LEDGER, settings.time_zone)
+    _check_quota(ledger, settings, clock())
+    choice = choose_model(run, settings.model)
+    model, spec = load_model(choice.folder)
+    catalogue = load_backbones(run / "backbones.yaml")
+    rules = _judge(model, spec, catalogue, choice)
+    table = read_list(settings.names, settings.images)
+    console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)
+    runtime = open_runtime(settings.device, settings.workers)
+    scored = score_images(
+        model,
+        table,
+        runtime=runtime,
+        console=console,
+        batch_size=settings.batch_size,
+    )
+    prediction = complete_scores(scored, table, settings.broken_score)
+    rules["prediction"] = {
+        "phase": settings.phase,
+        "images": len(prediction),
+        "device": describe_device(runtime.device),
+        "unreadable": sorted(broken.img_name for broken in scored.broken),
+        "unreadable_score": settings.broken_score if scored.broken else None,
+    }
+    content = Content(choice, model, spec, rules, prediction, seed)
+    with _temporary_folder(run) as folder:
+        manifest = write_package(folder, settings, content)
+        _check(folder)
+        with ledger.lock():
+            now = clock()
+            forced = _check_quota(ledger, settings, now)
+            sha256 = file_sha256(folder / PREDICTION)
+            twin = ledger.find(settings.phase, sha256)
+            # First the entry: a submission that nobody counted would be worse than a lost one.
+            ledger.add(Entry(settings.phase, now, choice.name, sha256, forced, ledger.zone.key))
+            kept = _make_room(run / SUBMISSION, now)
+            folder.rename(run / SUBMISSION)
+    if twin is not None:
+        console.print(
+            f"these predictions equal, byte for byte, those of {twin.model} that were submitted at "
+            f"{twin.time.isoformat(timespec='minutes')}: handing them in again gains nothing",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if kept is not None:
+        console.print(f"the earlier submission is now {kept}", highlight=False, soft_wrap=True)
+    _tell(console, run / SUBMISSION, manifest, ledger, settings, clock())
+    return run / SUBMISSION
+
+
+def complete_scores(
+    scored: Scored, table: pd.DataFrame, broken_score: float | None
+) -> pd.DataFrame:
+    """img_name and y_pred of every listed image, in the list's order.
+
+    Args:
+        scored: scores of the images that could be read.
+        table: the list.
+        broken_score: of the others.
+
+    Raises:
+        UserError: if there are others, and no score was given for them.
+    """
+    if scored.broken and broken_score is None:
+        shown = [f"{broken.img_name} ({broken.reason})" for broken in scored.broken]
+        raise UserError(
+            f"every listed image must get a score, but {len(scored.broken)} of {len(table)} cannot "
+            f"be read: {examples(shown)}; "
+            "mend them, or give them all one score with --broken-score 0.5, which is recorded"
+        )
+    scores = scored.table.set_index("path")["y_pred"]
+    filled = scores.reindex(table["path"])
+    if broken_score is not None and scored.broken:
+        filled = filled.fillna(broken_score)
+    return pd.DataFrame({"img_name": table["img_name"], "y_pred": filled.to_numpy()})
+
+
+def _check_quota(ledger: Ledger, settings: SubmitSettings, now: datetime) -> bool:
+    """Whether the submission is one beyond the rules; raises unless it is forced."""
+    quota = ledger.quota(settings.phase, now)
+    if not settings.force:
+        ledger.check_zone()
+        quota.check()
+    return quota.is_spent
+
+
+def _judge(
+    model: Network | FusedNetwork, spec: ModelSpec, catalogue: Catalogue, choice: Choice
+) -> dict[str, Any]:
+    rules = describe_rules(
+        model,
+        model.image_size,
+        spec,
+        budget=catalogue.budget,
+        declared={backbone.name: backbone.pretraining for backbone in catalogue.backbones},
+    )
+    broken = list(rules["broken_rules"])
+    if spec.method == "candidate" and not broken:
+        # What was recorded when it was trained counts besides today's judgement of its tag.
+        origin = judge_origin(Candidate(choice.folder), catalogue)
+        broken += [] if origin.allowed else [origin.reason]
+    if broken:
+        raise UserError(
+            f"{choice.name} must keep the rules to be submitted, but {'; '.join(broken)}; choose "
+            "another --model"
+        )
+    return rules
+
+
+def _check(folder: Path) -> None:
+    """A submission that its own verification refuses must not be handed in."""
+    failed = [check for check in verify(folder) if not check.ok]
+    if failed:
+        told = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        raise UserError(f"the new submission must pass its own verification, but {told}")
+
+
+@contextmanager
+def _temporary_folder(run: Path) -> Iterator[Path]:
+    folder = run / f".{SUBMISSION}.{os.getpid()}.part"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_room(folder: Path, now: datetime) -> Path | None:
+    """Moves an earlier submission out of the way; returns where it is now."""
+    if not folder.exists():
+        return None
+    stamp = f"{folder.name}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    names = (stamp if number == 1 else f"{stamp}-{number}" for number in range(1, 1000))
+    kept = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
+    folder.rename(kept)
+    return kept
+
+
+def _tell(
+    console: Console,
+    folder: Path,
+    manifest: str,
+    ledger: Ledger,
+    settings: SubmitSettings,
+    now: datetime,
+) -> None:
+    quota = ledger.quota(settings.phase, now)
+    left = max(0, quota.limit - quota.made)
+    console.print(
+        f"wrote {folder}, verified; manifest SHA-256 {manifest}", highlight=False, soft_wrap=True
+    )
+    console.print(
+        f"{settings.phase} phase: {quota.made} of {quota.limit} submissions made today "
+        f"({ledger.zone.key}), {left} left",
+        highlight=False,
+    )

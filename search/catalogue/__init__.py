@@ -1,0 +1,1 @@
+"""What may be trained: backbones, rules, starting weights."""

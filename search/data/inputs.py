@@ -1,0 +1,126 @@
+"""The images of a run: from its settings to tables, and the proof that they are still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from search.data.demo import make_demo
+from search.data.labels import read_labels
+from search.data.splits import Splits, make_splits
+from search.errors import UserError
+from search.files import cache_folder, write_text_atomically
+from search.settings import SearchSettings
+
+DATA = "data.yaml"
+
+
+def read_splits(settings: SearchSettings, tell: Callable[[str], None] = lambda _: None) -> Splits:
+    """The fit, select and report tables that the settings name, the demo set made if need be.
+
+    Args:
+        settings: the label files, folders, groups and limits.
+        tell: given a line on what is left out.
+
+    Raises:
+        UserError: for label files, images or groups that break a rule.
+    """
+    if settings.is_demo:
+        demo = make_demo(cache_folder() / "demo")
+        settings = replace(
+            settings,
+            train_labels=demo.train_labels,
+            train_images=demo.train_images,
+            train_groups=demo.train_groups,
+            val_labels=demo.val_labels,
+            val_images=demo.val_images,
+            val_groups=demo.val_groups,
+        )
+    assert settings.train_labels is not None
+    assert settings.train_images is not None
+    skip = settings.skip_missing
+    train = read_labels(
+        settings.train_labels,
+        settings.train_images,
+        settings.train_groups,
+        skip_missing=skip,
+        tell=tell,
+    )
+    val: pd.DataFrame | None = None
+    if settings.val_labels is not None and settings.val_images is not None:
+        val = read_labels(
+            settings.val_labels,
+            settings.val_images,
+            settings.val_groups,
+            skip_missing=skip,
+            tell=tell,
+        )
+    return make_splits(
+        train,
+        val,
+        limit_train=settings.limit_train,
+        limit_val=settings.limit_val,
+        seed=settings.seed,
+    )
+
+
+def tables(splits: Splits) -> dict[str, pd.DataFrame]:
+    """The three tables by their names."""
+    return {"fit": splits.fit, "select": splits.select, "report": splits.report}
+
+
+def describe_data(splits: Splits) -> dict[str, Any]:
+    """Sizes and class counts of the splits, and their fingerprint."""
+    described = {
+        name: {
+            "images": len(table),
+            "real": int((table["target"] == 0).sum()),
+            "fake": int((table["target"] == 1).sum()),
+            "groups": int(table["group"].nunique()),
+        }
+        for name, table in tables(splits).items()
+    }
+    return {"fingerprint": splits.fingerprint(), "splits": described}
+
+
+def write_data(run: Path, splits: Splits, study_name: str) -> None:
+    """Records in a new run folder which images it is about, and what its study is called."""
+    content = {"study": study_name, **describe_data(splits)}
+    write_text_atomically(run / DATA, yaml.safe_dump(content, sort_keys=False))
+
+
+def study_name(run: Path) -> str:
+    """What the study of an existing run is called: its folder may have been renamed since.
+
+    Raises:
+        UserError: if the folder holds no search.
+    """
+    return str(_read_data(run).get("study", run.name))
+
+
+def check_data(run: Path, splits: Splits) -> None:
+    """
+    Raises:
+        UserError: if these are not the images that the run's candidates were trained on.
+    """
+    saved = _read_data(run)
+    if saved["fingerprint"] != splits.fingerprint():
+        sizes = {name: split["images"] for name, split in saved["splits"].items()}
+        found = {name: len(table) for name, table in tables(splits).items()}
+        raise UserError(
+            f"{run} holds a search on another data set (images {sizes}, found {found}, or other "
+            "names, labels or groups); restore the label files, or choose another --out"
+        )
+
+
+def _read_data(run: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = yaml.safe_load((run / DATA).read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{run} must be the folder of a search, but it has no {DATA}") from None
+    return saved

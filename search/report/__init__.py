@@ -1,0 +1,1 @@
+"""Projections of what lies on disk, for people; never part of a trial."""

@@ -1,0 +1,255 @@
+"""plots/*.png and report.html: what a run found, for people."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from search.errors import UserError
+from search.files import write_text_atomically
+from search.report.figure import DARK, LIGHT, Theme
+from search.report.leaderboard import COLUMNS, STATES, TEXTS
+from search.report.plots import (
+    TRIALS_NEEDED,
+    draw_epochs,
+    draw_history,
+    draw_importance,
+    draw_pareto,
+    draw_roc,
+    parameter_importance,
+)
+from search.report.terminal import format_seconds
+from search.study.space import BASELINE, PRESET
+from search.training.candidate import METRICS, Candidate
+
+if TYPE_CHECKING:
+    import optuna
+
+REPORT = "report.html"
+COMPARISON = "comparison.csv"
+"""Left by merging."""
+
+HIGHLIGHTED = ("notes",)
+"""Facts that stand out on the page: with them, figures mean something else than without."""
+
+TOP_ROWS, TOP_CURVES = 10, 5
+MISSING = "\N{EN DASH}"
+FORMATS = {
+    **dict.fromkeys(("auc", "auc_low", "auc_high", "auc_report", "accuracy", "log_loss"), ".4f"),
+    **dict.fromkeys(("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"), ".4f"),
+    **dict.fromkeys(("params_thop", "params_exact"), ","),
+    "gmacs": ".3g",
+    **dict.fromkeys(("train_seconds", "images_per_second", "peak_memory_mb"), ",.1f"),
+    **dict.fromkeys(("learning_rate", "weight_decay"), ".1e"),
+}
+"""Of numbers in the table of all trials."""
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure of the page."""
+
+    name: str  # of its files, without suffix
+    title: str
+    caption: str
+    draw: Callable[[Path, Theme], Path]
+
+
+def write_report(
+    run: Path, study: optuna.Study, leaderboard: pd.DataFrame, facts: Mapping[str, str]
+) -> list[Path]:
+    """Draws the plots of a run and writes its report, one page that needs no other file.
+
+    Args:
+        run: the run folder; plots/ and report.html are written, candidates/ is read.
+        study: tells which trial is the baseline, and what its parameters mattered.
+        leaderboard: from `search.report.leaderboard.rows_from_study`.
+        facts: what the figures depend on (images, pool, weights, seed, versions...) by name. Those
+            in `HIGHLIGHTED` stand out.
+
+    Returns:
+        The paths written, report.html first.
+
+    Raises:
+        UserError: if a candidate's file is damaged.
+    """
+    baseline = baseline_trials(study)
+    figures, plots = [], []
+    for figure in report_figures(run, study, leaderboard, baseline):
+        light = figure.draw(run / "plots" / f"{figure.name}.png", LIGHT)
+        dark = figure.draw(run / "plots" / f"{figure.name}-dark.png", DARK)
+        images = {"light": _base64(light), "dark": _base64(dark)}
+        figures.append({"title": figure.title, "caption": figure.caption, **images})
+        plots += [light, dark]
+    rows: list[dict[str, Any]] = leaderboard.reset_index().to_dict("records")  # type: ignore[assignment]
+    for row in rows:
+        row["is_baseline"] = row["trial"] in baseline
+        row["report"] = _report_metrics(run, row["candidate"])
+    complete = [row for row in rows if row["state"] == "complete"]
+    page = _template().render(
+        title=run.name,
+        summary=summarise(rows),
+        highlighted={name: facts[name] for name in HIGHLIGHTED if name in facts},
+        facts={name: text for name, text in facts.items() if name not in HIGHLIGHTED},
+        figures=figures,
+        top=complete[:TOP_ROWS] + [row for row in complete[TOP_ROWS:] if row["is_baseline"]],
+        untrained=[row for row in rows if row["state"] in ("failed", "rejected")],
+        rows=rows,
+        columns=COLUMNS,
+        merged=_merged(run),
+        texts=TEXTS,
+        formats=FORMATS,
+    )
+    write_text_atomically(run / REPORT, page)
+    return [run / REPORT, *plots]
+
+
+def report_figures(
+    run: Path, study: optuna.Study, leaderboard: pd.DataFrame, baseline: Collection[int]
+) -> list[ReportFigure]:
+    """What is drawn of a run, in the page's order."""
+    complete = leaderboard[leaderboard["state"] == "complete"].head(TOP_CURVES)
+    best = {
+        f"{row['candidate']} {short_name(row['backbone'])}": Candidate(folder)
+        for row in complete.to_dict("records")
+        # A user may have deleted a candidate since.
+        if (folder := run / "candidates" / row["candidate"]).joinpath(METRICS).exists()
+    }
+    return [
+        ReportFigure(
+            "pareto",
+            "AUC against parameters",
+            "Complete trials. No smaller candidate beats one of the Pareto front.",
+            lambda path, theme: draw_pareto(leaderboard, path, theme, baseline),
+        ),
+        ReportFigure(
+            "history",
+            "Search history",
+            "Every trial in the order it was begun. A pruned trial was stopped early.",
+            partial(draw_history, leaderboard),
+        ),
+        ReportFigure(
+            "roc",
+            "ROC of the best five",
+            "On select. Dotted lines mark the false positive rates whose true positive rate "
+            "breaks ties in the challenge.",
+            partial(draw_roc, {name: candidate.scores for name, candidate in best.items()}),
+        ),
+        ReportFigure(
+            "epochs",
+            "Loss and AUC by epoch of the best five",
+            "A candidate keeps the weights of the epoch with its best AUC on select.",
+            partial(draw_epochs, {name: candidate.history for name, candidate in best.items()}),
+        ),
+        ReportFigure(
+            "importance",
+            "Parameter importance",
+            "What told the best trials from the others (conditional PED-ANOVA); each backbone's "
+            "own parameters are summed. With few trials, a hint at most.",
+            partial(
+                draw_importance,
+                parameter_importance(study),
+                note=f"Not known before {TRIALS_NEEDED} complete trials\nbeside the baseline.",
+            ),
+        ),
+    ]
+
+
+def baseline_trials(study: optuna.Study) -> set[int]:
+    """Numbers of the trials that are the challenge's own starting point."""
+    trials = study.get_trials(deepcopy=False)
+    return {trial.number for trial in trials if trial.user_attrs.get(PRESET) == BASELINE}
+
+
+def short_name(backbone: str) -> str:
+    """A timm tag without what follows the architecture."""
+    return backbone.partition(".")[0]
+
+
+def summarise(rows: list[dict[str, Any]]) -> str:
+    """How the trials ended, and what the best and the baseline are worth, in sentences."""
+    counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    total = f"{len(rows)} trial{'' if len(rows) == 1 else 's'}"
+    sentences = [f"{total}: {', '.join(parts)}." if parts else "No trial has ended yet."]
+    complete = [row for row in rows if row["state"] == "complete"]
+    baseline = [row for row in complete if row["is_baseline"]]
+    if complete:
+        best = complete[0]
+        text = f"The best, candidate {best['candidate']} ({best['backbone']}), has {_worth(best)}"
+        sentences.append(text + ("; it is the challenge's baseline." if best in baseline else "."))
+    if baseline and baseline[0] is not complete[0]:
+        sentences.append(f"The challenge's baseline has {_worth(baseline[0])}.")
+    return " ".join(sentences)
+
+
+def _worth(row: Mapping[str, Any]) -> str:
+    text = f"AUC {auc_text(row)} on select"
+    return text + (f" and {auc_text(row['report'])} on report" if row["report"] else "")
+
+
+def auc_text(figures: Mapping[str, Any]) -> str:
+    """AUC with its interval where there is one: 0.9345 [0.9121, 0.9511]."""
+    auc, low, high = (figures.get(name) for name in ("auc", "auc_low", "auc_high"))
+    text = number_text(auc, ".4f")
+    if MISSING in (ends := [number_text(end, ".4f") for end in (low, high)]):
+        return text
+    return f"{text} [{', '.join(ends)}]"
+
+
+def number_text(value: Any, form: str, scale: float = 1) -> str:
+    """A number times a scale, as a format string says; a dash where it is unknown."""
+    if value is None or pd.isna(value):
+        return MISSING
+    # 3.2e-4 rather than 3.2e-04.
+    return f"{value * scale if scale != 1 else value:{form}}".replace("e-0", "e-").replace(
+        "e+0", "e+"
+    )
+
+
+def _report_metrics(run: Path, candidate: str) -> dict[str, Any]:
+    """A candidate's figures on report; none before the study has ended."""
+    folder = run / "candidates" / candidate
+    if not candidate or not (folder / METRICS).exists():
+        return {}
+    figures: dict[str, Any] = Candidate(folder).metrics.get("report", {})
+    return figures
+
+
+def _merged(run: Path) -> list[dict[str, Any]]:
+    """Rows of the run's comparison; none if there is no comparison, or it is of other models than
+    those that lie in the run now."""
+    try:
+        table = pd.read_csv(run / COMPARISON)
+        rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+        models = [row for row in rows if not pd.isna(row["path"])]
+        known = [Candidate(run / row["path"]).metrics["auc"] for row in models]
+    except (OSError, ValueError, KeyError, UserError):
+        return []
+    return rows if known == [row["auc_select"] for row in models] else []
+
+
+def _base64(path: Path) -> str:
+    return b64encode(path.read_bytes()).decode()
+
+
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "auc": auc_text,
+        "number": number_text,
+        "text": lambda value: MISSING if pd.isna(value) else value,
+        "seconds": lambda value: MISSING if pd.isna(value) else format_seconds(value),
+    }
+    source = files("search.report").joinpath(f"{REPORT}.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source)

@@ -1,0 +1,1 @@
+"""Optuna: what to try, in which order, and what came of it."""

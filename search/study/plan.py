@@ -1,0 +1,166 @@
+"""Everything a search needs, checked before anything is trained or written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from search.catalogue.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
+from search.catalogue.rules import Verdict, judge
+from search.catalogue.weights import check_weights
+from search.data.inputs import read_splits
+from search.data.splits import Splits
+from search.errors import UserError
+from search.settings import SearchSettings
+from search.study.space import Space
+from search.training.device import (
+    Runtime,
+    default_workers,
+    resolve_device,
+    resolve_precision,
+)
+
+BASELINE_BACKBONE = "resnet18.a1_in1k"
+"""What timm.create_model("resnet18", pretrained=True) loads, as the challenge's baseline does."""
+
+
+FEWEST_TRIALS = 20
+"""Trials of a search that was not told; more where the baseline and one default of each backbone,
+which come first, would leave less than half of them to be searched."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that can start."""
+
+    settings: SearchSettings
+    catalogue: Catalogue
+    splits: Splits
+    space: Space
+    rejected: tuple[tuple[Backbone, Verdict], ...]
+    runtime: Runtime
+    notes: tuple[str, ...]
+    """What the user should know beside the figures; told in the report."""
+
+    def judge(self, backbone: Backbone, image_size: int) -> Verdict:
+        """The verdict of the rules on a backbone at a size."""
+        return judge(
+            backbone, image_size, self.catalogue.budget, weights=self.settings.weights_source
+        )
+
+
+def prepare(
+    settings: SearchSettings, catalogue_path: Path | None = None, *, for_training: bool = True
+) -> Plan:
+    """Reads and checks all input of a search.
+
+    Args:
+        settings: resolved settings.
+        catalogue_path: the backbones file of an existing run, which wins over the settings.
+        for_training: starting weights must be at hand.
+
+    Raises:
+        UserError: for anything that would stop the search later; nothing was written then.
+    """
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    catalogue = load_backbones(catalogue_path or settings.backbones or DEFAULT_PATH)
+    assert settings.pool is not None
+    pool = [_sized(backbone, settings.image_size) for backbone in catalogue.pool(settings.pool)]
+    skipped: list[str] = []
+    splits = read_splits(settings, tell=skipped.append)
+    check_writable(settings)
+    source = settings.weights_source
+    verdicts = [
+        (backbone, judge(backbone, backbone.image_sizes[0], catalogue.budget, weights=source))
+        for backbone in pool
+    ]
+    allowed = tuple(backbone for backbone, verdict in verdicts if verdict.allowed)
+    rejected = tuple((backbone, verdict) for backbone, verdict in verdicts if not verdict.allowed)
+    if not allowed:
+        reasons = "; ".join(f"{b.name}: {', '.join(v.reasons)}" for b, v in rejected)
+        raise UserError(f"pool '{settings.pool}' must have an allowed backbone, found {reasons}")
+    if for_training:
+        check_weights(allowed, weights=source, weights_dir=settings.weights_dir)
+    baseline, notes = _baseline(catalogue, allowed, settings)
+    if settings.trials is None:
+        settings = replace(settings, trials=max(FEWEST_TRIALS, 2 * (len(allowed) + 1)))
+    assert settings.epochs is not None
+    assert settings.batch_size is not None
+    space = Space(
+        backbones=allowed,
+        baseline=baseline,
+        weights=source,
+        weights_dir=settings.weights_dir,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        precision=precision,
+        channels_last=True,
+        compile=settings.compile,
+        seed=settings.seed,
+    )
+    workers = default_workers(device) if settings.workers is None else settings.workers
+    if source == "none":
+        notes = ("All networks were trained from scratch: --weights none.", *notes)
+    declared = [backbone.name for backbone in allowed if backbone.declared]
+    if declared and source != "none":
+        text = (
+            f"Pretraining declared in the backbones file, not known to timm: {', '.join(declared)}."
+        )
+        notes = (*notes, text)
+    return Plan(
+        settings=settings,
+        catalogue=catalogue,
+        splits=splits,
+        space=space,
+        rejected=rejected,
+        runtime=Runtime(device, workers),
+        notes=(*notes, *skipped),
+    )
+
+
+def check_writable(settings: SearchSettings) -> None:
+    """
+    Raises:
+        UserError: if the run folder cannot be made or written to.
+    """
+    out = settings.out
+    assert out is not None
+    nearest = out
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"--out {out} must be a folder, but {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out} must be writable, but {nearest} is not; choose another --out")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a figure depends on."""
+    names = ("torch", "torchvision", "timm", "optuna", "thop", "numpy", "scikit-learn", "pillow")
+    return {name: version(name) for name in names}
+
+
+def _sized(backbone: Backbone, image_size: int | None) -> Backbone:
+    return backbone if image_size is None else replace(backbone, image_sizes=(image_size,))
+
+
+def _baseline(
+    catalogue: Catalogue, allowed: tuple[Backbone, ...], settings: SearchSettings
+) -> tuple[Backbone, tuple[str, ...]]:
+    """The baseline's backbone: ResNet-18 where its weights are at hand, else the pool's first."""
+    try:
+        backbone = catalogue.get(BASELINE_BACKBONE)
+        check_weights(
+            (backbone,), weights=settings.weights_source, weights_dir=settings.weights_dir
+        )
+    except UserError:
+        note = (
+            f"The baseline's own weights ({BASELINE_BACKBONE}) are not at hand: its settings were "
+            f"applied to {allowed[0].name}."
+        )
+        return allowed[0], (note,)
+    return backbone, ()

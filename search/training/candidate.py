@@ -1,0 +1,220 @@
+"""A Candidate: what a finished trial leaves on disk, and how to load it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from search.errors import UserError
+from search.files import write_atomically, write_json_atomically
+from search.training.network import Network, build_network
+from search.training.recipe import Recipe
+from search.training.scoring import Predictions
+
+WEIGHTS = "model.safetensors"
+RECIPE = "recipe.yaml"
+METRICS = "metrics.json"
+HISTORY = "history.csv"
+SCORES = "scores.csv"
+REPORT_SCORES = "scores_report.csv"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of history.csv."""
+
+    epoch: int  # from 1
+    train_loss: float
+    learning_rate: float  # of the head, after the epoch's last step
+    select_auc: float
+    select_log_loss: float
+    seconds: float  # training steps only
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained network's folder: weights (of the best candidates), recipe, metrics, history and
+    scores. Nothing is read before it is asked for."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name, the trial's number in four digits for candidates of a search."""
+        return self.path.name
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """recipe.yaml: what the network was trained with."""
+        return Recipe.load(self.path / RECIPE)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json: figures on select, costs, and under "report" the figures on report."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / METRICS).read_text("utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{self.path / METRICS} must hold a candidate's figures: {error}"
+            ) from None
+        return content
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch: the fields of EpochRecord."""
+        return _read_csv(self.path / HISTORY)
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores on select: img_name, target, y_pred (probability of fake)."""
+        return _read_csv(self.path / SCORES)
+
+    @property
+    def report_scores(self) -> pd.DataFrame | None:
+        """Scores on report, once the study has ended, of candidates whose weights are kept."""
+        path = self.path / REPORT_SCORES
+        return _read_csv(path) if path.exists() else None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the search kept its weights."""
+        return (self.path / WEIGHTS).exists()
+
+    def load(self) -> Network:
+        """The trained network, on the CPU, in evaluation mode.
+
+        Raises:
+            UserError: if the weights were deleted (only the best `--keep` are kept) or do not fit.
+        """
+        if not self.has_weights:
+            raise UserError(
+                f"candidate {self.name} must have its weights, but {self.path / WEIGHTS} is gone: "
+                "the search keeps those of the best --keep candidates; choose one of them, or "
+                "search again with a larger --keep"
+            )
+        network = build_network(self.recipe, pretrained=False)
+        load_weights(self.path / WEIGHTS, network)
+        return network
+
+    def drop_weights(self) -> None:
+        """Deletes the weights; everything else stays."""
+        (self.path / WEIGHTS).unlink(missing_ok=True)
+
+    def save_report(
+        self, table: pd.DataFrame, predictions: Predictions, figures: Mapping[str, Any]
+    ) -> None:
+        """Adds scores and figures on the report split."""
+        write_json_atomically(self.path / METRICS, {**self.metrics, "report": dict(figures)})
+        # Last: whoever finds the scores takes the figures to be there.
+        _write_csv(self.path / REPORT_SCORES, score_table(table, predictions))
+
+
+def save_candidate(
+    folder: Path,
+    *,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    history: Sequence[EpochRecord],
+    scores: pd.DataFrame,
+    weights: Mapping[str, Tensor] | None,
+) -> Candidate:
+    """Writes a candidate's folder.
+
+    Args:
+        folder: candidates/0007, say; made if absent.
+        recipe: what it was trained from.
+        metrics: figures for metrics.json.
+        history: one record an epoch.
+        scores: see `score_table`.
+        weights: the network's state dict; None writes no weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.save)
+    columns = [field.name for field in fields(EpochRecord)]
+    _write_csv(folder / HISTORY, pd.DataFrame(map(asdict, history), columns=columns))
+    _write_csv(folder / SCORES, scores)
+    if weights is not None:
+        save_weights(folder / WEIGHTS, weights)
+    # Last: a folder with metrics.json is complete.
+    write_json_atomically(folder / METRICS, metrics)
+    return Candidate(folder)
+
+
+def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
+    """img_name, target and y_pred of the images that were scored, in the table's order."""
+    rows = table.iloc[predictions.indices]
+    return pd.DataFrame(
+        {
+            "img_name": rows["img_name"].to_numpy(),
+            "target": predictions.targets,
+            "y_pred": predictions.scores,
+        }
+    )
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype={"img_name": str})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} must be a table that onefold wrote: {error}") from None
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state dict as contiguous copies on the CPU."""
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes a state dict as safetensors."""
+    write_atomically(path, lambda temporary: save_file(dict(state), temporary))
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Loads safetensors into a module; every key and shape must agree.
+
+    Raises:
+        UserError: if the file is absent or damaged, or does not fit the module.
+    """
+    try:
+        module.load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} must hold the weights of this very network: {reason}") from error
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a training state (tensors, numbers, lists and dicts of them)."""
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads a training state that `save_state` wrote, onto the CPU.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} must be a training state that onefold wrote, but it cannot be read "
+            f"({type(error).__name__}); delete it to start this training anew"
+        ) from error
+    return state

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from ensemble.compare.compare import COLUMNS, Contestant, compare, gather, run_compare
+from ensemble.compare.recommended import choose_model
+from ensemble.compare.speed import measure_speed
+from ensemble.fuse.fuse import run_fuse
+from ensemble.pool import Pool
+from ensemble.soup.soup import run_soup
+from search.errors import UserError
+from search.training.metrics import delong_test, evaluate, roc_auc
+from search.training.network import build_network
+from tests.ensemble.conftest import RESNET, VIT
+
+TARGETS = np.array([0, 1] * 100)
+
+
+def contestant(name: str, noise: float, breaches: tuple[str, ...] = ()) -> Contestant:
+    """Scores that tell the classes apart the worse, the more noise there is."""
+    generator = np.random.default_rng(len(name))
+    scores = 1 / (1 + np.exp(-(TARGETS - 0.5 + noise * generator.normal(size=200))))
+    metrics = evaluate(scores, TARGETS)
+    return Contestant(
+        model=name,
+        kind="reference" if name == "teachers" else "single",
+        path="" if name == "teachers" else f"merged/{name}",
+        scores=scores,
+        metrics=metrics,
+        auc_select=metrics.auc,
+        breaches=breaches,
+        costs={"params_thop": 1, "params_exact": 2, "gmacs": 0.5},
+    )
+
+
+def test_the_best_model_that_keeps_the_rules_is_recommended() -> None:
+    contestants = [
+        contestant("single", 1.0),
+        contestant("teachers", 0.3, ("several models",)),
+        contestant("tainted", 0.2, ("in22k",)),
+        contestant("fused", 0.5),
+    ]
+    table = compare(contestants, TARGETS, {1: {"single": 10.0}, 32: {}})
+    assert tuple(table.columns) == COLUMNS
+    assert table["auc_select"].is_monotonic_decreasing
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert chosen["model"] == "fused"
+    assert chosen["p_value"] < 0.05
+    assert "above the best single (paired DeLong p" in chosen["reason"]
+    assert "below the teacher ensemble" in chosen["reason"]
+    rows = table.set_index("model")
+    assert rows.loc["tainted", "reason"] == "in22k"
+    assert np.isnan(rows.loc["single", "p_value"])
+    assert rows.loc["single", "images_per_second_1"] == 10.0
+    test = delong_test(contestants[3].scores, contestants[0].scores, TARGETS)
+    assert rows.loc["fused", "difference"] == pytest.approx(test.difference)
+
+
+def test_a_difference_that_may_be_chance_is_called_so() -> None:
+    single = contestant("single", 0.8)
+    scores = single.scores.copy()
+    scores[1] = 1.0  # one fake image more is ranked above all others
+    metrics = evaluate(scores, TARGETS)
+    better = replace(single, model="fused", scores=scores, metrics=metrics, auc_select=metrics.auc)
+    teachers = contestant("teachers", 2.0, ("several",))
+    table = compare([single, teachers, better], TARGETS, {})
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert chosen["model"] == "fused"
+    assert "chance can explain" in chosen["reason"]
+    assert "above the teacher ensemble" in chosen["reason"]
+
+
+def test_a_test_that_cannot_say_is_not_told() -> None:
+    single = replace(contestant("single", 1.0), scores=np.full(200, 0.5), auc_select=0.5)
+    perfect = replace(contestant("fused", 1.0), scores=TARGETS.astype(float), auc_select=1.0)
+    teachers = contestant("teachers", 0.3, ("several models",))
+    table = compare([single, teachers, perfect], TARGETS, {})
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert math.isnan(chosen["p_value"])
+    assert "above the best single; " in chosen["reason"]
+
+
+def test_the_only_model_that_keeps_the_rules_is_called_so() -> None:
+    teachers = contestant("teachers", 0.3, ("several models",))
+    table = compare([contestant("single", 1.0), teachers], TARGETS, {})
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert chosen["reason"].startswith("the only one that keeps the rules")
+
+
+def test_report_chooses_nothing() -> None:
+    single, better = contestant("single", 1.0), contestant("fused", 0.5)
+    teachers = contestant("teachers", 0.3, ("several models",))
+    table = compare([replace(single, auc_select=0.99), teachers, better], TARGETS, {})
+    (chosen,) = table[table["recommended"]].to_dict("records")
+    assert chosen["model"] == "single"
+    assert chosen["auc"] < table["auc"].max()
+
+
+def test_nothing_is_recommended_when_all_break_a_rule() -> None:
+    contestants = [contestant("single", 1.0, ("x",)), contestant("teachers", 0.5, ("y",))]
+    assert not compare(contestants, TARGETS, {})["recommended"].any()
+
+
+def test_a_run_is_compared_and_its_winner_can_be_chosen(pool: Pool) -> None:
+    run_soup(pool, "greedy")
+    run_fuse(pool)
+    table = run_compare(pool, Console(quiet=True))
+    on_disk = pd.read_csv(pool.run / "comparison.csv")
+    assert set(on_disk["model"]) == {"best single", "teacher ensemble", "soup-greedy", "fused"}
+    assert (on_disk["images_per_second_32"].dropna() > 0).all()
+    assert on_disk.set_index("model").loc["teacher ensemble", "images_per_second_1"] is not None
+    assert not on_disk.set_index("model").loc["teacher ensemble", "allowed"]
+    for name in ("comparison.png", "comparison-dark.png"):
+        assert (pool.run / name).stat().st_size > 1000
+    winner = table[table["recommended"]].iloc[0]
+    choice = choose_model(pool.run, "auto")
+    assert choice.name == winner["path"]
+    metrics = choice.folder / "metrics.json"
+    content = metrics.read_text(encoding="utf-8")
+    metrics.write_text(json.dumps(json.loads(content) | {"auc": 0.123}), encoding="utf-8")
+    with pytest.raises(UserError, match="as it was before, found another model"):
+        choose_model(pool.run, "auto")
+    metrics.write_text(content, encoding="utf-8")
+    run_soup(pool, "uniform", members=["0000", "0001"])
+    with pytest.raises(UserError, match="which is absent"):
+        choose_model(pool.run, "auto")  # it recommended what may have been replaced
+    single = on_disk.set_index("model").loc["best single"]
+    expected = roc_auc(pool.report[pool.best.name].to_numpy(), pool.report["target"].to_numpy())
+    assert single["auc"] == pytest.approx(expected)
+
+
+def test_a_model_scored_on_other_images_is_refused(pool: Pool) -> None:
+    soup = run_soup(pool, "greedy")
+    path = soup.path / "scores_report.csv"
+    pd.read_csv(path).iloc[1:].to_csv(path, index=False)
+    with pytest.raises(UserError, match="make it anew"):
+        gather(pool)
+
+
+def test_speed_is_told_for_every_model() -> None:
+    models = {"resnet": build_network(RESNET), "vit": build_network(VIT)}
+    speeds = measure_speed(models, torch.device("cpu"), 2)
+    assert speeds.keys() == models.keys()
+    assert min(speeds.values()) > 0
+
+
+def test_a_model_too_large_for_the_batch_has_no_speed() -> None:
+    class Greedy(nn.Module):
+        image_size = 16
+
+        def forward(self, _: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError
+
+    speeds = measure_speed(
+        {"small": build_network(RESNET), "large": Greedy()}, torch.device("cpu"), 2
+    )
+    assert speeds["small"] > 0
+    assert math.isnan(speeds["large"])
+
+
+def test_the_single_candidate_comes_first(tiny_pool: Pool, tmp_path: Path) -> None:
+    first, reference = gather(tiny_pool)[:2]
+    assert first.path == f"candidates/{tiny_pool.best.name}"
+    assert reference.kind == "reference"
+    assert reference.network is None

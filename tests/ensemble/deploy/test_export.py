@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ensemble.deploy import export
+from ensemble.deploy.export import INPUT, OUTPUT, Scorer, check_installed, compare, export_onnx
+from search.errors import UserError
+from search.training.network import build_network
+from search.training.recipe import Recipe
+
+
+def recipe(architecture: str, image_size: int, **model_args: Any) -> Recipe:
+    return Recipe(
+        backbone=f"{architecture}.r160_in1k",
+        architecture=architecture,
+        model_args=model_args,
+        image_size=image_size,
+        weights="none",
+    )
+
+
+class TwoSizes(nn.Module):
+    """Trunks of different image sizes, as in a fused network: one of them must resize."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = build_network(recipe("test_vit", 64, img_size=64))
+        self.small = build_network(recipe("test_resnet", 48))
+        self.image_size = 64
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.large(images) + self.small(images)) / 2
+
+
+@pytest.fixture
+def onnx_installed() -> None:
+    for name in export.NEEDED:
+        pytest.importorskip(name)
+
+
+@pytest.mark.usefixtures("onnx_installed")
+def test_the_file_scores_as_torch_does_whatever_the_batch(tmp_path: Path) -> None:
+    import onnxruntime
+
+    model, path = TwoSizes(), tmp_path / "new" / "model.onnx"
+    assert export_onnx(model, path) <= 1e-4
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(path)
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 2, 5):
+        images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+        (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        with torch.inference_mode():
+            expected = Scorer(model)(images)
+        assert found.shape == (count,)
+        assert found.dtype == np.float64
+        assert found == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("onnx_installed")
+def test_the_comparison_sees_other_weights(tmp_path: Path) -> None:
+    model, path = build_network(recipe("test_resnet", 48)), tmp_path / "model.onnx"
+    export_onnx(model, path)
+    with torch.no_grad():
+        model.trunk.get_classifier().weight[1].add_(0.01)  # type: ignore[operator]
+    assert compare(Scorer(model), 48, path) > 1e-4
+
+
+@pytest.mark.usefixtures("onnx_installed")
+def test_a_file_that_scores_otherwise_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "compare", lambda *_: float("nan"))
+    with pytest.raises(UserError, match="must equal torch's"):
+        export_onnx(build_network(recipe("test_resnet", 48)), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Inexpressible(nn.Module):
+    image_size = 32
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(np.linalg.svd(images.numpy())[1])[:, 0, :2]
+
+
+@pytest.mark.usefixtures("onnx_installed")
+def test_what_onnx_cannot_express_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be able to express"):
+        export_onnx(Inexpressible(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", export.NEEDED)
+def test_without_the_extra_the_remedy_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in export.NEEDED:
+        monkeypatch.setitem(sys.modules, other, sys)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"package {name}, .* install onefold\[export\]"):
+        check_installed()

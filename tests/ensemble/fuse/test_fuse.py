@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from ensemble.fuse import joint as finetune
+from ensemble.fuse.fuse import find_members, run_fuse
+from ensemble.fuse.joint import JointTraining, joint_recipe
+from ensemble.network.heads import HeadKind
+from ensemble.network.model import FusedNetwork, HeadSpec, load_model, merged_folder, merged_models
+from ensemble.pool import Pool
+from search.catalogue.rules import count_parameters
+from search.errors import UserError
+from search.training.candidate import EpochRecord
+from search.training.device import Runtime
+from search.training.loop import FitResult
+from search.training.metrics import roc_auc
+from search.training.recipe import Recipe
+from search.training.stop import Interrupted, Interruption
+
+
+def with_budget(pool: Pool, budget: int) -> Pool:
+    return replace(pool, catalogue=replace(pool.catalogue, budget=budget))
+
+
+@pytest.mark.parametrize("head", get_args(HeadKind))
+def test_a_fused_network_is_kept_whole(head: HeadKind, pool: Pool) -> None:
+    console = Console(record=True, width=200)
+    candidate = run_fuse(pool, members=["0002", "0003"], head=head, console=console)
+    assert candidate.path == merged_folder(pool.run, "fused")
+    model, spec = load_model(candidate.path)
+    assert isinstance(model, FusedNetwork)
+    assert spec.merged_from == tuple(name for name in pool.names if name in ("0002", "0003"))
+    assert model.image_size == 48
+    metrics = candidate.metrics
+    counts = count_parameters(model, 48)
+    assert (metrics["params_thop"], metrics["params_exact"]) == (
+        counts.params_thop,
+        counts.params_exact,
+    )
+    found = pool.evaluate(model, "report", model.image_size).predictions.scores
+    assert candidate.report_scores is not None
+    np.testing.assert_allclose(candidate.report_scores["y_pred"], found, atol=1e-6)
+    assert "fused: 0." in console.export_text()
+    if head != "mean":
+        assert metrics["auc"] >= metrics["equal_weights_auc"] - 1e-9
+
+
+def test_the_mean_of_networks_of_one_size_scores_as_their_ensemble(pool: Pool) -> None:
+    candidate = run_fuse(pool, members=["0002", "0004"], head="mean")
+    expected = pool.select[["0002", "0004"]].mean(axis=1)
+    np.testing.assert_allclose(candidate.scores["y_pred"], expected, atol=1e-6)
+    assert candidate.metrics["auc"] == roc_auc(expected, pool.select_targets)
+    assert candidate.recipe.architecture == "fused"
+
+
+def test_members_are_chosen_with_the_head_inside_the_budget(tiny_pool: Pool) -> None:
+    costs = {c.name: c.metrics["params_exact"] for c in tiny_pool.candidates}
+    hidden = 64
+    # test_vit and test_efficientnet have features of 64 and 256, whatever is chosen beside them.
+    pair = costs["0002"] + costs["0004"]
+    head = (64 + 256) * hidden + hidden + 2 * (hidden + 1)
+    just_enough = with_budget(tiny_pool, pair + head)
+    names = {c.name for c in find_members(just_enough, None, HeadSpec("mlp", hidden))}
+    assert names == {"0002", "0004"}
+    with pytest.raises(UserError, match=r"even .* have "):
+        find_members(with_budget(tiny_pool, pair + head - 1), None, HeadSpec("mlp", hidden))
+    assert len(find_members(with_budget(tiny_pool, pair), None, HeadSpec("mean"))) == 2
+
+
+def test_a_named_set_over_the_budget_is_refused_before_anything_is_loaded(pool: Pool) -> None:
+    costs = {c.name: c.metrics["params_exact"] for c in pool.candidates}
+    room = costs["0002"] + costs["0004"]
+    message = f"{costs['0000']:,} too many; the largest set of them that fits: "
+    with pytest.raises(UserError, match=message):
+        run_fuse(with_budget(pool, room), members=["0000", "0002", "0004"], head="mean")
+    assert not (pool.run / "merged").exists()
+
+
+def test_the_module_is_counted_whatever_the_candidates_records_say(pool: Pool) -> None:
+    # Records that understate: the module itself is what counts.
+    for name in ("0000", "0001"):
+        path = pool.get(name).path / "metrics.json"
+        path.write_text(path.read_text("utf-8").replace("372882", "1000"), "utf-8")
+    with pytest.raises(UserError, match=r"fused network of 2 members .*745,764 exactly"):
+        run_fuse(with_budget(pool, 700_000), members=["0000", "0001"], head="mean")
+    assert not (pool.run / "merged").exists()
+
+
+@pytest.mark.parametrize("head", ["weights", "mlp"])
+def test_nothing_is_chosen_by_report(head: HeadKind, pool: Pool) -> None:
+    report = pool.splits.report
+    flipped = replace(
+        pool,
+        splits=replace(pool.splits, report=report.assign(target=1 - report["target"])),
+        report=pool.report.assign(target=1 - pool.report["target"]),
+    )
+    states = []
+    for one in (pool, flipped):
+        candidate = run_fuse(one, head=head, finetune_epochs=1)
+        states.append(load_model(candidate.path)[0].state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+def test_a_joint_training_that_does_not_help_is_undone(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = finetune.fit
+
+    def spoil(model: FusedNetwork, *arguments: Any, **options: Any) -> FitResult:
+        result = original(model, *arguments, **options)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        metrics = replace(result.best.metrics, auc=0.0)
+        return replace(result, best=replace(result.best, metrics=metrics))
+
+    monkeypatch.setattr(finetune, "fit", spoil)
+    before = run_fuse(pool, members=["0002", "0004"]).scores["y_pred"]
+    after = run_fuse(pool, members=["0002", "0004"], finetune_epochs=1)
+    assert after.scores["y_pred"].tolist() == before.tolist()
+    assert after.metrics["finetune_kept"] is False
+    assert len(after.history) == 1
+
+
+def test_a_joint_training_that_helps_is_kept(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JointTraining, "_evaluate", lambda *_: 0.0)
+    before = run_fuse(pool, members=["0002", "0004"])
+    state = load_model(before.path)[0].state_dict()
+    console = Console(record=True, width=200)
+    after = run_fuse(pool, members=["0002", "0004"], finetune_epochs=2, console=console)
+    assert after.metrics["finetune_kept"] is True
+    assert after.metrics["best_epoch"] in (1, 2)
+    assert after.history["epoch"].tolist() == [1, 2]
+    changed = [
+        name
+        for name, tensor in load_model(after.path)[0].state_dict().items()
+        if not torch.equal(tensor, state[name])
+    ]
+    assert any(name.startswith("trunks.0") for name in changed)
+    assert any(name.startswith("trunks.1") for name in changed)
+    assert "epoch 2/2" in console.export_text()
+
+
+def test_the_joint_recipe_is_the_best_members_with_smaller_steps(
+    tiny_pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = Recipe(
+        backbone="b",
+        architecture="a",
+        learning_rate=1e-3,
+        mixup_alpha=0.2,
+        precision="bf16",
+        micro_batch_size=4,
+        augmentation="strong",
+        compile=True,
+    )
+    recipe = joint_recipe(best, 96, 3, tiny_pool)
+    assert recipe.learning_rate == pytest.approx(1e-4)
+    assert (recipe.epochs, recipe.image_size) == (3, 96)
+    assert (recipe.micro_batch_size, recipe.augmentation) == (4, "strong")
+    assert (recipe.mixup_alpha, recipe.precision, recipe.compile) == (0.0, "fp32", False)
+    on_cuda = replace(tiny_pool, runtime=Runtime(torch.device("cuda")))
+    # What this machine computes in, whichever one searched.
+    asked: list[Any] = []
+    monkeypatch.setattr(finetune, "resolve_precision", lambda *given: asked.append(given) or "fp16")
+    assert joint_recipe(best, 96, 3, on_cuda).precision == "fp16"
+    assert asked == [("auto", torch.device("cuda"))]
+
+
+@pytest.mark.parametrize("finetune_epochs", [0, 1])
+def test_an_interrupted_fusion_writes_nothing(finetune_epochs: int, pool: Pool) -> None:
+    interruption = Interruption()
+    interruption.requested = True
+    with pytest.raises(Interrupted):
+        run_fuse(pool, finetune_epochs=finetune_epochs, interruption=interruption)
+    assert not (pool.run / "merged").exists()
+
+
+def test_an_interrupted_joint_training_goes_on_and_loses_nothing(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JointTraining, "_evaluate", lambda *_: 0.0)
+    other = tmp_path / "other"
+    shutil.copytree(pool.run, other)
+    arguments: dict[str, Any] = {"members": ["0002", "0004"], "finetune_epochs": 3}
+    expected = run_fuse(replace(pool, run=other), **arguments)
+    console = Console(record=True, width=200)
+    original = finetune.fit
+
+    def interrupted(*positional: Any, **options: Any) -> FitResult:
+        def stop(record: EpochRecord) -> None:
+            if record.epoch == 2:
+                raise Interrupted("interrupted by the user")
+
+        return original(*positional, **{**options, "on_epoch": stop})
+
+    monkeypatch.setattr(finetune, "fit", interrupted)
+    with pytest.raises(Interrupted):
+        run_fuse(pool, **arguments, console=console)
+    monkeypatch.setattr(finetune, "fit", original)
+    folder = merged_folder(pool.run, "fused")
+    assert "goes on after the last epoch" in console.export_text()
+    assert [path.name for path in merged_models(pool.run)] == []
+    resumed = run_fuse(pool, **arguments, console=console)
+    text = console.export_text()
+    assert "going on with the interrupted joint training" in text
+    assert "epoch 3/3" in text
+    assert "epoch 1/3" not in text
+    pd.testing.assert_frame_equal(resumed.scores, expected.scores)
+    columns = ["epoch", "train_loss", "learning_rate", "select_auc"]
+    pd.testing.assert_frame_equal(resumed.history[columns], expected.history[columns])
+    assert not list(folder.glob("training.*"))
+
+
+def test_an_override_travels_into_the_spec(pool: Pool) -> None:
+    tainted = replace(pool, tainted={"0002": "ig1b: pretrained on IG-1B"}, allow_tainted=True)
+    candidate = run_fuse(tainted, members=["0002", "0004"])
+    (line,) = load_model(candidate.path)[1].overrides
+    assert "0002" in line
+    assert "IG-1B" in line
+    assert candidate.metrics["overrides"] == [line]

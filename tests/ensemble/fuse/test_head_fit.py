@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ensemble.fuse.head_fit import LEARNING_RATES, TrunkOutputs, fit_head, trunk_outputs
+from ensemble.network.heads import HeadKind, MeanHead, MlpHead, WeightsHead
+from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
+from ensemble.pool import Pool
+from search.data.batches import eval_loader
+
+
+def outputs(
+    seed: int, strengths: tuple[float, ...], feature_strength: float = 0.0, flip: bool = False
+) -> TrunkOutputs:
+    """What trunks say that know the target as well as their strength says."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, 2, (200,), generator=generator)
+    signs = (2 * targets - 1).float() * (-1 if flip else 1)
+
+    def noisy(strength: float, size: int) -> Tensor:
+        noise = torch.randn(200, size, generator=generator)
+        noise[:, 0] += strength * signs
+        return noise
+
+    logits = [torch.cat([torch.zeros(200, 1), noisy(strength, 1)], 1) for strength in strengths]
+    features = tuple(noisy(feature_strength, 4) for _ in strengths)
+    return TrunkOutputs(torch.stack(logits), features, targets)
+
+
+def test_weights_find_the_trunk_that_knows() -> None:
+    head = WeightsHead(3)
+    found = fit_head(head, outputs(0, (0.0, 2.0, 0.0)), outputs(1, (0.0, 2.0, 0.0)), seed=0)
+    assert head.weights[1] > 0.8
+    assert found.select_auc > found.start_auc + 0.02
+    assert found.best_epoch > 0
+    assert not head.training
+
+
+def test_the_mlp_uses_what_only_features_know() -> None:
+    head = MlpHead((4, 4), 8)
+    found = fit_head(
+        head, outputs(0, (0.2, 0.2), 2.0), outputs(1, (0.2, 0.2), 2.0), seed=0, epochs=60
+    )
+    assert found.start_auc < 0.75
+    assert found.select_auc > 0.9
+
+
+@pytest.mark.parametrize("head", [WeightsHead(2), MlpHead((4, 4), 8)], ids=["weights", "mlp"])
+def test_a_head_that_select_contradicts_stays_as_it_started(head: WeightsHead | MlpHead) -> None:
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    contradicting = outputs(1, (-0.3, 1.0), -2.0)
+    fit = outputs(0, (3.0, 0.0), 2.0)
+    found = fit_head(head, fit, contradicting, seed=0)
+    assert found.best_epoch == 0
+    assert found.select_auc == found.start_auc
+    assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
+
+
+def test_a_head_without_parameters_is_left_alone() -> None:
+    found = fit_head(MeanHead(), outputs(0, (1.0, 1.0)), outputs(1, (1.0, 1.0)), seed=0)
+    assert found.best_epoch == 0
+
+
+def test_the_same_seed_gives_the_same_head() -> None:
+    heads = [MlpHead((4, 4), 8) for _ in range(2)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    torch.manual_seed(5)
+    fit_head(heads[0], outputs(0, (1.0, 0.5), 1.0), outputs(1, (1.0, 0.5), 1.0), seed=3, epochs=4)
+    torch.manual_seed(6)
+    fit_head(heads[1], outputs(0, (1.0, 0.5), 1.0), outputs(1, (1.0, 0.5), 1.0), seed=3, epochs=4)
+    for name, tensor in heads[0].state_dict().items():
+        assert torch.equal(tensor, heads[1].state_dict()[name]), name
+
+
+def test_a_diverged_head_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEARNING_RATES, "mlp", 1e30)
+    head = MlpHead((4, 4), 8)
+    found = fit_head(head, outputs(0, (1.0, 1.0), 1.0), outputs(1, (1.0, 1.0), 1.0), seed=0)
+    assert found.select_auc >= found.start_auc
+    assert all(tensor.isfinite().all() for tensor in head.state_dict().values())
+
+
+def run_short_of_memory(model: FusedNetwork, most: int) -> None:
+    """Makes a network refuse more than `most` images at a time."""
+
+    def look(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if len(given[0]) > most:
+            raise torch.OutOfMemoryError
+
+    model.trunks[1].register_forward_pre_hook(look)
+
+
+@pytest.mark.parametrize("kind", ["weights", "mlp"])
+@pytest.mark.parametrize("most", [None, 5])
+def test_outputs_of_trunks_give_the_fused_networks_scores(
+    kind: HeadKind, most: int | None, tiny_pool: Pool
+) -> None:
+    networks = [tiny_pool.get(name).load() for name in ("0002", "0003")]
+    model = fuse_networks(networks, HeadSpec(kind, 8 if kind == "mlp" else 0))
+    loader = tiny_pool.loader("select", model.image_size)
+    calls: list[int] = []
+    if most is not None:
+        run_short_of_memory(model, most)
+    given = trunk_outputs(model, loader, tiny_pool.runtime, lambda: calls.append(1))
+    assert len(calls) == len(loader)
+    assert given.targets.tolist() == tiny_pool.splits.select["target"].tolist()
+    small = eval_loader(tiny_pool.splits.select, model.image_size, batch_size=4)
+    few = trunk_outputs(model, small, tiny_pool.runtime, limit=5)
+    assert len(few.targets) == few.logits.shape[1] == 8  # whole batches
+    head = model.head.eval()
+    scores = head(*given.rows(torch.arange(24))).softmax(-1)[:, 1].detach()
+    expected = tiny_pool.evaluate(model, "select", model.image_size).predictions.scores
+    torch.testing.assert_close(scores.double(), torch.from_numpy(expected), rtol=0, atol=1e-5)

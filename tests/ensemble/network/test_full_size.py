@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import resource
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ensemble.deploy import export
+from ensemble.deploy.export import export_onnx
+from ensemble.network.model import HeadSpec, ModelSpec, build_model, load_model
+from ensemble.settings import SubmitSettings
+from ensemble.submission.submit import run_submit
+from ensemble.submission.verify import verify
+from search.settings import load_settings
+from search.training.candidate import save_weights
+from search.training.recipe import Recipe
+
+MEMORY_LIMIT_GIB = 10
+
+
+def trunk(backbone: str, image_size: int) -> Recipe:
+    name = backbone.partition(".")[0]
+    return Recipe(backbone=backbone, architecture=name, image_size=image_size, weights="hub")
+
+
+@pytest.mark.timeout(1200)  # 40 s of one core, but on a busy machine several times that
+def test_a_model_near_the_budget_goes_all_the_way(run_folder: Path, tmp_path: Path) -> None:
+    """192M parameters of two real backbones, with random weights: saved, submitted, verified and
+    exported."""
+    for name in export.NEEDED:
+        pytest.importorskip(name)
+    spec = ModelSpec(
+        kind="fused",
+        trunks=(trunk("wide_resnet101_2.tv_in1k", 64), trunk("wide_resnet50_2.tv_in1k", 96)),
+        head=HeadSpec(kind="mean"),
+        method="fused",
+    )
+    folder = run_folder / "merged" / "fused"
+    folder.mkdir(parents=True)
+    spec.save(folder / "model.yaml")
+    save_weights(folder / "model.safetensors", build_model(spec).state_dict())
+    images = load_settings(run_folder).val_images
+    assert images is not None
+    listed = tmp_path / "list.txt"
+    listed.write_text("img_name\n1000.png\n1001.png\n", encoding="utf-8")
+    submission = run_submit(
+        SubmitSettings(
+            run=run_folder, images=images, names=listed, phase="test", model="fused", device="cpu"
+        ),
+        Console(quiet=True),
+        clock=lambda: datetime(2025, 3, 4, tzinfo=UTC),
+    )
+    shutil.rmtree(folder)
+    checks = {check.name: check for check in verify(submission)}
+    assert all(check.ok for check in checks.values()), checks
+    counts = checks["parameters"].detail
+    exact = int(counts.partition(" exactly")[0].rpartition(" ")[2].replace(",", ""))
+    assert 180_000_000 <= exact <= 200_000_000
+    model, _ = load_model(submission)
+    assert export_onnx(model, tmp_path / "model.onnx") <= export.TOLERANCE
+    assert (tmp_path / "model.onnx").stat().st_size >= 4 * exact
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert peak_gib < MEMORY_LIMIT_GIB

@@ -1,0 +1,424 @@
+"""The report of every kind of run: that it needs no other file, hides nothing, trusts no text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from base64 import b64decode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+import search.report.figure
+from search.report.leaderboard import COLUMNS, rows_from_study
+from search.report.page import (
+    MISSING,
+    auc_text,
+    baseline_trials,
+    number_text,
+    summarise,
+    write_report,
+)
+from search.report.plots import TRIALS_NEEDED, parameter_importance
+from search.training.candidate import Candidate
+from search.training.metrics import evaluate
+
+HOSTILE = "<script>alert('a & b')</script>"
+FACTS = {
+    "fit images": "2,000 (1,100 fake)",
+    "starting weights": "none: trained from scratch",
+    "versions": f"torch 2.15 {HOSTILE}",
+    "notes": f"Pretraining declared: {HOSTILE}",
+}
+FIGURES = ("pareto", "history", "roc", "epochs", "importance")
+
+
+class Page(HTMLParser):
+    """What a page shows and refers to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def table(self, *heads: str) -> list[dict[str, str]]:
+        """Rows of the table whose first column heads are these, by head."""
+        start = next(i for i, row in enumerate(self.rows) if tuple(row[: len(heads)]) == heads)
+        names, *rows = self.rows[start:]
+        bodies = takewhile(lambda row: len(row) == len(names) and row[0] != heads[0], rows)
+        return [dict(zip(names, row, strict=True)) for row in bodies]
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attributes)
+        self.links += [
+            value
+            for name in ("src", "href", "srcset", "action", "data")
+            if (value := values.get(name))
+        ]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] not in (["style"], ["script"]):
+            self.text += data
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+def write_candidate(run: Path, name: str, quality: float, report: bool) -> dict[str, float | int]:
+    generator = np.random.default_rng(int(name))
+    target = np.repeat([0, 1], 60)
+    y_pred = 1 / (1 + np.exp(-generator.normal(quality * target)))
+    figures = evaluate(y_pred, target).to_dict()
+    folder = run / "candidates" / name
+    folder.mkdir(parents=True)
+    pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.5], "select_auc": [0.6, 0.7]}).to_csv(
+        folder / "history.csv", index=False
+    )
+    pd.DataFrame({"img_name": "a.jpg", "target": target, "y_pred": y_pred}).to_csv(
+        folder / "scores.csv", index=False
+    )
+    content = {**figures, "report": evaluate(y_pred**2, target).to_dict()} if report else figures
+    (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+    return figures
+
+
+def add(study: optuna.Study, run: Path, state: str, quality: float = 0, **attributes: Any) -> None:
+    """Adds a trial of the state, with a candidate if it has a quality."""
+    name = f"{len(study.trials):04d}" if quality else ""
+    row: dict[str, Any] = {
+        "backbone": "test_vit.r160_in1k",
+        "pretraining": "ImageNet-1K",
+        "params_thop": 371_000,
+        "params_exact": 371_778,
+        "train_seconds": 75.0,
+        "path": f"candidates/{name}" if name else "",
+    }
+    if quality:
+        row |= write_candidate(run, name, quality, state == "complete")
+    states = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
+    study.add_trial(
+        create_trial(
+            state=states.get(state, TrialState.PRUNED),
+            value=row.get("auc"),
+            user_attrs={"state": state, "candidate": name, "row": row, "reason": "", **attributes},
+        )
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def coarse() -> Iterator[None]:
+    """Small figures, which are drawn fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.report.figure, "DPI", 50)
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "night-1"
+    run.mkdir()
+    return run
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    return optuna.create_study(direction="maximize")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A run with one trial of each kind, the second the baseline, and its report."""
+
+    run: Path
+    study: optuna.Study
+    paths: list[Path]
+    page: Page
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    run = tmp_path_factory.mktemp("mixed")
+    study = optuna.create_study(direction="maximize")
+    add(study, run, "complete", 1.5)
+    add(study, run, "complete", 0.5, preset="baseline")
+    add(study, run, "pruned", 1.0)
+    add(study, run, "failed", reason=f"the loss must be finite {HOSTILE}")
+    add(study, run, "rejected", reason="pretraining must be ImageNet-1K alone, found ImageNet-12K")
+    paths = report(study, run)
+    return Written(run, study, paths, Page(paths[0]))
+
+
+def report(study: optuna.Study, run: Path, facts: dict[str, str] | None = None) -> list[Path]:
+    return write_report(run, study, rows_from_study(study, run), FACTS if facts is None else facts)
+
+
+def test_the_page_needs_no_other_file(mixed: Written) -> None:
+    assert mixed.paths[0] == mixed.run / "report.html"
+    assert len(mixed.page.links) == 2 * len(FIGURES) + 1
+    assert all(link.startswith("data:") for link in mixed.page.links)
+    source = mixed.paths[0].read_text(encoding="utf-8")
+    assert "url(" not in source
+    assert "@import" not in source
+    assert "default-src 'none'" in source
+
+
+def test_the_page_holds_the_very_plots_in_both_themes(mixed: Written) -> None:
+    names = [f"{name}{theme}.png" for name in FIGURES for theme in ("", "-dark")]
+    assert mixed.paths[1:] == [mixed.run / "plots" / name for name in names]
+    prefix = "data:image/png;base64,"
+    embedded = [
+        b64decode(link.removeprefix(prefix)) for link in mixed.page.links if link.startswith(prefix)
+    ]
+    pairs = zip(mixed.paths[2::2], mixed.paths[1::2], strict=True)
+    assert embedded == [path.read_bytes() for dark_first in pairs for path in dark_first]
+
+
+def test_texts_are_escaped(mixed: Written) -> None:
+    assert mixed.page.tags.count("script") == 1, "more than the page's own script"
+    # Of the facts, the notes, and the reason in both tables.
+    assert mixed.page.text.count(HOSTILE) == 4
+
+
+def test_every_trial_is_shown_with_all_columns(mixed: Written) -> None:
+    rows = mixed.page.table("trial", "rank")
+    assert all(list(row) == ["trial", *COLUMNS] for row in rows)
+    assert [row["trial"] for row in rows] == ["0000", "0001", "0002", "0003", "0004"]
+    assert [row["rank"] for row in rows] == ["1", "2", MISSING, MISSING, MISSING]
+    assert rows[0]["params_exact"] == "371,778"
+
+
+def test_failed_and_rejected_trials_tell_their_reason(mixed: Written) -> None:
+    rows = mixed.page.table("trial", "state")
+    assert [(row["trial"], row["state"], row["reason"]) for row in rows] == [
+        ("0003", "failed", f"the loss must be finite {HOSTILE}"),
+        ("0004", "rejected", "pretraining must be ImageNet-1K alone, found ImageNet-12K"),
+    ]
+
+
+def test_the_top_table_shows_select_and_report_and_marks_the_baseline(mixed: Written) -> None:
+    best, baseline = mixed.page.table("rank", "backbone")
+    figures = json.loads((mixed.run / "candidates" / "0000" / "metrics.json").read_text("utf-8"))
+    assert best["AUC on select [95%]"] == auc_text(figures)
+    assert best["AUC on report [95%]"] == auc_text(figures["report"])
+    assert best["trainingtime"] == "1 min 15 s"
+    assert best["backbone"] == "test_vit.r160_in1k"
+    assert baseline["backbone"] == "test_vit.r160_in1kbaseline"
+
+
+def test_facts_are_shown_and_notes_stand_out(mixed: Written) -> None:
+    source = mixed.paths[0].read_text(encoding="utf-8")
+    assert source.count('<p class="highlight">') == 1
+    assert source.index("notes:") < source.index("fit images")
+    assert "none: trained from scratch" in source
+
+
+def test_a_baseline_below_the_top_is_shown_too(study: optuna.Study, run: Path) -> None:
+    add(study, run, "complete", 0.1, preset="baseline")
+    for quality in np.linspace(2, 4, 12):
+        add(study, run, "complete", quality)
+    report(study, run)
+    rows = Page(run / "report.html").table("rank", "backbone")
+    assert [row["rank"] for row in rows] == [*map(str, range(1, 11)), "13"]
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_merged_models_are_shown_if_they_are_those_of_the_run(
+    is_stale: bool, study: optuna.Study, run: Path
+) -> None:
+    add(study, run, "complete", 0.9)
+    auc = Candidate(run / "candidates" / "0000").metrics["auc"]
+    row = {"auc": 0.91, "auc_low": 0.9, "auc_high": 0.92, "params_exact": 2e6, "difference": 0.02}
+    row |= {"images_per_second_32": 40.0}
+    comparison = pd.DataFrame(
+        [
+            row | {"model": "teachers", "path": None, "auc_select": 0.95, "recommended": False},
+            row
+            | {
+                "model": "fused",
+                "path": "candidates/0000",
+                "auc_select": 0.5 if is_stale else auc,
+                "recommended": True,
+                "reason": "highest <AUC>",
+            },
+        ]
+    )
+    comparison.to_csv(run / "comparison.csv", index=False)
+    page = report(study, run)[0].read_text("utf-8")
+    assert ("<h2>Merged models</h2>" in page) is not is_stale
+    assert ("highest &lt;AUC&gt;" in page) is not is_stale
+
+
+@pytest.mark.parametrize("states", [(), ("failed", "rejected"), ("pruned",)], ids=str)
+def test_a_run_without_a_complete_trial_has_a_report(
+    study: optuna.Study, run: Path, states: tuple[str, ...]
+) -> None:
+    for state in states:
+        add(study, run, state, quality=1.0 if state == "pruned" else 0)
+    paths = report(study, run, facts={"seed": "0"})
+    assert all(path.stat().st_size for path in paths)
+    assert '<p class="highlight">' not in paths[0].read_text(encoding="utf-8")
+    page = Page(run / "report.html")
+    assert "No trial is complete yet." in page.text
+    assert ("All trials" in page.text) == bool(states)
+
+
+def test_a_candidate_that_was_deleted_is_left_out_of_the_curves(
+    study: optuna.Study, run: Path
+) -> None:
+    add(study, run, "complete", 1.5)
+    leaderboard = rows_from_study(study, run)
+    shutil.rmtree(run / "candidates" / "0000")
+    write_report(run, study, leaderboard, FACTS)
+    (row,) = Page(run / "report.html").table("rank", "backbone")
+    assert row["candidate"] == "0000"
+    assert row["AUC on report [95%]"] == MISSING
+
+
+BEST = {"candidate": "0007", "backbone": "vit", "auc": 0.9, "auc_low": 0.85, "auc_high": 0.93}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], "No trial has ended yet."),
+        ([{"state": "failed"}], "1 trial: 1 failed."),
+        (
+            [
+                {**BEST, "state": "complete", "is_baseline": False, "report": {"auc": 0.88}},
+                {**BEST, "state": "complete", "is_baseline": True, "report": {}},
+                {"state": "pruned"},
+            ],
+            "3 trials: 2 complete, 1 pruned. The best, candidate 0007 (vit), has AUC 0.9000 "
+            "[0.8500, 0.9300] on select and 0.8800 on report. The challenge's baseline has AUC "
+            "0.9000 [0.8500, 0.9300] on select.",
+        ),
+        (
+            [{**BEST, "state": "complete", "is_baseline": True, "report": {}}],
+            "1 trial: 1 complete. The best, candidate 0007 (vit), has AUC 0.9000 [0.8500, 0.9300] "
+            "on select; it is the challenge's baseline.",
+        ),
+    ],
+)
+def test_the_summary_says_how_it_ended(rows: list[dict[str, Any]], expected: str) -> None:
+    assert summarise(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "scale", "expected"),
+    [
+        (3.2e-4, ".1e", 1, "3.2e-4"),
+        (12_345_678, ".1f", 1e-6, "12.3"),
+        (12_345_678, ",", 1, "12,345,678"),
+        (0.0, ".4f", 1, "0.0000"),
+        (None, ".4f", 1, MISSING),
+        (float("nan"), ".4f", 1, MISSING),
+        (pd.NA, "d", 1, MISSING),
+    ],
+)
+def test_numbers_are_readable(value: Any, form: str, scale: float, expected: str) -> None:
+    assert number_text(value, form, scale) == expected
+
+
+def searched(trials: int, *, baseline: bool = False) -> optuna.Study:
+    """A study in which only the learning rate of each backbone matters."""
+    generator = np.random.default_rng(0)
+    study = optuna.create_study(direction="maximize")
+    unit = FloatDistribution(0, 1)
+    for number in range(trials):
+        backbone = ("vit", "resnet")[number % 2]
+        rate, noise = generator.uniform(size=2)
+        study.add_trial(
+            create_trial(
+                value=1 - abs(rate - 0.7),
+                params={"backbone": backbone, f"{backbone}/learning_rate": rate, "noise": noise},
+                distributions={
+                    "backbone": CategoricalDistribution(["vit", "resnet"]),
+                    f"{backbone}/learning_rate": unit,
+                    "noise": unit,
+                },
+            )
+        )
+    if baseline:
+        study.add_trial(create_trial(value=0.01, user_attrs={"preset": "baseline"}))
+    return study
+
+
+def test_importance_finds_the_parameter_that_matters_over_all_backbones() -> None:
+    shares = parameter_importance(searched(60))
+    assert set(shares) == {"backbone", "learning_rate", "noise"}
+    assert shares["learning_rate"] > 0.7
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_importance_leaves_the_baseline_out() -> None:
+    assert parameter_importance(searched(30, baseline=True)) == pytest.approx(
+        parameter_importance(searched(30))
+    )
+    assert baseline_trials(searched(30, baseline=True)) == {30}
+
+
+def test_importance_is_unknown_with_few_trials() -> None:
+    assert parameter_importance(searched(TRIALS_NEEDED - 1, baseline=True)) == {}
+    assert parameter_importance(searched(TRIALS_NEEDED)) != {}
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("no chromium with chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(mixed: Written, browser: Any) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    for scheme, file in (("light", "pareto.png"), ("dark", "pareto-dark.png")):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.get(mixed.paths[0].as_uri())
+        shown = browser.execute_script("return document.querySelector('img').currentSrc")
+        assert b64decode(shown.partition(",")[2]) == (mixed.run / "plots" / file).read_bytes()
+        background = browser.execute_script(
+            "return getComputedStyle(document.body).backgroundColor"
+        )
+        assert (sum(map(int, background[4:-1].split(","))) > 380) == (scheme == "light")
+        # A page that is too wide scrolls, or is laid out wider than the phone and shrunk.
+        assert browser.execute_script(
+            "return [document.documentElement.scrollWidth, innerWidth]"
+        ) == [390, 390]
+    firsts = "return [...document.querySelectorAll('.sortable tbody th')].map(e => e.textContent)"
+    click = "document.querySelectorAll('.sortable thead button')[{}].click()"
+    auc = 1 + COLUMNS.index("auc")
+    browser.execute_script(click.format(auc))
+    # By rising AUC, trials without one last.
+    assert browser.execute_script(firsts) == ["0001", "0002", "0000", "0003", "0004"]
+    browser.execute_script(click.format(auc))
+    assert browser.execute_script(firsts) == ["0000", "0002", "0001", "0003", "0004"]
+    assert browser.get_log("browser") == []

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from search.errors import UserError
+from search.training.candidate import (
+    WEIGHTS,
+    Candidate,
+    EpochRecord,
+    copy_state,
+    save_candidate,
+    score_table,
+)
+from search.training.network import build_network
+from search.training.recipe import Recipe
+from search.training.scoring import Predictions
+
+RECIPE = Recipe(
+    backbone="test_vit.r160_in1k",
+    architecture="test_vit",
+    model_args={"img_size": 64},
+    image_size=64,
+    weights="none",
+)
+TABLE = pd.DataFrame({"img_name": ["007", "b.jpg", "c.jpg"], "target": [0, 1, 1]})
+PREDICTIONS = Predictions(
+    indices=np.array([0, 2]), scores=np.array([0.1, 1 - 1e-12]), targets=np.array([0, 1])
+)
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Candidate:
+    return save_candidate(
+        tmp_path / "0007",
+        recipe=RECIPE,
+        metrics={"auc": 1.0},
+        history=[EpochRecord(1, 0.5, 1e-3, 1.0, 0.3, 2.5)],
+        scores=score_table(TABLE, PREDICTIONS),
+        weights=copy_state(build_network(RECIPE)),
+    )
+
+
+def test_everything_is_on_disk_and_comes_back(candidate: Candidate) -> None:
+    assert {path.name for path in candidate.path.iterdir()} == {
+        "model.safetensors",
+        "recipe.yaml",
+        "metrics.json",
+        "history.csv",
+        "scores.csv",
+    }
+    assert candidate.name == "0007"
+    assert candidate.recipe == RECIPE
+    assert candidate.metrics == {"auc": 1.0}
+    assert candidate.history["train_loss"].tolist() == [0.5]
+    scores = candidate.scores
+    assert scores["img_name"].tolist() == ["007", "c.jpg"]
+    assert scores["y_pred"].tolist() == PREDICTIONS.scores.tolist()
+
+
+def test_the_loaded_network_scores_as_the_saved_one(candidate: Candidate) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = build_network(RECIPE)(images)
+        assert torch.equal(candidate.load()(images), expected)
+
+
+def test_report_figures_are_added_beside_the_others(candidate: Candidate) -> None:
+    assert candidate.report_scores is None
+    candidate.save_report(TABLE, PREDICTIONS, {"auc": 0.9})
+    assert candidate.metrics == {"auc": 1.0, "report": {"auc": 0.9}}
+    assert candidate.report_scores is not None
+    assert len(candidate.report_scores) == 2
+
+
+def test_deleted_weights_are_told_with_the_remedy(candidate: Candidate) -> None:
+    candidate.drop_weights()
+    candidate.drop_weights()
+    assert not candidate.has_weights
+    with pytest.raises(UserError, match="--keep"):
+        candidate.load()
+    assert len(candidate.scores) == 2
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "scores.csv", "history.csv"])
+def test_a_missing_file_is_a_user_error(name: str, candidate: Candidate) -> None:
+    (candidate.path / name).unlink()
+    with pytest.raises(UserError, match=name):
+        _ = (candidate.metrics, candidate.scores, candidate.history)
+
+
+def test_damaged_weights_are_a_user_error(candidate: Candidate) -> None:
+    (candidate.path / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="very network"):
+        candidate.load()

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from search.errors import UserError
+from search.training.device import (
+    exact_float32,
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+    supports_capability,
+)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "expected"),
+    [
+        ((7, 5), ["sm_75", "sm_80"], True),
+        ((8, 6), ["sm_75", "sm_80"], True),  # sm_80 binaries run on 8.6
+        ((6, 0), ["sm_75", "sm_80", "sm_90"], False),  # a P100 with current wheels
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_75", "compute_80"], True),  # intermediate code compiles upwards
+        ((7, 0), ["compute_80"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 0), ["sm_100", "sm_120"], True),
+        ((7, 5), [], False),
+        ((9, 0), ["gfx90a", "sm_"], False),  # names of other makers are passed over
+    ],
+)
+def test_kernels_exist_for_a_gpu(
+    capability: tuple[int, int], architectures: list[str], expected: bool
+) -> None:
+    assert supports_capability(capability, architectures) is expected
+
+
+def test_unsupported_gpu_is_told_before_the_first_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    with pytest.raises(UserError, match=r"no kernels for Tesla P100 \(compute capability 6\.0"):
+        resolve_device("auto")
+    with pytest.raises(UserError, match=r"must be below cuda:1"):
+        resolve_device("cuda:3")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
+def test_unknown_device_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--device must be auto"):
+        resolve_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_absent_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match="needs a CUDA GPU"):
+        resolve_device("cuda")
+
+
+def test_auto_device_without_accelerators_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="Apple GPU"):
+        resolve_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [("auto", "cpu", "fp32"), ("fp32", "cpu", "fp32"), ("bf16", "cpu", "bf16")],
+)
+def test_precision(name: str, device: str, expected: str) -> None:
+    assert resolve_precision(name, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_impossible_precision_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--precision"):
+        resolve_precision(name, torch.device("cpu"))
+
+
+def test_seed_everything_repeats_all_generators() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+
+    seed_everything(7)
+    first = draw()
+    seed_everything(7)
+    assert draw() == first
+    seed_everything(8)
+    assert draw() != first
+
+
+def test_exact_float32_restores_what_it_found() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    with exact_float32():
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
