@@ -25,7 +25,7 @@ from search.settings import AtLeastZero
 
 if TYPE_CHECKING:
     from ensemble.pool import Pool
-    from search.training.stop import Interruption
+    from search.interruption import Interruption
 
 app = App(
     name="python -m ensemble",
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _opened(settings: RunSettings, console: Console) -> Iterator[tuple[Pool, Interruption]]:
     """Opens a run's pool; Ctrl-C and the time limit ask for a clean end."""
     from ensemble.pool import open_pool
-    from search.training.stop import Interrupted, Interruption
+    from search.interruption import Interrupted, Interruption
 
     timeout = settings.timeout if isinstance(settings, MergeSettings) else None
     interruption = Interruption(None if timeout is None else timeout.total_seconds())

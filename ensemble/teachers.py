@@ -17,8 +17,7 @@ from ensemble.pool import Pool, judge_origin, judge_recipe
 from search.errors import UserError
 from search.files import file_sha256
 from search.training.candidate import WEIGHTS, Candidate
-from search.training.metrics import Metrics, roc_auc
-from search.training.metrics import evaluate as measure
+from search.training.metrics import Metrics, measure, roc_auc
 
 FUSED = "fused"
 AUTO = "auto"

@@ -18,6 +18,7 @@ from search.catalogue.backbones import DEFAULT_PATH
 from search.data.inputs import check_data, study_name, write_data
 from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.interruption import Interrupted, Interruption
 from search.report.leaderboard import rows_from_study, write_leaderboard
 from search.report.page import write_report
 from search.report.terminal import StudyProgress, describe_run, introduce, print_top, short_path
@@ -40,7 +41,6 @@ from search.study.driving import (
 from search.study.plan import Plan, prepare
 from search.study.storage import JOURNAL, drop_torn_line
 from search.study.trials import Objective, complete_trials, kept_candidates
-from search.training.stop import Interrupted, Interruption
 
 BACKBONES = "backbones.yaml"
 LOCK = ".lock"

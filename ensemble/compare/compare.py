@@ -24,8 +24,7 @@ from search.errors import UserError
 from search.files import write_atomically
 from search.report.figure import DARK, LIGHT
 from search.training.candidate import Candidate
-from search.training.metrics import Metrics, delong_test
-from search.training.metrics import evaluate as measure
+from search.training.metrics import Metrics, delong_test, measure
 
 Floats = NDArray[np.float64]
 

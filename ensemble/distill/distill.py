@@ -19,12 +19,12 @@ from ensemble.network.unfinished import UnfinishedTraining
 from ensemble.pool import EVALUATION_BATCH, Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
+from search.interruption import Interrupted, Interruption
 from search.training.candidate import WEIGHTS, Candidate, EpochRecord, load_weights
 from search.training.loop import FitResult, fit
 from search.training.loss import training_batches
 from search.training.network import Network, build_network
 from search.training.scoring import Evaluation, evaluate
-from search.training.stop import Interrupted, Interruption
 
 DISTILLED = "distilled"
 VIEWS = "views"

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from search.interruption import Interruption
 from search.training.candidate import EpochRecord
 from search.training.loop import StepRecord
-from search.training.stop import Interruption
 
 PLAIN_LINES = 4
 """Lines that tell of a stage's progress where there is no terminal."""

@@ -27,8 +27,8 @@ from search.data.augment import train_transform
 from search.data.batches import (
     SMALLEST_TRAINING_BATCH,
     Batch,
+    BatchPlan,
     Loader,
-    Plan,
     balanced,
     shuffled,
     view_seeds,
@@ -273,7 +273,7 @@ def view_loader(
         repeats = pd.Series(order).groupby(order).cumcount().to_numpy()
         return order, seeds[(epoch + repeats) % manifest.views, order]
 
-    plan = Plan(
+    plan = BatchPlan(
         draw,
         len(table),
         batch_size=batch_size,
@@ -300,7 +300,7 @@ def round_loader(
 ) -> Loader:
     """All images in the table's order; epoch r shows view r of each."""
     rows, seeds = np.arange(len(table)), manifest.seeds()
-    plan = Plan(
+    plan = BatchPlan(
         lambda round_: (rows, seeds[round_]),
         len(table),
         batch_size=batch_size,

@@ -27,10 +27,10 @@ from ensemble.network.model import (
 from ensemble.pool import Pool
 from search.catalogue.timm_models import build_on_meta
 from search.files import file_sha256
+from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, EpochRecord
 from search.training.loss import training_batches
 from search.training.recipe import Recipe
-from search.training.stop import Interruption
 
 HIDDEN_SIZE = 64
 """Units of the MLP head."""

@@ -11,12 +11,12 @@ from rich.console import Console
 from ensemble.network.model import FusedNetwork, merged_folder
 from ensemble.network.unfinished import UnfinishedTraining
 from ensemble.pool import Pool
+from search.interruption import Interrupted, Interruption
 from search.training.candidate import EpochRecord, copy_state
 from search.training.device import resolve_precision
 from search.training.loop import FitResult, StepRecord, fit
 from search.training.loss import classification_loss, training_batches
 from search.training.recipe import Recipe
-from search.training.stop import Interrupted, Interruption
 
 FUSED = "fused"
 

@@ -15,10 +15,10 @@ from ensemble.soup.averaging import add_states, divide_state, refresh_batch_norm
 from search.data.augment import eval_transform
 from search.data.batches import train_loader
 from search.errors import UserError
+from search.interruption import Interruption
 from search.training.candidate import Candidate, copy_state
 from search.training.network import Network
 from search.training.recipe import Recipe
-from search.training.stop import Interruption
 
 SoupMethod = Literal["greedy", "uniform"]
 

@@ -68,7 +68,7 @@ def with_views(indices: Integers, seed: int, epoch: int) -> tuple[Integers, Inte
     return indices, view_seeds(seed, epoch, indices, repeats)
 
 
-class Plan(Sampler[list[Draw]]):
+class BatchPlan(Sampler[list[Draw]]):
     """The batches of one epoch after another.
 
     Rows that are left out leave gaps: the others stay in their batches, as if the image had been
@@ -76,6 +76,7 @@ class Plan(Sampler[list[Draw]]):
 
     Attributes:
         epoch: what the next iteration is planned for.
+        start: batches of the epoch that the next iteration leaves out, because they were seen.
         left_out: rows that are not to be read.
     """
 
@@ -93,7 +94,7 @@ class Plan(Sampler[list[Draw]]):
             draw: maps an epoch to `rows` rows and their view seeds.
             rows: how many there are.
             batch_size: rows of a full batch.
-            smallest_batch: batches with fewer are skipped.
+            smallest_batch: a batch left with fewer is not used.
             drop_last: drop an incomplete last batch, unless it is the only one.
         """
         self.draw = draw
@@ -101,7 +102,7 @@ class Plan(Sampler[list[Draw]]):
         self.batch_size = batch_size
         self.smallest_batch = smallest_batch
         self.drop_last = drop_last
-        self.epoch = 0
+        self.epoch = self.start = 0
         self.left_out: set[int] = set()
 
     def __len__(self) -> int:
@@ -109,13 +110,13 @@ class Plan(Sampler[list[Draw]]):
         return full + (rest > 0 and not (self.drop_last and full > 0))
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        """One list a batch, empty where all its rows are left out, so that a batch can be told by
+        its number."""
         indices, seeds = self.draw(self.epoch)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            part = slice(start, start + self.batch_size)
+        for number in range(self.start, len(self)):
+            part = slice(number * self.batch_size, (number + 1) * self.batch_size)
             draws = zip(indices[part].tolist(), seeds[part].tolist(), strict=True)
-            batch = [draw for draw in draws if draw[0] not in self.left_out]
-            if len(batch) >= self.smallest_batch:
-                yield batch
+            yield [draw for draw in draws if draw[0] not in self.left_out]
 
 
 def _entropy(seed: int, epoch: int, purpose: int) -> np.random.SeedSequence:
@@ -243,7 +244,7 @@ class Loader:
         self,
         table: pd.DataFrame,
         transform: Transform,
-        plan: Plan,
+        plan: BatchPlan,
         *,
         workers: int = 0,
         quarantine: Quarantine | None = None,
@@ -282,7 +283,15 @@ class Loader:
         self._plan.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the epoch.
+        """The batches of the epoch; raises as `numbered`."""
+        return (batch for _, batch in self.numbered())
+
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+        """The batches of the epoch with their numbers, which a batch that broken images leave too
+        small keeps to itself.
+
+        Args:
+            start: number of the first one, from 0: those before it are not even read.
 
         Raises:
             UserError: if more images are broken than the quarantine allows, or no batch is left.
@@ -290,13 +299,14 @@ class Loader:
         self._quarantine.check(self.table)
         known = self.table["path"].isin(self._quarantine.paths)
         self._plan.left_out = set(np.flatnonzero(known).tolist())
-        delivered = 0
-        for read in self._batches:
+        self._plan.start = start
+        delivered = start
+        for number, read in enumerate(self._batches, start):
             if read.broken:
                 self._set_aside(read.broken)
             if read.batch is not None and len(read.batch.targets) >= self._plan.smallest_batch:
                 delivered += 1
-                yield read.batch
+                yield number, read.batch
         if not delivered:
             broken = self._quarantine.among(self.table)
             example = f", for example {broken[0].path} ({broken[0].reason})" if broken else ""
@@ -352,7 +362,7 @@ def train_loader(
         order = balanced(targets, seed, epoch) if balance else shuffled(len(table), seed, epoch)
         return with_views(order, seed, epoch)
 
-    plan = Plan(
+    plan = BatchPlan(
         draw,
         len(table),
         batch_size=batch_size,
@@ -387,7 +397,7 @@ def eval_loader(
         workers, quarantine, pin_memory: see `Loader`.
     """
     rows = np.arange(len(table))
-    plan = Plan(
+    plan = BatchPlan(
         lambda _epoch: (rows, np.zeros_like(rows)),
         len(table),
         batch_size=batch_size,

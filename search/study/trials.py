@@ -16,6 +16,7 @@ from search.catalogue.rules import Verdict
 from search.data.batches import eval_loader
 from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.interruption import Interrupted, Interruption
 from search.report.dashboard import mark_infeasible, publish_trial
 from search.report.plots import draw_candidate_roc, draw_epochs
 from search.report.terminal import StudyProgress
@@ -36,7 +37,6 @@ from search.training.loss import classification_loss, training_batches
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, evaluate
-from search.training.stop import Interrupted, Interruption
 
 STATE = "state"
 """complete, pruned, failed or rejected."""

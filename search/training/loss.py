@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
-from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from search.data.augment import train_transform
 from search.data.batches import Batch, Loader, train_loader
@@ -23,12 +24,41 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 mean loss over the batch (a scalar)."""
 
 
-class ClassificationLoss:
-    """Cross entropy on two logits, as the recipe asks.
+class Mixing:
+    """Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a whole batch, each image with its
+    neighbour; with both set, each batch draws one of them.
 
-    Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) mix the whole micro-batch; with both
-    set, each batch draws one of them.
+    Parameters come from torch's global generator.
     """
+
+    def __init__(self, recipe: Recipe) -> None:
+        """
+        Args:
+            recipe: one of its two alphas is above 0.
+        """
+        alphas = {v2.MixUp: recipe.mixup_alpha, v2.CutMix: recipe.cutmix_alpha}
+        chosen = [
+            kind(alpha=alpha, num_classes=NUM_CLASSES) for kind, alpha in alphas.items() if alpha
+        ]
+        self._mix = v2.RandomChoice(chosen) if len(chosen) > 1 else chosen[0]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The mixed batch: targets become shares of the classes (N, 2).
+
+        Args:
+            batch: images are floats (N, 3, S, S), targets whole numbers, of any N.
+        """
+        images, targets = self._mix(batch.images, batch.targets)
+        return replace(batch, images=images, targets=targets)
+
+
+def mixing(recipe: Recipe) -> Mixing | None:
+    """What mixes a recipe's batches; None if nothing does."""
+    return Mixing(recipe) if recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0 else None
+
+
+class ClassificationLoss:
+    """Cross entropy on two logits, as the recipe asks."""
 
     def __init__(self, recipe: Recipe, class_counts: tuple[int, int]) -> None:
         """
@@ -41,28 +71,24 @@ class ClassificationLoss:
         if recipe.class_balance == "loss":
             counts = torch.tensor(class_counts, dtype=torch.float32)
             self.weight = counts.sum() / (NUM_CLASSES * counts)
-        self.mixup: Mixup | None = None
-        if recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0:
-            self.mixup = Mixup(
-                mixup_alpha=recipe.mixup_alpha,
-                cutmix_alpha=recipe.cutmix_alpha,
-                label_smoothing=0.0,
-                num_classes=NUM_CLASSES,
-            )
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        images, targets = batch.images, batch.targets
-        if self.mixup is not None and len(images) > 1:
-            even = len(images) - len(images) % 2  # timm mixes an image with its mirror in the batch
-            images, soft_targets = self.mixup(images[:even], targets[:even])
-        else:
-            soft_targets = F.one_hot(targets, NUM_CLASSES).float()
+        """
+        Args:
+            network: gives logits (N, 2).
+            batch: targets are classes (N,), or shares of them (N, 2) if it was mixed.
+        """
+        targets = batch.targets
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, NUM_CLASSES).float()
         if self.weight is not None:
             # Moved once: a copy in every step would wait for the GPU.
-            self.weight = self.weight.to(images.device)
-        logits = network(images)
+            self.weight = self.weight.to(batch.images.device)
         return F.cross_entropy(
-            logits.float(), soft_targets, weight=self.weight, label_smoothing=self.label_smoothing
+            network(batch.images).float(),
+            targets,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
         )
 
 

@@ -56,7 +56,7 @@ class Metrics:
         return {name.replace("e_", "e-"): value for name, value in asdict(self).items()}
 
 
-def evaluate(scores: ArrayLike, targets: ArrayLike, threshold: float = 0.5) -> Metrics:
+def measure(scores: ArrayLike, targets: ArrayLike, threshold: float = 0.5) -> Metrics:
     """All figures of one split.
 
     Args:

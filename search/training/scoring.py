@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from search.data.batches import Batch, Loader
 from search.training.device import Runtime, exact_float32, is_out_of_memory
-from search.training.metrics import Metrics
-from search.training.metrics import evaluate as measure
+from search.training.metrics import Metrics, measure
 from search.training.network import margin
 
 Floats = NDArray[np.float64]
@@ -43,9 +42,11 @@ Evaluator = Callable[[nn.Module], Evaluation]
 
 
 def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) -> Batch:
-    """Moves a batch to the device and its images from uint8 to floats in [0, 1]."""
+    """Moves a batch to the device, and its images from uint8 to floats in [0, 1] if they are not
+    floats yet."""
     images = batch.images.to(runtime.device, non_blocking=True)
-    images = images.to(torch.float32).div_(255.0)
+    if not images.is_floating_point():
+        images = images.to(torch.float32).div_(255.0)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     targets = batch.targets.to(runtime.device, non_blocking=True)

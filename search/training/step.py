@@ -13,12 +13,16 @@ from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.data.batches import Batch
-from search.training.device import AUTOCAST_DTYPES, Runtime, is_out_of_memory
-from search.training.loss import Loss
+from search.training.device import AUTOCAST_DTYPES, Precision, Runtime, is_out_of_memory
+from search.training.loss import Loss, mixing
 from search.training.recipe import Recipe
 from search.training.scoring import to_device
+
+SMALLEST_LOSS_SCALE = 1.0
+"""A scale that has fallen below it says that gradients overflow fp16 whatever the scale."""
 
 
 class OptimizerStep:
@@ -28,6 +32,7 @@ class OptimizerStep:
 
     Attributes:
         micro_batch_size: images of one forward pass now.
+        precision: of the forward passes now: the recipe's, until `fall_back` is called.
         scaler: of the loss; it does nothing unless the precision is fp16.
     """
 
@@ -44,16 +49,27 @@ class OptimizerStep:
             network: on the runtime's device, maybe compiled.
             optimizer: of the network's parameters.
             loss: mean loss of a network on a (micro-)batch.
-            recipe: precision, clipping, batch sizes.
+            recipe: precision, clipping, mixing, batch sizes.
             runtime: the device.
         """
         self.network, self.optimizer, self.loss = network, optimizer, loss
         self.recipe, self.runtime = recipe, runtime
+        self.precision: Precision = recipe.precision
         self.scaler = GradScaler(runtime.device.type, enabled=recipe.precision == "fp16")
         self.micro_batch_size = recipe.micro_batch_size or recipe.batch_size
+        self._mixing = mixing(recipe)
+        # Batch norm learns from the spread of at least two images.
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
+        self._smallest = 2 if has_batch_norm else 1
 
     def __call__(self, batch: Batch) -> Tensor:
-        """One optimizer step on one effective batch; returns its mean loss, detached."""
+        """One optimizer step on one effective batch; returns its mean loss, detached.
+
+        In fp16 a loss or gradient that overflows is not stepped on, and lowers the scale.
+        """
+        if self._mixing is not None:
+            # The whole batch, before it is split: in micro-batches images would lack neighbours.
+            batch = self._mixing(to_device(batch, self.runtime))
         mean_loss = self._accumulate(batch)
         self.scaler.unscale_(self.optimizer)
         if self.recipe.gradient_clip is not None:
@@ -63,29 +79,45 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss
 
+    @property
+    def skips_overflows(self) -> bool:
+        """Whether steps that overflow are skipped, as in fp16."""
+        return bool(self.scaler.is_enabled())
+
+    @property
+    def overflows_for_good(self) -> bool:
+        """Whether no loss scale keeps the gradients from overflowing; waits for the GPU."""
+        return self.skips_overflows and self.scaler.get_scale() < SMALLEST_LOSS_SCALE
+
+    def fall_back(self) -> None:
+        """Goes on in fp32."""
+        self.precision = "fp32"
+        self.scaler = GradScaler(self.runtime.device.type, enabled=False)
+
     def _accumulate(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss over the batch, in micro-batches that fit into memory."""
         while True:
             try:
                 return self._accumulate_at(batch, self.micro_batch_size)
             except RuntimeError as error:
-                if self.micro_batch_size == 1 or not is_out_of_memory(error):
+                if self.micro_batch_size <= self._smallest or not is_out_of_memory(error):
                     raise
             # Outside the handler, whose traceback would keep the tensors of the failed try alive.
             self.optimizer.zero_grad(set_to_none=True)
             gc.collect()
-            self.micro_batch_size = (min(self.micro_batch_size, len(batch.targets)) + 1) // 2
+            half = (min(self.micro_batch_size, len(batch.targets)) + 1) // 2
+            self.micro_batch_size = max(half, self._smallest)
             if self.runtime.on_cuda:
                 torch.cuda.empty_cache()
 
     def _accumulate_at(self, batch: Batch, micro_batch_size: int) -> Tensor:
         mean_loss = torch.zeros((), device=self.runtime.device)
-        for part in _split(batch, micro_batch_size):
+        for part in split_batch(batch, micro_batch_size, self._smallest):
             moved = to_device(part, self.runtime, channels_last=self.recipe.channels_last)
             with torch.autocast(
                 self.runtime.device.type,
-                dtype=AUTOCAST_DTYPES.get(self.recipe.precision),
-                enabled=self.recipe.precision != "fp32",
+                dtype=AUTOCAST_DTYPES.get(self.precision),
+                enabled=self.precision != "fp32",
             ):
                 value = self.loss(self.network, moved)
             value = value * (len(part.targets) / len(batch.targets))
@@ -94,17 +126,24 @@ class OptimizerStep:
         return mean_loss
 
 
-def _split(batch: Batch, micro_batch_size: int) -> Iterator[Batch]:
-    """Parts of nearly equal size, none larger than `micro_batch_size`."""
-    count = math.ceil(len(batch.targets) / micro_batch_size)
+def split_batch(batch: Batch, micro_batch_size: int, smallest: int = 1) -> Iterator[Batch]:
+    """Parts of nearly equal size.
+
+    Args:
+        batch: of N images.
+        micro_batch_size: no part is larger, unless another would be too small then.
+        smallest: no part is smaller, unless the batch is.
+    """
+    images = len(batch.targets)
+    count = max(1, min(math.ceil(images / micro_batch_size), images // smallest))
     if count == 1:
         yield batch
         return
     columns = (batch.images, batch.targets, batch.indices, batch.seeds)
-    for images, targets, indices, seeds in zip(
+    for part_images, targets, indices, seeds in zip(
         *(column.tensor_split(count) for column in columns), strict=True
     ):
-        yield replace(batch, images=images, targets=targets, indices=indices, seeds=seeds)
+        yield replace(batch, images=part_images, targets=targets, indices=indices, seeds=seeds)
 
 
 def make_scheduler(

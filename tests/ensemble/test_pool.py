@@ -13,9 +13,9 @@ from rich.console import Console
 from ensemble.pool import Pool, align_scores, open_pool
 from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.interruption import Interrupted
 from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
-from search.training.stop import Interrupted
 
 SPLIT = pd.DataFrame({"img_name": ["a", "b", "c"], "target": [0, 1, 1]})
 

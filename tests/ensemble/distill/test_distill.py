@@ -26,8 +26,8 @@ from ensemble.network.unfinished import IDENTITY, STATE
 from ensemble.pool import Pool, open_pool
 from ensemble.settings import DATA_EPOCHS, DEMO_EPOCHS, DistillSettings
 from search.errors import UserError
+from search.interruption import Interrupted, Interruption
 from search.training.candidate import Candidate
-from search.training.stop import Interrupted, Interruption
 
 
 class Run:

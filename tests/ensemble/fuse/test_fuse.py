@@ -19,12 +19,12 @@ from ensemble.network.model import FusedNetwork, HeadSpec, load_model, merged_fo
 from ensemble.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
+from search.interruption import Interrupted, Interruption
 from search.training.candidate import EpochRecord
 from search.training.device import Runtime
 from search.training.loop import FitResult
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
-from search.training.stop import Interrupted, Interruption
 
 
 def with_budget(pool: Pool, budget: int) -> Pool:

@@ -25,10 +25,10 @@ from ensemble.network.model import (
 from ensemble.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
+from search.interruption import Interrupted
 from search.training.candidate import WEIGHTS, copy_state, save_weights
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.stop import Interrupted
 
 BUDGET = 200_000_000
 

@@ -13,10 +13,10 @@ from ensemble.pool import Pool
 from ensemble.soup import soup
 from ensemble.soup.soup import check_compatible, find_group, run_soup, start_of
 from search.errors import UserError
+from search.interruption import Interrupted, Interruption
 from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
-from search.training.stop import Interrupted, Interruption
 
 HUB = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", weights="hub")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.data.batches import Plan, balanced, shuffled, view_seed, view_seeds, with_views
+from search.data.batches import BatchPlan, balanced, shuffled, view_seed, view_seeds, with_views
 
 MASK = 2**64 - 1
 
@@ -75,9 +75,9 @@ def test_repeated_draws_are_seen_in_other_views() -> None:
     assert seeds.tolist() == [view_seed(5, 2, index, repeat) for index, repeat in expected]
 
 
-def plan(rows: int, batch_size: int, *, smallest: int = 2, drop_last: bool = True) -> Plan:
+def plan(rows: int, batch_size: int, *, smallest: int = 2, drop_last: bool = True) -> BatchPlan:
     order = np.arange(rows)
-    return Plan(
+    return BatchPlan(
         lambda epoch: (order, order + 100 * epoch),
         rows,
         batch_size=batch_size,
@@ -103,11 +103,19 @@ def test_batches_of_a_plan(rows: int, batch_size: int, drop_last: bool, sizes: l
     assert len(batches) == len(sizes)
 
 
+@pytest.mark.parametrize("start", range(4))
+def test_a_plan_goes_on_from_any_batch(start: int) -> None:
+    batches = plan(9, 3)
+    whole = list(batches)
+    batches.start = start
+    assert list(batches) == whole[start:]
+
+
 def test_rows_left_out_leave_gaps() -> None:
     batches = plan(9, 3)
     batches.left_out = {1, 6, 7}
     batches.epoch = 1
-    assert list(batches) == [[(0, 100), (2, 102)], [(3, 103), (4, 104), (5, 105)]]
-    batches.smallest_batch = 1
-    assert list(batches)[2] == [(8, 108)]
+    assert list(batches) == [[(0, 100), (2, 102)], [(3, 103), (4, 104), (5, 105)], [(8, 108)]]
+    batches.left_out = {6, 7, 8}
+    assert list(batches)[2] == []
     assert len(batches) == 3

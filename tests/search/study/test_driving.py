@@ -12,6 +12,7 @@ from optuna.pruners import HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from search.errors import UserError
+from search.interruption import Interruption
 from search.settings import SearchSettings
 from search.study.driving import (
     FAILURES_TO_STOP,
@@ -24,7 +25,6 @@ from search.study.driving import (
 )
 from search.study.space import BASELINE, PRESET
 from search.study.trials import REASON, ROW, STATE, TrialFailed
-from search.training.stop import Interruption
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.interruption import Interrupted, Interruption
 from search.report.terminal import StudyProgress
 from search.study.space import BASELINE, PRESET
 from search.study.trials import (
@@ -26,7 +27,6 @@ from search.study.trials import (
 )
 from search.training.candidate import EpochRecord
 from search.training.recipe import Recipe
-from search.training.stop import Interrupted, Interruption
 
 RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=3)
 
