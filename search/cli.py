@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,21 +44,23 @@ app = App(
 @app.command
 def run(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B008 - it is frozen
     """Search, or resume the search in --out. With no arguments: the embedded demo set."""
+    started = time.monotonic()
     console = Console()
     with loading(console):
         from search.run import run_search
 
-    run_search(settings, console)
+    run_search(settings, console, started)
 
 
 @app.command
 def baseline(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B008 - it is frozen
     """Train the challenge's own starting point as a candidate beside the others."""
+    started = time.monotonic()
     console = Console()
     with loading(console):
         from search.run import run_baseline
 
-    run_baseline(settings, console)
+    run_baseline(settings, console, started)
 
 
 @app.command

@@ -99,9 +99,18 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, private: bool
         write(temporary)
         # Some writers replace the file by one that only its owner may read.
         temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name with no content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def drop_unfinished_writes(folder: Path) -> None:
+    """Deletes what killed writers left in a folder; only for whoever knows that none is at work."""
+    for path in folder.glob(".*.part"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str, *, private: bool = False) -> None:

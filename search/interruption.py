@@ -18,21 +18,30 @@ class Interruption:
 
     The first Ctrl-C (or SIGTERM, as batch systems send it) asks for a clean end; a second one
     raises KeyboardInterrupt at once.
+
+    Attributes:
+        deadline: reading of `time.monotonic` at which the time is up; None for no limit.
+        reserved_seconds: of the time before it, what is kept for other work than is checked now.
+        requested: whether a signal asked for the end.
     """
 
-    def __init__(self, timeout_seconds: float | None = None) -> None:
+    def __init__(self, timeout_seconds: float | None = None, started: float | None = None) -> None:
         """
         Args:
-            timeout_seconds: time from now after which `check` raises; None for no limit.
+            timeout_seconds: time after which `check` raises; None for no limit.
+            started: the reading of `time.monotonic` that the time counts from; None is now.
         """
-        now = time.monotonic()
-        self.deadline = None if timeout_seconds is None else now + timeout_seconds
+        started = time.monotonic() if started is None else started
+        self.deadline = None if timeout_seconds is None else started + timeout_seconds
+        self.reserved_seconds = 0.0
         self.requested = False
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until the limit; None without one."""
-        return None if self.deadline is None else self.deadline - time.monotonic()
+        """Time until the limit, less what is reserved; None without a limit."""
+        if self.deadline is None:
+            return None
+        return self.deadline - self.reserved_seconds - time.monotonic()
 
     @property
     def timed_out(self) -> bool:

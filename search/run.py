@@ -1,4 +1,4 @@
-"""One process's work on a run folder: lock it, search, score on report, write what was found."""
+"""One process's work on a run folder: open and lock it, search, score on report, show it all."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+import pandas as pd
 from filelock import FileLock, Timeout
-from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
 from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH
-from search.data.inputs import check_data, study_name, write_data
+from search.data.batches import eval_loader
+from search.data.inputs import check_data, read_splits, study_name, write_data
 from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.files import drop_unfinished_writes
 from search.interruption import Interrupted, Interruption
-from search.report.leaderboard import rows_from_study, write_leaderboard
-from search.report.page import write_report
-from search.report.terminal import StudyProgress, describe_run, introduce, print_top, short_path
+from search.report.leaderboard import rows_from_study
+from search.report.projections import write_projections, write_trial_projections
+from search.report.terminal import StudyProgress, introduce, print_top, short_path
 from search.settings import (
     SearchSettings,
     check_resumable,
@@ -30,30 +33,55 @@ from search.settings import (
     write_settings,
 )
 from search.study.driving import (
-    counted_trials,
-    drive,
+    CANDIDATES,
+    Search,
     enqueue_baseline,
     enqueue_first_trials,
+    kept_candidates,
     open_study,
     recover,
-    trial_seconds,
 )
-from search.study.plan import Plan, prepare
+from search.study.plan import SearchPlan, prepare
+from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_torn_line
-from search.study.trials import Objective, complete_trials, kept_candidates
+from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
+from search.training.candidate import Candidate
+from search.training.device import Runtime, default_workers, resolve_device
+from search.training.scoring import evaluate
 
 BACKBONES = "backbones.yaml"
 LOCK = ".lock"
-LEADERBOARD = "leaderboard.csv"
 QUARANTINE = "quarantine.csv"
 
+SCORING_BATCH = 64
 
-def run_search(settings: SearchSettings, console: Console) -> Path:
+RESULTS_SECONDS = 20.0
+"""Kept of the time limit for plots and pages before they were first made: on two cores they take
+6 to 12 s."""
+
+LARGEST_RESERVE = 1 / 3
+"""Share of the time limit that is kept for scoring on report and for the results at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A run folder that this process alone works on."""
+
+    plan: SearchPlan
+    run: Path
+    study: optuna.Study
+    quarantine: Quarantine
+    interruption: Interruption
+    console: Console
+
+
+def run_search(settings: SearchSettings, console: Console, started: float | None = None) -> Path:
     """Searches, or resumes a search, and returns the run folder.
 
     Args:
         settings: as given by the user; defaults are filled in here.
         console: where progress and the final table go.
+        started: reading of `time.monotonic` that the time limit counts from; None is now.
 
     Raises:
         UserError: for bad input, before anything is written.
@@ -62,87 +90,70 @@ def run_search(settings: SearchSettings, console: Console) -> Path:
     settings = settings.resolved()
     assert settings.out is not None
     if settings.is_demo and read_settings(settings.out) is None:
-        console.print(
+        _tell(
+            console,
             f"{short_path(settings.out)} holds no run yet: searching the embedded demo set",
-            highlight=False,
-            soft_wrap=True,
         )
-    with _opened(settings, console) as (plan, run, study):
-        enqueue_first_trials(study, plan, run)
-        _search(plan, run, study, console)
-    return run
+    with _opened(settings, console, started) as opened:
+        enqueue_first_trials(opened.study, opened.plan)
+        introduce(opened.plan, opened.run, console)
+        _work(opened, opened.plan.settings.trials)
+    return opened.run
 
 
-def run_baseline(settings: SearchSettings, console: Console) -> Path:
-    """Trains the challenge's baseline as one more candidate of a run, new or existing."""
+def run_baseline(settings: SearchSettings, console: Console, started: float | None = None) -> Path:
+    """Trains the challenge's baseline as one more candidate of a run, new or existing; what else
+    waits goes on waiting. Arguments and errors are those of `run_search`."""
     settings = settings.resolved()
-    with _opened(settings, console) as (plan, run, study):
-        before = len(counted_trials(study))
-        enqueue_baseline(study)
-        waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
-        is_next = bool(waiting) and waiting[0].user_attrs.get("preset") == "baseline"
-        if waiting and not is_next:
-            raise UserError(
-                f"{run} has {len(waiting)} trials waiting before the baseline; finish them with "
-                f"`python -m search run --out {run}`"
-            )
-        once = replace(plan, settings=replace(plan.settings, trials=before + is_next))
-        _search(once, run, study, console)
-    return run
+    with _opened(settings, console, started) as opened:
+        enqueue_baseline(opened.study)
+        _work(opened, None)
+    return opened.run
 
 
 def write_run_report(out: Path, console: Console) -> list[Path]:
-    """Scores the kept candidates on report where that is missing, and writes leaderboard.csv,
-    plots and report.html of an existing run; returns their paths.
+    """Writes leaderboard.csv, plots and report.html of a run from its folder alone; returns their
+    paths.
+
+    Kept candidates that have no scores on report get them if the images are at hand and no search
+    is running; else they are left blank, and told.
 
     Raises:
         UserError: if the folder holds no search.
+        KeyboardInterrupt: after Ctrl-C.
     """
     settings = load_settings(out)
     assert settings.out is not None
     run = settings.out
-    plan = prepare(settings, run / BACKBONES, for_training=False)
-    check_data(run, plan.splits)
-    study = open_study(settings, plan.splits.fingerprint(), study_name(run))
-    quarantine = open_quarantine(run, console)
+    fingerprint = str(check_data(run)["fingerprint"])
+    try:
+        study = open_study(settings, fingerprint, study_name(run))
+    except UserError as error:
+        _tell(console, f"the study cannot be opened, the last leaderboard is shown: {error}")
+        return write_projections(run, None, console)
     interruption = Interruption()
-    progress = StudyProgress(console, 0)
-    objective = Objective(plan, run, quarantine, progress, interruption)
     try:
         with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
-            score_on_report(objective, study, run, console)
+            _clean(run)
+            recover(study, run)
+            _score_what_is_missing(settings, study, run, console, interruption)
     except Timeout:
-        console.print("the search is running: the report split is left to its end")
-    return _write_results(plan, run, study, console)
-
-
-def score_on_report(objective: Objective, study: optuna.Study, run: Path, console: Console) -> None:
-    """Fills in scores and figures on report of the candidates whose weights are kept.
-
-    The only use of the report split in a search; nothing chooses by it.
-    """
-    table = objective.plan.splits.report
-    missing = [c for c in kept_candidates(study, run) if c.report_scores is None]
-    for candidate in missing:
-        console.print(f"scoring candidate {candidate.name} on report", highlight=False)
-        network = candidate.load()
-        evaluation = objective.evaluator(network.image_size, "report")(network)
-        candidate.save_report(table, evaluation.predictions, evaluation.metrics.to_dict())
+        _tell(console, "the search is running: the report split is left to its end")
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    return write_projections(run, study, console)
 
 
 def open_quarantine(run: Path, console: Console) -> Quarantine:
     """The quarantine of a run, which tells of what it sets aside."""
-    return Quarantine(
-        run / QUARANTINE,
-        tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
-    )
+    return Quarantine(run / QUARANTINE, tell=lambda line: _tell(console, line))
 
 
 @contextmanager
-def _opened(
-    settings: SearchSettings, console: Console
-) -> Iterator[tuple[Plan, Path, optuna.Study]]:
+def _opened(settings: SearchSettings, console: Console, started: float | None) -> Iterator[_Opened]:
     """Checks everything, then opens the run folder for this process alone."""
+    timeout = settings.timeout
+    interruption = Interruption(None if timeout is None else timeout.total_seconds(), started)
     run = settings.out
     assert run is not None
     saved = read_settings(run)
@@ -157,13 +168,13 @@ def _opened(
     except OSError as error:
         raise UserError(f"--out must be a folder that can be made, found: {error}") from None
     try:
-        with FileLock(run / LOCK, timeout=0):
+        with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
+            _clean(run)
             if settings.storage is None and drop_torn_line(run):
-                console.print(
+                _tell(
+                    console,
                     f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was "
-                    "running then is tried again",
-                    highlight=False,
-                    soft_wrap=True,
+                    "running then goes on",
                 )
             name = None if saved is None else study_name(run)
             study = open_study(settings, plan.splits.fingerprint(), name)
@@ -171,11 +182,14 @@ def _opened(
                 source = settings.backbones or DEFAULT_PATH
                 if source.resolve() != (run / BACKBONES).resolve():
                     shutil.copyfile(source, run / BACKBONES)
-                write_data(run, plan.splits, study.study_name)
+            budget = plan.catalogue.budget
+            write_data(run, plan.splits, study.study_name, budget, plan.notes)
+            # Last: with it the folder is a run that can be resumed.
             write_settings(settings, run)
-            if settings.storage is None:
-                recover(study, run)
-            yield plan, run, study
+            recover(study, run)
+            quarantine = open_quarantine(run, console)
+            quarantine.take_back_mended()
+            yield _Opened(plan, run, study, quarantine, interruption, console)
     except Timeout:
         raise UserError(
             f"{run} must be searched by one process at a time, and another one is at it; wait for "
@@ -183,75 +197,173 @@ def _opened(
         ) from None
 
 
-def _search(plan: Plan, run: Path, study: optuna.Study, console: Console) -> None:
-    timeout = plan.settings.timeout
-    interruption = Interruption(None if timeout is None else timeout.total_seconds())
-    assert plan.settings.trials is not None
+def _work(opened: _Opened, trials: int | None) -> None:
+    """Trains until there are so many trials (None: the baseline alone), scores the best on report,
+    and writes the results; an interruption or the time limit ends it where it can go on."""
+    plan, run, study, console = opened.plan, opened.run, opened.study, opened.console
+    interruption = opened.interruption
     progress = StudyProgress(
         console,
-        plan.settings.trials,
+        trials or len(counted_trials(study)) + 1,
         finished=len(counted_trials(study)),
         best=max((trial.value or 0.0 for trial in complete_trials(study)), default=math.nan),
         durations=trial_seconds(study),
         seconds_left=lambda: interruption.seconds_left,
     )
-    quarantine = open_quarantine(run, console)
-    quarantine.take_back_mended()
-    objective = Objective(plan, run, quarantine, progress, interruption)
+    reserve = _Reserve(opened)
 
-    def after_trial(study: optuna.Study, _trial: FrozenTrial) -> None:
-        try:
-            write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
-        except OSError as error:
-            # A spreadsheet that holds the file open must not cost the night.
-            console.print(f"{LEADERBOARD} is left as it was: {error}", soft_wrap=True)
+    def after_trial() -> None:
+        write_trial_projections(run, study, console)
+        interruption.reserved_seconds = reserve.seconds()
 
-    introduce(plan, run, console)
+    search = Search(plan, run, study, opened.quarantine, progress, interruption, after_trial)
     problem: UserError | None = None
-    with interruption.handling_signals():
-        try:
-            with progress:
-                drive(study, objective, after_trial)
-        finally:
-            write_leaderboard(rows_from_study(study, run), run / LEADERBOARD)
-        stopped = interruption.must_stop
-        if interruption.requested:
-            console.print("interrupted: the running trial was closed and will be tried again")
-        else:
-            if stopped:
-                # First what there is: a machine that is lent for a time may be taken away now.
-                _write_results(plan, run, study, console)
-            try:
-                # The time limit is for trials; scoring the kept ones is part of the result.
-                interruption.deadline = None
-                score_on_report(objective, study, run, console)
-            except Interrupted:
-                console.print("interrupted while scoring on report")
-            except UserError as error:
-                # The candidates are there, and their figures on select: told first.
-                problem = error
-    paths = _write_results(plan, run, study, console)
-    leaderboard = rows_from_study(study, run)
-    print_top(leaderboard, console)
+    interruption.reserved_seconds = reserve.seconds()
+    try:
+        with progress:
+            if trials is None:
+                _train_baseline(search)
+            else:
+                search.drive()
+        stopped_by_time = interruption.timed_out
+        interruption.reserved_seconds = reserve.results_seconds
+        if not interruption.requested:
+            _score_on_report(
+                kept_candidates(study, run),
+                plan.splits.report,
+                plan.runtime,
+                opened.quarantine,
+                console,
+                interruption,
+                run,
+            )
+    except UserError as error:
+        # The candidates are there, and their figures on select: told first.
+        problem = error
+        stopped_by_time = False
+    paths = write_projections(run, study, console)
+    print_top(rows_from_study(study, run), console)
     for path in paths:
-        console.print(f"wrote {short_path(path)}", highlight=False, soft_wrap=True)
-    if stopped or interruption.requested:
-        console.print(
-            f"resume with: python -m search run --out {short_path(run)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _tell(console, f"wrote {short_path(path)}")
     if problem is not None:
         raise problem
+    if interruption.requested:
+        _tell(console, "interrupted: what was begun goes on from where it is")
+    if stopped_by_time:
+        _tell(console, "the time limit was reached: what was begun goes on from where it is")
+    if stopped_by_time or interruption.requested:
+        _tell(console, f"resume with: python -m search run --out {short_path(run)}")
     if interruption.requested:
         # All is written; a script must not go on as if the search had come to its end.
         raise KeyboardInterrupt
 
 
-def _write_results(plan: Plan, run: Path, study: optuna.Study, console: Console) -> list[Path]:
-    leaderboard = rows_from_study(study, run)
-    write_leaderboard(leaderboard, run / LEADERBOARD)
-    with console.status("drawing plots"):
-        paths = write_report(run, study, leaderboard, describe_run(plan))
-    report = next(path for path in paths if path.suffix == ".html")
-    return [run / LEADERBOARD, report, run / "plots"]
+def _train_baseline(search: Search) -> None:
+    """Trains the baseline if it waits; one that is complete already stays."""
+    waiting = search.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    for trial in waiting:
+        if trial.user_attrs.get(PRESET) == BASELINE:
+            reason = search.run_trial(claim(search.study, trial))
+            if reason is not None:
+                raise UserError(f"the baseline failed: {reason}")
+
+
+def _score_what_is_missing(
+    settings: SearchSettings,
+    study: optuna.Study,
+    run: Path,
+    console: Console,
+    interruption: Interruption,
+) -> None:
+    """Scores kept candidates on report where that is missing and can be done here."""
+    missing = [c for c in kept_candidates(study, run) if c.report_scores is None]
+    if not missing:
+        return
+    try:
+        splits = read_splits(settings)
+        check_data(run, splits)
+        device = resolve_device(settings.device)
+    except UserError as error:
+        names = ", ".join(candidate.name for candidate in missing)
+        _tell(console, f"candidates without scores on report are left blank: {names} ({error})")
+        return
+    workers = default_workers(device) if settings.workers is None else settings.workers
+    quarantine = open_quarantine(run, console)
+    runtime = Runtime(device, workers)
+    _score_on_report(missing, splits.report, runtime, quarantine, console, interruption, run)
+
+
+def _score_on_report(
+    candidates: list[Candidate],
+    table: pd.DataFrame,
+    runtime: Runtime,
+    quarantine: Quarantine,
+    console: Console,
+    interruption: Interruption,
+    run: Path,
+) -> None:
+    """Fills in scores and figures on report, best candidates first, until the time is up.
+
+    The only use of the report split in a search; nothing chooses by it.
+    """
+    missing = [candidate for candidate in candidates if candidate.report_scores is None]
+    for done, candidate in enumerate(missing):
+        try:
+            interruption.check()
+            _tell(console, f"scoring candidate {candidate.name} on report")
+            network = candidate.load()
+            loader = eval_loader(
+                table,
+                network.image_size,
+                batch_size=SCORING_BATCH,
+                workers=runtime.workers,
+                quarantine=quarantine,
+                pin_memory=runtime.on_cuda,
+            )
+            found = evaluate(network, loader, runtime, on_batch=interruption.check)
+        except Interrupted:
+            names = ", ".join(candidate.name for candidate in missing[done:])
+            _tell(
+                console,
+                f"not scored on report: {names}; `python -m search report --out "
+                f"{short_path(run)}` scores them",
+            )
+            return
+        candidate.save_report(table, found.predictions, found.metrics.to_dict())
+
+
+class _Reserve:
+    """The time that scoring on report and writing the results will take, as measured so far."""
+
+    def __init__(self, opened: _Opened) -> None:
+        self.opened = opened
+        self.results_seconds = RESULTS_SECONDS
+        timeout = opened.plan.settings.timeout
+        self.most = math.inf if timeout is None else LARGEST_RESERVE * timeout.total_seconds()
+
+    def seconds(self) -> float:
+        """For the kept candidates that are not scored yet, and one that may come."""
+        opened = self.opened
+        keep = opened.plan.settings.keep
+        images = len(opened.plan.splits.report)
+        folders = [
+            opened.run / CANDIDATES / f"{trial.number:04d}"
+            for trial in complete_trials(opened.study)[: keep + 1]
+        ]
+        costs = []
+        for candidate in map(Candidate, folders):
+            speed = candidate.metrics.get("scoring_images_per_second")
+            if speed and candidate.report_scores is None:
+                costs.append(images / float(speed))
+        total = sum(costs) + max(costs, default=0.0) + self.results_seconds
+        return min(total, self.most)
+
+
+def _clean(run: Path) -> None:
+    """Deletes what killed processes left half-written; only under the run's lock."""
+    for folder in (run, *(run / CANDIDATES).glob("*")):
+        drop_unfinished_writes(folder)
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

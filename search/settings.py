@@ -71,7 +71,7 @@ class SearchSettings:
     """Stop after so many trials, earlier ones of the run included. Default: 20, or 2 a backbone."""
 
     timeout: timedelta | None = None
-    """Stop after this time: 90m, 8h, 1d."""
+    """End the whole command after this time, results included: 90m, 8h, 1d."""
 
     epochs: Annotated[int | None, AtLeastOne] = None
     """Epochs of one trial, unless it is pruned. Default: 4."""
@@ -87,6 +87,9 @@ class SearchSettings:
 
     keep: Annotated[int, AtLeastOne] = 10
     """Keep the weights of so many best candidates."""
+
+    checkpoint_minutes: Annotated[float, Parameter(validator=Number(gt=0))] = 10.0
+    """Save a training's state so often: the longest work that a crash can cost."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
@@ -195,30 +198,42 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, timedelta):
-        return f"{value.total_seconds():g}s"
+        return f"{value.total_seconds():.0f}s"
     return value
 
 
 SETTINGS = "settings.yaml"
 
+FORMAT = 2
+"""Of a run folder. 1 had neither a format nor checkpoints; its trials cannot go on."""
+
 FREE_ON_RESUME = frozenset(
     {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}
+    | {"checkpoint_minutes"}
 )
 """Settings that a resumed run may change without its trials becoming incomparable."""
+
+MOVABLE = frozenset(
+    {"train_labels", "train_images", "train_groups", "val_labels", "val_images", "val_groups"}
+    | {"weights_dir", "backbones"}
+)
+"""Paths that a resumed run may find elsewhere: the fingerprint of the images and the run's own copy of
+the backbones say whether they are the same."""
 
 
 def write_settings(settings: SearchSettings, run: Path) -> None:
     """Writes settings.yaml into a run folder."""
-    text = yaml.safe_dump(settings.to_yaml(), sort_keys=False, allow_unicode=True)
+    content = {"format": FORMAT, **settings.to_yaml()}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     # A storage URL may hold a password.
     write_text_atomically(run / SETTINGS, text, private=settings.storage is not None)
 
 
 def read_settings(run: Path) -> dict[str, Any] | None:
-    """The plain values of a run's settings.yaml; None where there is none yet.
+    """The plain values of a run's settings.yaml without its format; None where there is none yet.
 
     Raises:
-        UserError: if the file is no mapping of known settings.
+        UserError: if the file is no mapping of known settings, or a run's of another format.
     """
     path = run / SETTINGS
     try:
@@ -231,6 +246,12 @@ def read_settings(run: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         found = "an empty file" if content is None else f"{type(content).__name__}"
         raise UserError(f"{path} must hold settings of a search, found {found}")
+    found_format = content.pop("format", 1)
+    if found_format != FORMAT:
+        raise UserError(
+            f"{run} must hold a run of format {FORMAT}, found format {found_format}, of another "
+            "version of onefold: open it with that version, or search anew with another --out"
+        )
     if not set(content) <= known:
         unknown = ", ".join(sorted(map(str, set(content) - known)))
         raise UserError(f"{path} must hold settings of a search, found unknown {unknown}")
@@ -275,6 +296,8 @@ def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:
     wanted = settings.to_yaml()
     for name in wanted.keys() | saved.keys():
         if name in FREE_ON_RESUME or wanted.get(name) == saved.get(name):
+            continue
+        if name in MOVABLE and None not in (wanted.get(name), saved.get(name)):
             continue
         if name == "storage":  # A URL may hold a password.
             raise UserError(

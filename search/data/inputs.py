@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,25 @@ def describe_data(splits: Splits) -> dict[str, Any]:
     return {"fingerprint": splits.fingerprint(), "splits": described}
 
 
-def write_data(run: Path, splits: Splits, study_name: str) -> None:
-    """Records in a new run folder which images it is about, and what its study is called."""
-    content = {"study": study_name, **describe_data(splits)}
-    write_text_atomically(run / DATA, yaml.safe_dump(content, sort_keys=False))
+def write_data(
+    run: Path, splits: Splits, study_name: str, budget: int, notes: Sequence[str] = ()
+) -> None:
+    """Records in a run folder what its study is called and which images it is about.
+
+    Args:
+        run: the folder.
+        splits: the images.
+        study_name: of the Optuna study.
+        budget: largest number of parameters that the run allows.
+        notes: what a reader of its figures should know.
+    """
+    content = {
+        "study": study_name,
+        "budget": budget,
+        **describe_data(splits),
+        "notes": list(notes),
+    }
+    write_text_atomically(run / DATA, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def study_name(run: Path) -> str:
@@ -103,19 +118,26 @@ def study_name(run: Path) -> str:
     return str(_read_data(run).get("study", run.name))
 
 
-def check_data(run: Path, splits: Splits) -> None:
-    """
+def check_data(run: Path, splits: Splits | None = None) -> dict[str, Any]:
+    """What data.yaml records of a run's images.
+
+    Args:
+        run: the folder.
+        splits: images that must be the same; None compares nothing.
+
     Raises:
-        UserError: if these are not the images that the run's candidates were trained on.
+        UserError: if the folder holds no search, or these are not the images that its candidates
+            were trained on.
     """
     saved = _read_data(run)
-    if saved["fingerprint"] != splits.fingerprint():
+    if splits is not None and saved["fingerprint"] != splits.fingerprint():
         sizes = {name: split["images"] for name, split in saved["splits"].items()}
         found = {name: len(table) for name, table in tables(splits).items()}
         raise UserError(
             f"{run} holds a search on another data set (images {sizes}, found {found}, or other "
             "names, labels or groups); restore the label files, or choose another --out"
         )
+    return saved
 
 
 def _read_data(run: Path) -> dict[str, Any]:

@@ -1,45 +1,278 @@
-"""The Optuna study of a run: create, resume, drive."""
+"""The Optuna study of a run: created or opened, prepared, and driven: ask, train, tell."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
+import torch
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
+from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.interruption import Interrupted, Interruption
 from search.settings import SearchSettings
-from search.study.plan import Plan
+from search.study.plan import SearchPlan
 from search.study.space import BASELINE, PRESET
 from search.study.storage import open_storage
 from search.study.trials import (
-    INTERRUPTED,
-    REASON,
+    PAUSED,
+    RECIPE,
+    ROW,
     STATE,
-    Objective,
-    TrialFailed,
+    add_rejected,
+    claim,
     complete_trials,
-    drop_surplus_weights,
-    enqueue_again,
+    counted_trials,
+    paused_trials,
+    put_back,
+    recipe_row,
+    record_outcome,
     reject,
+    searched_trials,
+    tell_complete,
+    trial_name,
+    verdict_row,
 )
-from search.training.candidate import METRICS
+from search.training.candidate import CHECKPOINT, HISTORY, Candidate, EpochRecord
+from search.training.candidate import RECIPE as RECIPE_FILE
+from search.training.device import is_out_of_memory
+from search.training.loop import NonFiniteLossError, StepRecord
+from search.training.metrics import Metrics
+from search.training.recipe import Recipe
+from search.training.train import HOW_NOT_WHAT, Watch, train
+
+CANDIDATES = "candidates"
 
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
 
+FEWEST_COMPLETE = 3
+"""Nothing is pruned before so many candidates are complete: a pruned trial leaves no weights, and
+there must be something to merge. On dfdc-faces ASHA alone left one candidate, beside the baseline,
+of the first nine trials."""
+
 FINGERPRINT = "fingerprint"
 """User attribute of a study: of the splits that its trials were trained and scored on."""
 
-PREPARED = "prepared"
-"""User attribute of a study whose first trials have been enqueued."""
+DEFAULT = "default"
+"""Value of the user attribute `preset` of a backbone's default, enqueued before the search."""
+
+
+class Progress(Protocol):
+    """What shows a study on the terminal."""
+
+    def trial_started(self, name: str, recipe: Recipe, *, goes_on: bool = False) -> None:
+        """Told of every trial that is trained, under its number in four digits."""
+
+    def step(self, record: StepRecord) -> None:
+        """Told of every step."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Told of every finished epoch."""
+
+    def tell(self, line: str) -> None:
+        """Told what a user should know."""
+
+    def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
+        """Told of every trial that counts."""
+
+    def trial_paused(self, reason: str) -> None:
+        """Told of a trial that will go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """One process's search: what is searched, where it is kept, and who follows it."""
+
+    plan: SearchPlan
+    run: Path
+    study: optuna.Study
+    quarantine: Quarantine
+    progress: Progress
+    interruption: Interruption
+    after_trial: Callable[[], None] = lambda: None
+    """Called when a trial was told, or put back."""
+
+    def folder(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Path:
+        """Where a trial's candidate lies."""
+        return self.run / CANDIDATES / trial_name(trial)
+
+    def drive(self) -> None:
+        """Runs trials until --trials or --timeout is reached or Ctrl-C is pressed.
+
+        Raises:
+            UserError: if the data are at fault, or nothing but failures comes.
+        """
+        trials = self.plan.settings.trials
+        assert trials is not None
+        failures: list[str] = []
+        while not self.interruption.must_stop and len(counted_trials(self.study)) < trials:
+            trial = next_trial(self.study)
+            reason = self.run_trial(trial)
+            if reason is not None:
+                failures.append(reason)
+            if len(failures) >= FAILURES_TO_STOP and not complete_trials(self.study):
+                raise UserError(
+                    f"the first {len(failures)} trials all failed, the last with: {failures[-1]}"
+                )
+
+    def run_trial(self, trial: optuna.Trial) -> str | None:
+        """Trains a trial, or goes on with it, and tells the study; returns why it failed.
+
+        Raises:
+            UserError: if the data or the machine are at fault, which no further trial could mend.
+        """
+        try:
+            return self._run_trial(trial)
+        except (UserError, KeyboardInterrupt) as error:
+            # It goes on once the data are mended; a trial that failed for good is told already.
+            if trial.storage.get_trial(trial._trial_id).state is TrialState.RUNNING:
+                reason = " ".join(str(error).split()) or "interrupted by the user"
+                self._pause(trial, reason, trial.user_attrs.get(ROW, {}))
+            raise
+        finally:
+            self.after_trial()
+
+    def _run_trial(self, trial: optuna.Trial) -> str | None:
+        recipe = self.plan.space.recipe(trial)
+        verdict = self.plan.judge_recipe(recipe)
+        row = recipe_row(recipe) | verdict_row(verdict)
+        trial.set_user_attr(RECIPE, asdict(recipe))
+        trial.set_user_attr(ROW, row)
+        if not verdict.allowed:
+            reject(trial, verdict, self.plan.catalogue.budget)
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return None
+        folder = self.folder(trial)
+        set_aside_orphan(folder, recipe, self.progress.tell)
+        row["path"] = f"{CANDIDATES}/{folder.name}"
+        watch = _TrialWatch(self, trial)
+        goes_on = (folder / CHECKPOINT).exists()
+        self.progress.trial_started(folder.name, recipe, goes_on=goes_on)
+        try:
+            candidate = train(
+                recipe,
+                self.plan.splits,
+                folder,
+                interruption=self.interruption,
+                runtime=self.plan.runtime,
+                quarantine=self.quarantine,
+                watch=watch,
+                facts=row,
+                checkpoint_minutes=self.plan.settings.checkpoint_minutes,
+            )
+        except optuna.TrialPruned:
+            self._close(trial, "pruned", TrialState.PRUNED, row=watch.row(row))
+            return None
+        except Interrupted as reason:
+            self._pause(trial, str(reason), watch.row(row))
+            return None
+        except (NonFiniteLossError, FloatingPointError, torch.OutOfMemoryError) as error:
+            return self._fail(trial, " ".join(str(error).split()), row)
+        except torch.AcceleratorError as error:
+            found = " ".join(str(error).split())[:200]
+            if is_out_of_memory(error):
+                return self._fail(trial, found, row)
+            self._fail(trial, found, row)
+            # The GPU is lost to this process: every later trial would fail within seconds.
+            raise UserError(
+                f"the GPU stopped working ({found}); the run is as it was after the last trial: "
+                "the same command goes on, in a new process"
+            ) from error
+        except UserError:
+            raise
+        except Exception as error:
+            if self.interruption.requested:
+                # Workers that the signal reached as well may fail first.
+                self._pause(trial, "interrupted by the user", watch.row(row))
+                return None
+            # One broken recipe must not cost the night; `drive` stops if nothing else works.
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return self._fail(trial, found, row)
+        auc = tell_complete(self.study, trial, candidate)
+        self.progress.trial_finished("complete", auc)
+        drop_surplus_weights(self.study, self.run, self.plan.settings.keep)
+        return None
+
+    def _close(
+        self,
+        trial: optuna.Trial,
+        state: str,
+        told: TrialState,
+        reason: str = "",
+        *,
+        row: dict[str, Any],
+    ) -> None:
+        """Ends a trial that did not come to its end; what it would go on from is deleted."""
+        record_outcome(trial, state, reason, {**row, "path": ""})
+        self.study.tell(trial, state=told)
+        Candidate(self.folder(trial)).drop_checkpoint()
+        self.progress.trial_finished(state, row.get("auc"), reason)
+
+    def _fail(self, trial: optuna.Trial, reason: str, row: dict[str, Any]) -> str:
+        self._close(trial, "failed", TrialState.FAIL, reason, row=row)
+        return reason
+
+    def _pause(self, trial: optuna.Trial, reason: str, row: dict[str, Any]) -> None:
+        record_outcome(trial, PAUSED, reason, row)
+        put_back(self.study, trial)
+        self.progress.trial_paused(reason)
+
+
+class _TrialWatch(Watch):
+    """Tells the progress display and Optuna of a training, and asks whether it lags behind."""
+
+    def __init__(self, search: Search, trial: optuna.Trial) -> None:
+        self.search, self.trial = search, trial
+        self.best: Metrics | None = None
+        path = search.folder(trial) / HISTORY
+        history = Candidate(path.parent).history if path.exists() else None
+        self.seconds = 0.0 if history is None else float(history["seconds"].sum())
+        if history is not None:
+            # The process may have died between an epoch and its report.
+            told = trial.storage.get_trial(trial._trial_id).intermediate_values
+            for epoch, auc in zip(history["epoch"], history["select_auc"], strict=True):
+                if int(epoch) not in told:
+                    trial.report(float(auc), step=int(epoch))
+
+    def step(self, record: StepRecord) -> None:
+        self.search.progress.step(record)
+
+    def tell(self, line: str) -> None:
+        self.search.progress.tell(line)
+
+    def epoch(self, record: EpochRecord, best: Metrics) -> None:
+        self.best = best
+        self.seconds += record.seconds
+        self.search.progress.epoch(record)
+        self.trial.report(record.select_auc, step=record.epoch)
+        is_baseline = self.trial.user_attrs.get(PRESET) == BASELINE
+        if is_baseline or record.epoch == self.search.plan.space.epochs:
+            return
+        # Always asked: ASHA compares later trials with what this one had at its rungs.
+        lags_behind = self.trial.should_prune()
+        if lags_behind and len(searched_trials(self.search.study)) >= FEWEST_COMPLETE:
+            raise optuna.TrialPruned
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The trial's row with the figures it has reached."""
+        figures = {} if self.best is None else self.best.to_dict()
+        return {**row, **figures, "train_seconds": round(self.seconds, 2)}
+
+
+def next_trial(study: optuna.Study) -> optuna.Trial:
+    """The trial to train now: a paused one goes on before anything new is begun."""
+    paused = paused_trials(study)
+    return claim(study, paused[0]) if paused else study.ask()
 
 
 def open_study(
@@ -59,7 +292,7 @@ def open_study(
     assert settings.epochs is not None
     # Optuna logs each trial, failed ones with a traceback; the progress display tells them.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = open_storage(settings.out, settings.storage, enqueue_again)
+    storage = open_storage(settings.out, settings.storage)
     pruner = make_pruner(settings.pruner, settings.epochs)
     if saved_name is None:
         study = _create(storage, settings.out.name, pruner)
@@ -124,38 +357,44 @@ def make_pruner(name: str, epochs: int) -> BasePruner:
 
 
 def recover(study: optuna.Study, run: Path) -> None:
-    """Closes trials that a killed process left running.
+    """Takes up trials that a killed process left running: the run's lock proves that nobody works
+    on them.
 
-    A trial whose candidate was already complete is told as complete; any other is closed as failed
-    and enqueued again. Only for storages without heartbeats, whose runs are locked to one process.
+    A trial whose candidate is complete on disk is told complete; any other waits to go on from its
+    checkpoint, under its number. What a finished trial would have gone on from is deleted.
     """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        folder = run / "candidates" / f"{trial.number:04d}"
-        if trial.user_attrs.get(STATE) == "complete" and (folder / METRICS).exists():
-            value = trial.user_attrs["row"]["auc"]
-            study.tell(trial.number, value)
+    for trial in counted_trials(study):
+        Candidate(run / CANDIDATES / trial_name(trial)).drop_checkpoint()
+    for found in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        candidate = Candidate(run / CANDIDATES / trial_name(found))
+        running = optuna.Trial(study, found._trial_id)
+        if candidate.is_complete:
+            tell_complete(study, running, candidate)
             continue
-        _set(study, trial, STATE, "failed")
-        _set(study, trial, REASON, "the process ended while it was running")
-        _set(study, trial, INTERRUPTED, True)
-        enqueue_again(study, trial)
-        study.tell(trial.number, state=TrialState.FAIL)
+        record_outcome(running, PAUSED, "the process ended while it was running")
+        put_back(study, running)
 
 
-def enqueue_first_trials(study: optuna.Study, plan: Plan, run: Path) -> None:
-    """Once in a study: tells which backbones are rejected, and enqueues the challenge's baseline
-    and one sensible default of each allowed backbone."""
-    if study.user_attrs.get(PREPARED):
-        return
+def enqueue_first_trials(study: optuna.Study, plan: SearchPlan) -> None:
+    """Tells which backbones are rejected, and enqueues the challenge's baseline and one sensible
+    default of each allowed backbone, each once in a study: a process that was killed amid this goes
+    on with it."""
+    trials = study.get_trials(deepcopy=False)
+    rejected = {
+        trial.user_attrs[ROW]["backbone"]
+        for trial in trials
+        if trial.user_attrs.get(STATE) == "rejected" and not trial.params
+    }
     for _, verdict in plan.rejected:
-        trial = study.ask()
-        reject(trial, run, verdict, plan.catalogue.budget)
-        study.tell(trial, state=TrialState.PRUNED)
+        if verdict.backbone not in rejected:
+            add_rejected(study, verdict, plan.catalogue.budget)
     enqueue_baseline(study)
+    presets = {trial.user_attrs.get(PRESET) for trial in trials}
     for backbone in plan.space.backbones:
-        # A process may have been killed amid this.
-        study.enqueue_trial(plan.space.default_parameters(backbone), skip_if_exists=True)
-    study.set_user_attr(PREPARED, True)
+        preset = f"{DEFAULT}:{backbone.name}"
+        if preset not in presets:
+            parameters = plan.space.default_parameters(backbone)
+            study.enqueue_trial(parameters, user_attrs={PRESET: preset})
 
 
 def enqueue_baseline(study: optuna.Study) -> None:
@@ -166,74 +405,36 @@ def enqueue_baseline(study: optuna.Study) -> None:
         study.enqueue_trial({}, user_attrs={PRESET: BASELINE})
 
 
-def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that count towards --trials: finished ones that were neither rejected by the rules
-    nor interrupted."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.is_finished()
-        # Without a state: its process was killed, and another one told Optuna.
-        and trial.user_attrs.get(STATE, "rejected") != "rejected"
-        and not trial.user_attrs.get(INTERRUPTED)
-    ]
+def drop_surplus_weights(study: optuna.Study, run: Path, keep: int) -> None:
+    """Deletes the weights of all but the `keep` best candidates and the baseline."""
+    for trial in searched_trials(study)[keep:]:
+        Candidate(run / CANDIDATES / trial_name(trial)).drop_weights()
 
 
-def trial_seconds(study: optuna.Study) -> list[float]:
-    """How long each trial took that came to its end or was pruned, in seconds."""
-    return [
-        trial.duration.total_seconds()
-        for trial in counted_trials(study)
-        if trial.duration is not None and trial.state is not TrialState.FAIL
-    ]
+def kept_candidates(study: optuna.Study, run: Path) -> list[Candidate]:
+    """Complete candidates that have their weights, best first."""
+    found = [Candidate(run / CANDIDATES / trial_name(trial)) for trial in complete_trials(study)]
+    return [candidate for candidate in found if candidate.has_weights and candidate.is_complete]
 
 
-def drive(
-    study: optuna.Study,
-    objective: Objective,
-    on_trial: Callable[[optuna.Study, FrozenTrial], None],
-) -> None:
-    """Runs trials until --trials or --timeout is reached or Ctrl-C is pressed.
-
-    Args:
-        study: from `open_study`.
-        objective: what a trial is.
-        on_trial: called after every finished trial.
-
-    Raises:
-        UserError: if the data are at fault, or nothing but failures comes.
-    """
-    settings = objective.plan.settings
-    assert settings.trials is not None
-    failures: list[str] = []
-
-    def after_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-        drop_surplus_weights(study, objective.run, settings.keep)
-        on_trial(study, trial)
-        if trial.user_attrs.get(STATE) == "failed" and not trial.user_attrs.get(INTERRUPTED):
-            failures.append(str(trial.user_attrs.get(REASON)))
-        hopeless = len(failures) == FAILURES_TO_STOP and not complete_trials(study)
-        if hopeless or objective.interruption.must_stop:
-            study.stop()
-
-    # In rounds: a trial that the rules reject does not count, and another one takes its turn.
-    while not objective.interruption.must_stop:
-        remaining = settings.trials - len(counted_trials(study))
-        if remaining <= 0:
-            break
-        study.optimize(
-            objective,
-            n_trials=remaining,
-            catch=(TrialFailed,),
-            callbacks=[after_trial],
-            # The traceback of a pruned trial keeps its network and its workers alive otherwise.
-            gc_after_trial=True,
-        )
-        if len(failures) >= FAILURES_TO_STOP and not complete_trials(study):
-            raise UserError(
-                f"the first {len(failures)} trials all failed, the last with: {failures[-1]}"
-            )
+def set_aside_orphan(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> None:
+    """Moves a trial's folder away if it is another training's: the study lost a trial (restored
+    from a copy, say) and gave its number to this one. What lies there is not deleted."""
+    path = folder / RECIPE_FILE
+    if not path.exists():
+        return
+    try:
+        found = Candidate(folder).recipe
+    except UserError:
+        found = None
+    if found is not None and _what(found) == _what(recipe):
+        return
+    number = 1
+    while (orphan := folder.with_name(f"{folder.name}.orphan{number}")).exists():
+        number += 1
+    folder.rename(orphan)
+    tell(f"{folder.name} held another training, which is now {orphan.name}")
 
 
-def _set(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
-    study._storage.set_trial_user_attr(trial._trial_id, name, value)
+def _what(recipe: Recipe) -> Recipe:
+    return replace(recipe, **{name: getattr(Recipe, name) for name in HOW_NOT_WHAT})

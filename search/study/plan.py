@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
@@ -21,6 +20,7 @@ from search.training.device import (
     resolve_device,
     resolve_precision,
 )
+from search.training.recipe import Recipe
 
 BASELINE_BACKBONE = "resnet18.a1_in1k"
 """What timm.create_model("resnet18", pretrained=True) loads, as the challenge's baseline does."""
@@ -32,7 +32,7 @@ which come first, would leave less than half of them to be searched."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """A search that can start."""
 
     settings: SearchSettings
@@ -44,16 +44,16 @@ class Plan:
     notes: tuple[str, ...]
     """What the user should know beside the figures; told in the report."""
 
-    def judge(self, backbone: Backbone, image_size: int) -> Verdict:
-        """The verdict of the rules on a backbone at a size."""
-        return judge(
-            backbone, image_size, self.catalogue.budget, weights=self.settings.weights_source
-        )
+    def judge_recipe(self, recipe: Recipe) -> Verdict:
+        """The verdict of the rules on a recipe that the space proposed."""
+        backbones = (*self.space.backbones, self.space.baseline)
+        backbone = next(b for b in backbones if b is not None and b.name == recipe.backbone)
+        return judge(backbone, recipe.image_size, self.catalogue.budget, weights=recipe.weights)
 
 
 def prepare(
     settings: SearchSettings, catalogue_path: Path | None = None, *, for_training: bool = True
-) -> Plan:
+) -> SearchPlan:
     """Reads and checks all input of a search.
 
     Args:
@@ -111,7 +111,7 @@ def prepare(
             f"Pretraining declared in the backbones file, not known to timm: {', '.join(declared)}."
         )
         notes = (*notes, text)
-    return Plan(
+    return SearchPlan(
         settings=settings,
         catalogue=catalogue,
         splits=splits,
@@ -136,12 +136,6 @@ def check_writable(settings: SearchSettings) -> None:
         raise UserError(f"--out {out} must be a folder, but {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"--out {out} must be writable, but {nearest} is not; choose another --out")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that a figure depends on."""
-    names = ("torch", "torchvision", "timm", "optuna", "thop", "numpy", "scikit-learn", "pillow")
-    return {name: version(name) for name in names}
 
 
 def _sized(backbone: Backbone, image_size: int | None) -> Backbone:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-from optuna import Study
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -18,16 +14,8 @@ from search.errors import UserError
 
 JOURNAL = "study.journal"
 
-HEARTBEAT_SECONDS = 60
-GRACE_SECONDS = 180
-"""A trial without a sign of life for so long is failed by the next process that looks."""
 
-
-def open_storage(
-    run: Path,
-    url: str | None,
-    on_stale_trial: Callable[[Study, FrozenTrial], None] | None = None,
-) -> BaseStorage:
+def open_storage(run: Path, url: str | None) -> BaseStorage:
     """Opens the storage of a run's study.
 
     The default is an append-only journal: the dashboard reads and writes it while a search runs,
@@ -36,7 +24,6 @@ def open_storage(
     Args:
         run: the run folder.
         url: an Optuna storage URL (postgresql://..., sqlite:///...), or None for the journal.
-        on_stale_trial: told of a trial that was failed for want of a sign of life.
 
     Raises:
         UserError: if the URL is malformed or nothing answers there; its password is not repeated.
@@ -54,15 +41,8 @@ def open_storage(
             "was given cannot be parsed"
         ) from None
     try:
-        with warnings.catch_warnings():
-            # Heartbeats have been experimental since Optuna 2 and kept their meaning.
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return RDBStorage(
-                url,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=on_stale_trial,
-            )
+        # No heartbeats: the run's lock says whether somebody works on a trial.
+        return RDBStorage(url)
     except ImportError as error:
         cause = _first_cause(error)
         driver = cause.name if isinstance(cause, ImportError) and cause.name else "its driver"

@@ -26,6 +26,9 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.json"
 HISTORY = "history.csv"
 SCORES = "scores.csv"
+CHECKPOINT = "checkpoint.pt"
+"""The state of a training that may go on; gone when the candidate is complete."""
+
 REPORT_SCORES = "scores_report.csv"
 
 
@@ -43,8 +46,8 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trained network's folder: weights (of the best candidates), recipe, metrics, history and
-    scores. Nothing is read before it is asked for."""
+    """A network's folder: recipe, history and, once its training is complete, scores, weights (of
+    the best candidates) and metrics. Nothing is read before it is asked for."""
 
     path: Path
 
@@ -86,6 +89,11 @@ class Candidate:
         return _read_csv(path) if path.exists() else None
 
     @property
+    def is_complete(self) -> bool:
+        """Whether its training came to its end: metrics.json is written last."""
+        return (self.path / METRICS).exists()
+
+    @property
     def has_weights(self) -> bool:
         """Whether the search kept its weights."""
         return (self.path / WEIGHTS).exists()
@@ -109,6 +117,10 @@ class Candidate:
     def drop_weights(self) -> None:
         """Deletes the weights; everything else stays."""
         (self.path / WEIGHTS).unlink(missing_ok=True)
+
+    def drop_checkpoint(self) -> None:
+        """Deletes the state that a training would go on from."""
+        (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def save_report(
         self, table: pd.DataFrame, predictions: Predictions, figures: Mapping[str, Any]
@@ -138,16 +150,21 @@ def save_candidate(
         scores: see `score_table`.
         weights: the network's state dict; None writes no weights.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECIPE, recipe.save)
-    columns = [field.name for field in fields(EpochRecord)]
-    _write_csv(folder / HISTORY, pd.DataFrame(map(asdict, history), columns=columns))
+    save_progress(folder, recipe, history)
     _write_csv(folder / SCORES, scores)
     if weights is not None:
         save_weights(folder / WEIGHTS, weights)
     # Last: a folder with metrics.json is complete.
     write_json_atomically(folder / METRICS, metrics)
     return Candidate(folder)
+
+
+def save_progress(folder: Path, recipe: Recipe, history: Sequence[EpochRecord]) -> None:
+    """Writes what is known of a training before its end: recipe.yaml and history.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.save)
+    columns = [field.name for field in fields(EpochRecord)]
+    _write_csv(folder / HISTORY, pd.DataFrame(map(asdict, history), columns=columns))
 
 
 def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
@@ -164,7 +181,8 @@ def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, dtype={"img_name": str})
+        # A converter, because pandas would take an image called NA for a missing one.
+        return pd.read_csv(path, converters={"img_name": str})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} must be a table that onefold wrote: {error}") from None
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import random
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from importlib.metadata import version
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -165,6 +167,46 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from NumPy's global generator
     torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where Python's, NumPy's and torch's global generators are, as plain values and tensors."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = numpy_state
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts the generators where `random_state` found them; a device of another kind keeps its
+    own."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["device"] != device.type:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state["mps"])
+
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "thop")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a figure depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 @contextmanager

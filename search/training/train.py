@@ -1,0 +1,325 @@
+"""`train`: the one way to train anything; a folder is what it owns, and where it goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from search.data.batches import eval_loader
+from search.data.quarantine import Quarantine
+from search.data.splits import Splits
+from search.errors import UserError
+from search.interruption import Interrupted, Interruption
+from search.training.candidate import (
+    CHECKPOINT,
+    Candidate,
+    EpochRecord,
+    copy_state,
+    load_state,
+    save_candidate,
+    save_progress,
+    save_state,
+    score_table,
+)
+from search.training.device import Runtime, describe_device, library_versions
+from search.training.loop import Batches, StepRecord, Training
+from search.training.loss import Loss, classification_loss, training_batches
+from search.training.metrics import Metrics
+from search.training.network import build_network
+from search.training.recipe import Recipe
+from search.training.scoring import evaluate
+
+CHECKPOINT_MINUTES = 10.0
+
+HOW_NOT_WHAT = (
+    "weights_file",
+    "micro_batch_size",
+    "precision",
+    "channels_last",
+    "compile",
+)
+"""Fields of a Recipe that say how or from where, not what is learned: a training goes on on another
+machine that needs others."""
+
+
+class Task(Protocol):
+    """A kind of training: what is trained, on which batches, by which loss."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """All that the result depends on besides recipe and images, as plain values."""
+
+    def network(self, *, start: bool) -> nn.Module:
+        """The network, which has `parameter_groups` and `image_size`.
+
+        Args:
+            start: with its starting weights; else with any, because others are loaded over them.
+        """
+
+    def batches(self) -> Batches:
+        """The training batches."""
+
+    def loss(self) -> Loss:
+        """The mean loss of the network on a (micro-)batch."""
+
+    def kept(self, network: nn.Module) -> nn.Module:
+        """The part of the trained network whose weights are the candidate's."""
+
+
+class Classification:
+    """A network that learns the labels: a trial, or the baseline."""
+
+    def __init__(
+        self, recipe: Recipe, splits: Splits, runtime: Runtime, quarantine: Quarantine | None
+    ) -> None:
+        self.recipe, self.table = recipe, splits.fit
+        self.runtime, self.quarantine = runtime, quarantine
+
+    def identity(self) -> Mapping[str, Any]:
+        """Nothing: the recipe says it all."""
+        return {}
+
+    def network(self, *, start: bool) -> nn.Module:
+        """The recipe's network."""
+        return build_network(self.recipe, pretrained=start)
+
+    def batches(self) -> Batches:
+        """Batches of fit, as the recipe augments and orders them."""
+        return training_batches(self.table, self.recipe, self.runtime, self.quarantine)
+
+    def loss(self) -> Loss:
+        """The recipe's loss."""
+        return classification_loss(self.table, self.recipe)
+
+    def kept(self, network: nn.Module) -> nn.Module:
+        """All of it."""
+        return network
+
+
+class Watch:
+    """Follows a training; what a method raises ends it where it can go on."""
+
+    def step(self, record: StepRecord) -> None:
+        """Told of every step."""
+
+    def epoch(self, record: EpochRecord, best: Metrics) -> None:
+        """Told of every epoch, once its state is saved; `best` are the figures so far."""
+
+    def tell(self, line: str) -> None:
+        """Told what a user should know."""
+
+
+def train(
+    recipe: Recipe,
+    splits: Splits,
+    folder: Path,
+    until: int | None = None,
+    interruption: Interruption | None = None,
+    *,
+    runtime: Runtime,
+    quarantine: Quarantine | None = None,
+    task: Task | None = None,
+    watch: Watch | None = None,
+    facts: Mapping[str, Any] | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+) -> Candidate:
+    """Trains a network in its folder, or goes on with it, and keeps the epoch with the best AUC.
+
+    The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
+    interrupted; called again, `train` goes on from that very batch, on the CPU with the same result
+    to the bit as if it had never stopped. metrics.json is written last: with it the candidate is
+    complete, the checkpoint is gone, and `train` only returns it.
+
+    Args:
+        recipe: all that it depends on besides images and task.
+        splits: fit is trained on, select is scored after every epoch.
+        folder: the candidate's; made if absent.
+        until: epochs after which to pause; None trains to the end.
+        interruption: asked between batches whether to go on.
+        runtime: the device, and how many processes decode images.
+        quarantine: is told of broken images.
+        task: the kind of training; None learns the labels, see `Classification`.
+        watch: follows it.
+        facts: further entries of metrics.json.
+        checkpoint_minutes: longest time of work that a kill can cost.
+
+    Returns:
+        The candidate, complete unless `until` came first.
+
+    Raises:
+        Interrupted: if it was interrupted; nothing is lost.
+        NonFiniteLossError: if the loss becomes NaN or infinite.
+        torch.OutOfMemoryError: if the smallest micro-batch does not fit into memory.
+        UserError: if the folder holds another training, or the images are at fault.
+    """
+    candidate = Candidate(folder)
+    if candidate.is_complete:
+        candidate.drop_checkpoint()
+        return candidate
+    task = task or Classification(recipe, splits, runtime, quarantine)
+    watch, interruption = watch or Watch(), interruption or Interruption()
+    identity = describe_training(recipe, splits, task)
+    saved = _saved_state(folder, identity, watch)
+    network = task.network(start=saved is None)
+    training = Training(network, task.batches(), task.loss(), recipe, runtime)
+    if saved is not None:
+        training.load_state_dict(saved)
+        del saved
+    if runtime.on_cuda:
+        torch.cuda.reset_peak_memory_stats(runtime.device)
+    keeper = _Keeper(folder, identity, training, 60 * checkpoint_minutes)
+    size: Any = network.image_size
+    select = eval_loader(
+        splits.select,
+        size,
+        batch_size=evaluation_batch(recipe),
+        workers=runtime.workers,
+        quarantine=quarantine,
+        pin_memory=runtime.on_cuda,
+    )
+
+    def on_step(record: StepRecord) -> None:
+        watch.step(record)
+        on_batch()
+
+    def on_batch() -> None:
+        interruption.check()
+        keeper.save_if_due()
+
+    try:
+        interruption.check()
+        while training.epoch < min(recipe.epochs, until or recipe.epochs):
+            training.run_epoch(on_step, watch.tell)
+            started = time.perf_counter()
+            evaluation = evaluate(training.averaged, select, runtime, on_batch)
+            keeper.scoring_seconds = time.perf_counter() - started
+            record = training.finish_epoch(evaluation)
+            save_progress(folder, recipe, training.history)
+            keeper.save()
+            assert training.best is not None
+            watch.epoch(record, training.best.metrics)
+    except Interrupted:
+        keeper.save()
+        raise
+    if training.epoch < recipe.epochs:
+        return candidate
+    costs = _costs(training)
+    if keeper.scoring_seconds:
+        speed = len(splits.select) / keeper.scoring_seconds
+        costs["scoring_images_per_second"] = round(speed, 1)
+    return _complete(candidate, training, task, splits, {**(facts or {}), **costs})
+
+
+def describe_training(recipe: Recipe, splits: Splits, task: Task) -> dict[str, Any]:
+    """What tells a training from others, as plain values: a checkpoint goes on only as the same."""
+    what = {name: value for name, value in asdict(recipe).items() if name not in HOW_NOT_WHAT}
+    described = {**what, "images": splits.fingerprint(), **task.identity()}
+    plain: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read
+    return plain
+
+
+def unfinished_training(folder: Path) -> dict[str, Any] | None:
+    """What `describe_training` said of the training that a folder's checkpoint is of; None without
+    a checkpoint that can be read."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(load_state(path)["identity"])
+    except (UserError, KeyError, ValueError):
+        return None
+    return found
+
+
+def evaluation_batch(recipe: Recipe) -> int:
+    """Images of one forward pass of an evaluation: at 384 px and 16 workers with two batches each,
+    256 take 3.6 GB of shared memory."""
+    return min(max(64, 2 * recipe.batch_size), 256)
+
+
+class _Keeper:
+    """Saves a training's state, now or when it is due."""
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], training: Training, seconds: float
+    ) -> None:
+        self.path, self.training, self.seconds = folder / CHECKPOINT, training, seconds
+        self.identity = json.dumps(identity)
+        self.saved = time.monotonic()
+        self.scoring_seconds: float | None = None
+
+    def save_if_due(self) -> None:
+        """Saves if the last time is long enough ago."""
+        if time.monotonic() - self.saved >= self.seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Replaces the checkpoint as a whole."""
+        save_state(self.path, {"identity": self.identity, **self.training.state_dict()})
+        self.saved = time.monotonic()
+
+
+def _saved_state(folder: Path, identity: Mapping[str, Any], watch: Watch) -> dict[str, Any] | None:
+    """The state to go on from; None to begin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state = load_state(path)
+        found = json.loads(state.pop("identity"))
+    except (UserError, KeyError, ValueError):
+        watch.tell(f"{path} cannot be read: this training starts anew")
+        return None
+    changed = [name for name in identity if found.get(name) != identity[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{folder} holds an unfinished training whose {', '.join(changed)} must stay as they "
+            f"were, found {name} {identity[name]} instead of {found.get(name)}; go on with the "
+            f"settings of before, or delete {path.name} there to start anew"
+        )
+    return state
+
+
+def _costs(training: Training) -> dict[str, Any]:
+    """What the training took, and where it ran."""
+    runtime, seconds = training.runtime, training.train_seconds
+    peak = torch.cuda.max_memory_allocated(runtime.device) / 2**20 if runtime.on_cuda else None
+    return {
+        "train_seconds": round(seconds, 2),
+        "images_per_second": round(training.images_seen / seconds, 1) if seconds else 0.0,
+        "peak_memory_mb": peak and round(peak, 1),
+        "best_epoch": training.best_epoch,
+        "micro_batch_size": training.step.micro_batch_size,
+        "device": describe_device(runtime.device),
+        "precision": training.step.precision,
+        "versions": library_versions(),
+    }
+
+
+def _complete(
+    candidate: Candidate,
+    training: Training,
+    task: Task,
+    splits: Splits,
+    facts: Mapping[str, Any],
+) -> Candidate:
+    assert training.best is not None
+    training.network.load_state_dict(training.best_state)
+    save_candidate(
+        candidate.path,
+        recipe=training.recipe,
+        metrics={**facts, **training.best.metrics.to_dict()},
+        history=training.history,
+        scores=score_table(splits.select, training.best.predictions),
+        weights=copy_state(task.kept(training.network)),
+    )
+    candidate.drop_checkpoint()
+    return candidate

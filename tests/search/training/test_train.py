@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from search.data.batches import Batch
+from search.data.splits import Splits
+from search.errors import UserError
+from search.files import write_text_atomically
+from search.interruption import Interrupted, Interruption
+from search.training import train as module
+from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, EpochRecord
+from search.training.device import Runtime
+from search.training.loop import NonFiniteLossError, StepRecord
+from search.training.loss import Loss
+from search.training.metrics import Metrics
+from search.training.recipe import Recipe
+from search.training.train import Classification, Watch, train, unfinished_training
+
+CPU = Runtime(torch.device("cpu"))
+RECIPE = Recipe(
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    image_size=32,
+    weights="none",
+    epochs=3,
+    batch_size=8,
+    learning_rate=2e-3,
+    augmentation="light",
+)
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"optimizer": "adam", "schedule": "step", "step_size_epochs": 1, "warmup_fraction": 0.0},
+    {"ema_decay": 0.9},
+    {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "label_smoothing": 0.1},
+    {"class_balance": "loss", "layer_decay": 0.7, "drop_path": 0.1},
+    {"class_balance": "sampler", "augmentation": "randaugment"},
+    {"micro_batch_size": 3, "gradient_clip": None},
+    {"precision": "bf16", "channels_last": True},
+    {"freeze_norm_fraction": 0.5},
+]
+
+
+class StopAfter(Interruption):
+    """Asks for the end after so many checks: one a step, and one a batch of an evaluation."""
+
+    def __init__(self, checks: int) -> None:
+        super().__init__()
+        self.left = checks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted("stopped by the test")
+
+
+class Told(Watch):
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+        self.epochs: list[EpochRecord] = []
+        self.best: list[Metrics] = []
+        self.lines: list[str] = []
+
+    def step(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def epoch(self, record: EpochRecord, best: Metrics) -> None:
+        self.epochs.append(record)
+        self.best.append(best)
+
+    def tell(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class WithLoss(Classification):
+    """Learns by another loss."""
+
+    def __init__(self, splits: Splits, recipe: Recipe, loss: Loss) -> None:
+        super().__init__(recipe, splits, CPU, None)
+        self.given = loss
+
+    def loss(self) -> Loss:
+        return self.given
+
+
+def complete(splits: Splits, folder: Path, recipe: Recipe = RECIPE, **arguments: Any) -> Candidate:
+    candidate = train(recipe, splits, folder, runtime=CPU, **arguments)
+    assert candidate.is_complete
+    assert not (folder / CHECKPOINT).exists()
+    return candidate
+
+
+def assert_same(first: Candidate, second: Candidate) -> None:
+    """The same weights, scores and history, to the bit."""
+    states = [load_file(candidate.path / WEIGHTS) for candidate in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    pd.testing.assert_frame_equal(first.scores, second.scores, check_exact=True)
+    assert timeless(first).equals(timeless(second))
+
+
+def timeless(candidate: Candidate) -> pd.DataFrame:
+    return candidate.history.drop(columns="seconds")
+
+
+def stop_often(
+    splits: Splits, folder: Path, recipe: Recipe, checks: Callable[[], int], **arguments: Any
+) -> int:
+    """Trains in pieces until it is complete; returns how many there were."""
+    for piece in range(1, 100):
+        try:
+            train(recipe, splits, folder, None, StopAfter(checks()), runtime=CPU, **arguments)
+        except Interrupted:
+            assert (folder / CHECKPOINT).exists()
+            assert not (folder / METRICS).exists()
+            continue
+        return piece
+    raise AssertionError("it made no progress")
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_going_on_from_any_batch_equals_never_having_stopped(
+    changes: dict[str, Any], splits: Splits, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, **changes)
+    unbroken = complete(splits, tmp_path / "unbroken", recipe)
+    assert unbroken.metrics["auc"] > 0.9
+    generator = random.Random(str(changes))
+    pieces = stop_often(splits, tmp_path / "broken", recipe, lambda: generator.randint(1, 7))
+    assert pieces > 3
+    assert_same(unbroken, Candidate(tmp_path / "broken"))
+
+
+def test_going_on_after_one_or_two_batches(splits: Splits, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=2, mixup_alpha=0.2, ema_decay=0.9)
+    unbroken = complete(splits, tmp_path / "unbroken", recipe)
+    # One check comes before the first batch; an evaluation needs one more.
+    checks = itertools.cycle([1, 2])
+    pieces = stop_often(splits, tmp_path / "broken", recipe, lambda: next(checks))
+    assert pieces >= 8
+    assert_same(unbroken, Candidate(tmp_path / "broken"))
+
+
+def test_a_kill_repeats_what_came_after_the_last_save(splits: Splits, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Dies(Told):
+        def step(self, record: StepRecord) -> None:
+            super().step(record)
+            if len(self.steps) == 9:
+                raise Killed
+
+    folder, dies, told = tmp_path / "killed", Dies(), Told()
+    with pytest.raises(Killed):
+        train(RECIPE, splits, folder, runtime=CPU, watch=dies)
+    going_on = complete(splits, folder, watch=told)
+    # The first epoch was saved at its evaluation, the three steps after it were not.
+    assert [(record.epoch, record.step) for record in told.steps][:2] == [(1, 1), (1, 2)]
+    assert_same(complete(splits, tmp_path / "unbroken"), going_on)
+
+
+def test_the_state_is_saved_when_it_is_due(splits: Splits, tmp_path: Path) -> None:
+    saved: list[tuple[int, int]] = []
+
+    class Looks(Watch):
+        def step(self, record: StepRecord) -> None:
+            if (tmp_path / "a" / CHECKPOINT).exists():
+                state = torch.load(tmp_path / "a" / CHECKPOINT, weights_only=True)
+                saved.append((state["epoch"], state["batch"]))
+
+    recipe = replace(RECIPE, epochs=1)
+    complete(splits, tmp_path / "a", recipe, watch=Looks(), checkpoint_minutes=1e-9)
+    assert saved == [(0, batch) for batch in range(1, 6)]
+    saved.clear()
+    complete(splits, tmp_path / "a2", recipe, watch=Looks())
+    assert saved == []
+
+
+def test_until_pauses_and_goes_on(splits: Splits, tmp_path: Path) -> None:
+    told = Told()
+    paused = train(RECIPE, splits, tmp_path / "a", 2, runtime=CPU, watch=told)
+    assert not paused.is_complete
+    assert paused.history["epoch"].tolist() == [1, 2]
+    assert_same(complete(splits, tmp_path / "a", watch=told), complete(splits, tmp_path / "b"))
+    assert [record.epoch for record in told.epochs] == [1, 2, 3]
+    assert [metrics.auc for metrics in told.best] == [
+        max(record.select_auc for record in told.epochs[: end + 1]) for end in range(3)
+    ]
+
+
+def test_a_complete_candidate_is_never_trained_again(splits: Splits, tmp_path: Path) -> None:
+    first = complete(splits, tmp_path / "a", facts={"path": "candidates/a"})
+    before = {path.name: path.read_bytes() for path in first.path.iterdir()}
+    # What a kill between the last file and the clean-up leaves.
+    (first.path / CHECKPOINT).write_bytes(b"left over")
+    told = Told()
+    complete(splits, tmp_path / "a", watch=told)
+    assert told.steps == []
+    assert {path.name: path.read_bytes() for path in first.path.iterdir()} == before
+
+
+def test_metrics_tell_where_and_how_it_was_made(splits: Splits, tmp_path: Path) -> None:
+    metrics = complete(splits, tmp_path / "a", facts={"path": "candidates/a"}).metrics
+    assert metrics["path"] == "candidates/a"
+    assert metrics["device"].startswith("cpu")
+    assert metrics["precision"] == "fp32"
+    assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert metrics["best_epoch"] in (1, 2, 3)
+    assert metrics["scoring_images_per_second"] > 0
+
+
+def test_another_training_is_not_gone_on_with(splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(RECIPE, splits, tmp_path, None, StopAfter(3), runtime=CPU)
+    unfinished = unfinished_training(tmp_path)
+    assert unfinished is not None
+    assert unfinished["epochs"] == 3
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(UserError, match=r"whose epochs must stay.*epochs 5 instead of 3"):
+        train(replace(RECIPE, epochs=5), splits, tmp_path, runtime=CPU)
+    other = Splits(splits.report, splits.select, splits.fit)
+    with pytest.raises(UserError, match="whose images must stay"):
+        train(RECIPE, other, tmp_path, runtime=CPU)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    # How it is computed may change: another machine needs other micro-batches.
+    complete(splits, tmp_path, replace(RECIPE, micro_batch_size=4))
+
+
+def test_a_damaged_checkpoint_is_told_and_the_training_starts_anew(
+    splits: Splits, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train(RECIPE, splits, tmp_path / "a", None, StopAfter(5), runtime=CPU)
+    checkpoint = tmp_path / "a" / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert unfinished_training(tmp_path / "a") is None
+    told = Told()
+    restarted = complete(splits, tmp_path / "a", watch=told)
+    assert len(told.lines) == 1
+    assert "starts anew" in told.lines[0]
+    assert_same(restarted, complete(splits, tmp_path / "b"))
+
+
+def test_a_half_written_candidate_is_finished_from_its_checkpoint(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("search.training.candidate.save_weights", fail)
+        with pytest.raises(OSError, match="no space"):
+            train(RECIPE, splits, tmp_path / "a", runtime=CPU)
+    assert not Candidate(tmp_path / "a").is_complete
+    told = Told()
+    finished = complete(splits, tmp_path / "a", watch=told)
+    assert told.steps == []
+    assert_same(finished, complete(splits, tmp_path / "b"))
+
+
+def test_a_broken_image_does_not_shift_what_comes_after_it(tmp_path: Path, splits: Splits) -> None:
+    from search.data.quarantine import Quarantine
+
+    broken = splits.fit.copy()
+    path = tmp_path / "broken.png"
+    write_text_atomically(path, "no image")
+    broken.loc[7, "path"] = str(path)
+    damaged = Splits(broken, splits.select, splits.report)
+    unbroken = complete(damaged, tmp_path / "a", quarantine=Quarantine(None))
+    generator = random.Random(3)
+    stop_often(
+        damaged,
+        tmp_path / "b",
+        RECIPE,
+        lambda: generator.randint(2, 6),
+        # It finds the image broken once more, in the middle of an epoch.
+        quarantine=Quarantine(None),
+    )
+    assert_same(unbroken, Candidate(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_training(
+    value: float, splits: Splits, tmp_path: Path
+) -> None:
+    def broken(network: nn.Module, batch: Batch) -> Tensor:
+        return network(batch.images).sum() * value
+
+    with pytest.raises(NonFiniteLossError, match=r"the loss must be finite.*epoch 1.*0\.002"):
+        train(RECIPE, splits, tmp_path, runtime=CPU, task=WithLoss(splits, RECIPE, broken))
+
+
+def test_what_is_kept_is_the_part_that_the_task_names(splits: Splits, tmp_path: Path) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner, self.image_size = inner, inner.image_size
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.inner(images)
+            return logits
+
+        def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+            return self.inner.parameter_groups(weight_decay, layer_decay)
+
+    class Wrapping(Classification):
+        def network(self, *, start: bool) -> nn.Module:
+            return Wrapped(super().network(start=start))
+
+        def kept(self, network: nn.Module) -> nn.Module:
+            inner: Any = network
+            return inner.inner
+
+    task = Wrapping(RECIPE, splits, CPU, None)
+    wrapped = complete(splits, tmp_path / "a", task=task)
+    assert_same(wrapped, complete(splits, tmp_path / "b"))
+
+
+def test_starting_weights_are_not_needed_to_go_on(splits: Splits, tmp_path: Path) -> None:
+    starts: list[bool] = []
+
+    class Counts(Classification):
+        def network(self, *, start: bool) -> nn.Module:
+            starts.append(start)
+            return super().network(start=start)
+
+    task = Counts(RECIPE, splits, CPU, None)
+    with pytest.raises(Interrupted):
+        train(RECIPE, splits, tmp_path, None, StopAfter(4), runtime=CPU, task=task)
+    complete(splits, tmp_path, task=task)
+    assert starts == [True, False]
+
+
+def test_evaluations_are_scored_in_batches_that_fit() -> None:
+    assert module.evaluation_batch(replace(RECIPE, batch_size=8)) == 64
+    assert module.evaluation_batch(replace(RECIPE, batch_size=512)) == 256
