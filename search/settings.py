@@ -249,8 +249,8 @@ def read_settings(run: Path) -> dict[str, Any] | None:
     found_format = content.pop("format", 1)
     if found_format != FORMAT:
         raise UserError(
-            f"{run} must hold a run of format {FORMAT}, found format {found_format}, of another "
-            "version of onefold: open it with that version, or search anew with another --out"
+            f"{path} must be of a run of format {FORMAT}, found format {found_format}, which another "
+            "version of onefold made: open it with that version, or search with another --out"
         )
     if not set(content) <= known:
         unknown = ", ".join(sorted(map(str, set(content) - known)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -140,6 +141,8 @@ class Search:
                 self._pause(trial, reason, trial.user_attrs.get(ROW, {}))
             raise
         finally:
+            # Networks hold references to themselves; on a GPU their memory is needed now.
+            gc.collect()
             self.after_trial()
 
     def _run_trial(self, trial: optuna.Trial) -> str | None:

@@ -1,150 +1,115 @@
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
-import torch
-from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from rich.console import Console
+from optuna.trial import TrialState, create_trial
 
-from search.data.quarantine import Quarantine
-from search.errors import UserError
-from search.interruption import Interrupted, Interruption
-from search.report.terminal import StudyProgress
 from search.study.space import BASELINE, PRESET
 from search.study.trials import (
-    FEWEST_COMPLETE,
-    INTERRUPTED,
+    PAUSED,
     REASON,
     ROW,
-    Objective,
-    TrialFailed,
-    TrialTraining,
+    STATE,
+    add_rejected,
+    claim,
+    complete_trials,
+    counted_trials,
+    paused_trials,
+    put_back,
+    record_outcome,
+    reject,
+    searched_trials,
+    trial_seconds,
 )
-from search.training.candidate import EpochRecord
-from search.training.recipe import Recipe
 
-RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=3)
-
-
-class Harsh(BasePruner):
-    """Finds every trial lagging behind, and counts how often it was asked."""
-
-    asked = 0
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        self.asked += 1
-        return True
-
-
-def allowing_plan() -> Any:
-    """A plan whose only backbone keeps the rules."""
-    verdict = SimpleNamespace(
-        allowed=True,
-        backbone="b",
-        pretraining="p",
-        params_thop=1,
-        params_exact=1,
-        gmacs=1.0,
-        image_size=32,
-    )
-    backbone = SimpleNamespace(name=RECIPE.backbone)
-    space = SimpleNamespace(recipe=lambda _: RECIPE, backbones=(), baseline=backbone)
-    return SimpleNamespace(space=space, judge=lambda *_: verdict)
-
-
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (KeyboardInterrupt(), KeyboardInterrupt),  # a second Ctrl-C
-        (Interrupted("interrupted by the user"), TrialFailed),
-        (UserError("at most 5% may be broken"), UserError),
-        (RuntimeError("a worker was terminated"), TrialFailed),
-    ],
+VERDICT: Any = SimpleNamespace(
+    backbone="huge",
+    reasons=("params_exact 300.0M is over the budget of 200.0M", "and more"),
+    params_exact=300,
+    params_thop=200,
+    gmacs=1.0,
+    pretraining="ImageNet-1K",
+    image_size=32,
 )
-def test_a_trial_that_was_stopped_is_queued_again(
-    error: BaseException,
-    raised: type[BaseException],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(_: Any) -> float:
-        raise error
 
-    monkeypatch.setattr(TrialTraining, "complete", fail)
-    study = optuna.create_study()
-    study.enqueue_trial({"x": 0.25}, user_attrs={PRESET: "anything"})
+
+@pytest.fixture
+def study() -> optuna.Study:
+    return optuna.create_study(direction="maximize")
+
+
+def test_rejected_backbones_take_no_waiting_trials_place(study: optuna.Study) -> None:
+    study.enqueue_trial({"x": 0.5})
+    add_rejected(study, VERDICT, budget=200)
+    waiting, rejected = study.trials
+    assert waiting.state is TrialState.WAITING
+    assert rejected.state is TrialState.PRUNED
+    assert rejected.user_attrs[STATE] == "rejected"
+    assert rejected.user_attrs[REASON].endswith("; and more")
+    assert rejected.user_attrs[ROW]["backbone"] == "huge"
+    assert list(rejected.constraints.values())[-1] == pytest.approx(0.5)
+    assert counted_trials(study) == []
+
+
+def test_a_rejected_trial_is_infeasible_to_optuna_and_to_its_dashboard(study: optuna.Study) -> None:
     trial = study.ask()
-    plan = allowing_plan()
-    interruption = Interruption()
-    interruption.requested = isinstance(error, RuntimeError)
-    progress = StudyProgress(Console(quiet=True), 1)
-    objective = Objective(plan, tmp_path, Quarantine(None), progress, interruption)
-    study._thread_local.in_optimize_loop = True
-    with pytest.raises(raised):
-        objective(trial)
-    assert trial.user_attrs[INTERRUPTED]
-    (again,) = [t for t in study.trials if t.state == TrialState.WAITING]
-    assert again.system_attrs["fixed_params"] == {"x": 0.25}
-    assert again.user_attrs == {PRESET: "anything"}
-    assert progress.finished == 0
+    reject(trial, VERDICT, budget=200)
+    study.tell(trial, state=TrialState.PRUNED)
+    (rejected,) = study.trials
+    assert rejected.system_attrs["constraints"] == [pytest.approx(0.5)]
+    assert rejected.system_attrs["constraints:rules"] == pytest.approx(0.5)
+    assert rejected.user_attrs[STATE] == "rejected"
 
 
-@pytest.mark.parametrize(
-    ("text", "raised"),
-    [
-        ("CUDA error: an illegal memory access", UserError),
-        ("CUDA error: out of memory", TrialFailed),
-    ],
-)
-def test_a_lost_gpu_ends_the_search_and_no_other_trial(
-    text: str, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: Any) -> float:
-        raise torch.AcceleratorError(text)
-
-    monkeypatch.setattr(TrialTraining, "complete", fail)
-    trial = optuna.create_study().ask()
-    progress = StudyProgress(Console(quiet=True), 1)
-    objective = Objective(allowing_plan(), tmp_path, Quarantine(None), progress, Interruption())
-    with pytest.raises(raised):
-        objective(trial)
-    # It counts: one that kills the GPU each time must not be tried for ever.
-    assert progress.finished == 1
-    assert INTERRUPTED not in trial.user_attrs
-    assert text in trial.user_attrs[REASON]
+def test_provenance_has_no_measure(study: optuna.Study) -> None:
+    within = SimpleNamespace(**{**vars(VERDICT), "params_exact": 100, "params_thop": 100})
+    verdict: Any = within
+    add_rejected(study, verdict, budget=200)
+    assert study.trials[0].system_attrs["constraints"] == [1.0]
 
 
-def pruned_after(epoch: int, *, complete: int, preset: str | None = None) -> tuple[bool, int]:
-    pruner = Harsh()
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    row = {"params_exact": 1}
-    study.add_trial(create_trial(value=0.5, user_attrs={ROW: row, PRESET: BASELINE}))
-    study.add_trials([create_trial(value=0.7, user_attrs={ROW: row})] * complete)
+def test_a_trial_that_was_put_back_goes_on_under_its_number(study: optuna.Study) -> None:
+    study.enqueue_trial({"x": 0.25})
+    study.enqueue_trial({"x": 0.75})
     trial = study.ask()
-    trial.set_user_attr(PRESET, preset)
-    objective: Any = SimpleNamespace(
-        progress=SimpleNamespace(epoch=lambda _: None), run=Path("nowhere")
-    )
-    training = TrialTraining(objective, trial, RECIPE, {})
-    try:
-        training._on_epoch(EpochRecord(epoch, 0.6, 1e-3, 0.5, 0.7, 1.0))
-    except optuna.TrialPruned:
-        return True, pruner.asked
-    return False, pruner.asked
+    trial.suggest_float("x", 0, 1)
+    trial.suggest_float("y", 0, 1)
+    before = dict(trial.params)
+    record_outcome(trial, PAUSED, "interrupted by the user", {"auc": 0.6})
+    put_back(study, trial)
+    (paused,) = paused_trials(study)
+    assert paused.number == 0
+    again = claim(study, paused)
+    assert again.number == 0
+    assert paused_trials(study) == []
+    assert {name: again.suggest_float(name, 0, 1) for name in ("x", "y")} == before
+    assert len(study.trials) == 2
 
 
-@pytest.mark.parametrize(
-    ("complete", "pruned"), [(0, False), (FEWEST_COMPLETE - 1, False), (FEWEST_COMPLETE, True)]
-)
-def test_nothing_is_pruned_before_there_is_something_to_merge(complete: int, pruned: bool) -> None:
-    assert pruned_after(1, complete=complete) == (pruned, 1)
+def test_a_certain_waiting_trial_can_be_claimed(study: optuna.Study) -> None:
+    for x in (0.25, 0.5, 0.75):
+        study.enqueue_trial({"x": x})
+    assert claim(study, study.trials[2]).suggest_float("x", 0, 1) == 0.75
+    assert [trial.state.name for trial in study.trials] == ["WAITING", "WAITING", "RUNNING"]
 
 
-def test_the_last_epoch_and_the_baseline_are_not_asked_about() -> None:
-    assert pruned_after(RECIPE.epochs, complete=FEWEST_COMPLETE) == (False, 0)
-    assert pruned_after(1, complete=FEWEST_COMPLETE, preset=BASELINE) == (False, 0)
+def test_order_and_counts(study: optuna.Study) -> None:
+    def add(value: float | None, state: str, told: TrialState, **row: Any) -> None:
+        attributes = {STATE: state, ROW: {"params_exact": 2, **row}}
+        preset = {PRESET: BASELINE} if row.get("baseline") else {}
+        study.add_trial(create_trial(value=value, state=told, user_attrs=attributes | preset))
+
+    add(0.7, "complete", TrialState.COMPLETE, train_seconds=3.0)
+    add(0.9, "complete", TrialState.COMPLETE, baseline=True, train_seconds=2.0)
+    add(0.7, "complete", TrialState.COMPLETE, params_exact=1)
+    add(None, "failed", TrialState.FAIL, train_seconds=9.0)
+    add(None, "pruned", TrialState.PRUNED, train_seconds=1.0)
+    add(None, "rejected", TrialState.PRUNED)
+    study.ask()  # still running
+    assert [trial.number for trial in complete_trials(study)] == [1, 2, 0]
+    assert [trial.number for trial in searched_trials(study)] == [2, 0]
+    assert [trial.number for trial in counted_trials(study)] == [0, 1, 2, 3, 4]
+    assert trial_seconds(study) == [3.0, 2.0, 1.0]

@@ -3,22 +3,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.data.batches import Batch
-from search.training.candidate import EpochRecord
 from search.training.device import Runtime
-from search.training.loop import FitResult, NonFiniteLossError, StepRecord, fit
+from search.training.loop import NonFiniteLossError, StepRecord, Training
 from search.training.loss import ClassificationLoss, Loss
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, evaluate, predict
+from search.training.step import split_batch
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
@@ -53,128 +53,101 @@ class MemoryLoader:
         return len(self.targets) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for _, batch in self.numbered())
+
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
         order = torch.arange(len(self.targets))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.epoch)
             order = torch.randperm(len(order), generator=generator)
-        for indices in order.split(self.batch_size):
-            yield Batch(
-                images=self.images[indices],
-                targets=self.targets[indices],
-                indices=indices,
-                seeds=torch.zeros_like(indices),
+        for number, indices in enumerate(order.split(self.batch_size)):
+            if number < start:
+                continue
+            yield (
+                number,
+                Batch(
+                    images=self.images[indices],
+                    targets=self.targets[indices],
+                    indices=indices,
+                    seeds=torch.zeros_like(indices),
+                ),
             )
 
 
-def run(
-    recipe: Recipe, loss: Loss | None = None, **arguments: Any
-) -> tuple[FitResult, dict[str, Tensor]]:
-    network = build_network(recipe)
-    select = MemoryLoader(shuffle=False)
-    result = fit(
-        network,
-        MemoryLoader(),
+def begin(recipe: Recipe, loss: Loss | None = None, size: int = 48) -> Training:
+    return Training(
+        build_network(recipe),
+        MemoryLoader(size, recipe.batch_size),
         loss or ClassificationLoss(recipe, (24, 24)),
         recipe,
-        evaluate=lambda module: evaluate(module, select, CPU),
-        runtime=CPU,
-        **arguments,
+        CPU,
     )
-    return result, network.state_dict()
 
 
-def assert_same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
+def run(recipe: Recipe, loss: Loss | None = None, **arguments: Any) -> Training:
+    """Trains to the end."""
+    training = begin(recipe, loss)
+    select = MemoryLoader(shuffle=False)
+    while training.epoch < recipe.epochs:
+        training.run_epoch(**arguments)
+        training.finish_epoch(evaluate(training.averaged, select, CPU))
+    return training
 
 
-def timeless(history: tuple[EpochRecord, ...]) -> list[EpochRecord]:
-    return [replace(record, seconds=0.0) for record in history]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"optimizer": "adam", "schedule": "step", "step_size_epochs": 1, "warmup_fraction": 0.0},
-        {"ema_decay": 0.9},
-        {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "label_smoothing": 0.1},
-        {"class_balance": "loss", "layer_decay": 0.7, "drop_path": 0.1},
-        {"micro_batch_size": 3, "gradient_clip": None},
-        {"precision": "bf16", "channels_last": True},
-        {"freeze_norm_fraction": 0.5},
-    ],
-)
-def test_every_setting_learns_and_repeats(changes: dict[str, Any]) -> None:
-    recipe = replace(RECIPE, **changes)
-    result, state = run(recipe)
-    again, state_again = run(recipe)
-    assert len(result.history) == 3
-    assert all(math.isfinite(record.train_loss) for record in result.history)
-    assert result.best.metrics.auc > 0.9
-    assert timeless(again.history) == timeless(result.history)
-    assert_same_state(state, state_again)
-
-
-def test_the_network_is_left_with_the_best_epoch() -> None:
-    aucs = iter([0.6, 0.9, 0.7])
-    states: list[dict[str, Tensor]] = []
-    network = build_network(RECIPE)
-    template = evaluate(network, MemoryLoader(shuffle=False), CPU)
-
-    def scripted(module: nn.Module) -> Evaluation:
-        states.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
-        return replace(template, metrics=replace(template.metrics, auc=next(aucs)))
-
-    result = fit(
-        network,
-        MemoryLoader(),
-        ClassificationLoss(RECIPE, (24, 24)),
-        RECIPE,
-        evaluate=scripted,
-        runtime=CPU,
-    )
-    assert result.best_epoch == 2
-    assert result.best.metrics.auc == 0.9
-    assert_same_state(network.state_dict(), states[1])
-
-
-class StopError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_broken_training_goes_on_as_if_it_had_never_stopped(
-    ema_decay: float, tmp_path: Path
-) -> None:
-    recipe = replace(RECIPE, ema_decay=ema_decay, mixup_alpha=0.2)
-    unbroken, expected = run(recipe)
-    state_file = tmp_path / "state.pt"
-
-    def stop_after_two(record: EpochRecord) -> None:
-        if record.epoch == 2:
-            raise StopError
-
-    with pytest.raises(StopError):
-        run(recipe, state_file=state_file, on_epoch=stop_after_two)
-    seen: list[int] = []
-    resumed, state = run(
-        recipe, state_file=state_file, on_epoch=lambda record: seen.append(record.epoch)
-    )
-    assert seen == [3]
-    assert timeless(resumed.history) == timeless(unbroken.history)
-    assert resumed.best.metrics == unbroken.best.metrics
-    assert_same_state(state, expected)
+def test_the_best_epoch_is_remembered() -> None:
+    training = begin(RECIPE)
+    template = evaluate(build_network(RECIPE), MemoryLoader(shuffle=False), CPU)
+    states = []
+    for auc in (0.6, 0.9, 0.7):
+        training.run_epoch()
+        states.append({name: t.clone() for name, t in training.network.state_dict().items()})
+        training.finish_epoch(Evaluation(template.predictions, replace(template.metrics, auc=auc)))
+    assert training.best_epoch == 2
+    assert training.best is not None
+    assert training.best.metrics.auc == 0.9
+    assert all(torch.equal(training.best_state[name], states[1][name]) for name in states[1])
 
 
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch() -> None:
     # Without batch statistics, accumulation is exact up to rounding.
     recipe = replace(RECIPE, epochs=1, freeze_norm_fraction=1.0)
-    _, whole = run(recipe)
-    _, parts = run(replace(recipe, micro_batch_size=3))
+    whole = run(recipe).network.state_dict()
+    parts = run(replace(recipe, micro_batch_size=3)).network.state_dict()
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
+@pytest.mark.parametrize("batch_size", [7, 8])
+def test_mixing_does_not_depend_on_the_micro_batch(
+    alphas: tuple[float, float], batch_size: int
+) -> None:
+    """An image alone in its micro-batch is mixed, and none is dropped from an odd one."""
+    recipe = replace(
+        RECIPE,
+        epochs=1,
+        batch_size=batch_size,
+        freeze_norm_fraction=1.0,
+        mixup_alpha=alphas[0],
+        cutmix_alpha=alphas[1],
+    )
+    seen: list[Batch] = []
+    plain = ClassificationLoss(recipe, (24, 24))
+
+    def looks(network: nn.Module, batch: Batch) -> Tensor:
+        seen.append(batch)
+        return plain(network, batch)
+
+    run(recipe, looks)
+    whole = seen.copy()
+    seen.clear()
+    run(replace(recipe, micro_batch_size=3), looks)
+    images = torch.cat([batch.images for batch in seen])
+    assert torch.equal(images, torch.cat([batch.images for batch in whole]))
+    targets = torch.cat([batch.targets for batch in seen])
+    assert torch.equal(targets, torch.cat([batch.targets for batch in whole]))
+    assert targets.shape == (48, 2)
+    assert ((targets > 0) & (targets < 1)).any()
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
@@ -187,19 +160,46 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(network, batch)
 
-    result, _ = run(replace(RECIPE, epochs=1), hungry)
+    training = run(replace(RECIPE, epochs=1), hungry)
     assert sizes[:3] == [8, 4, 2]
     assert set(sizes[2:]) == {2}
-    assert result.micro_batch_size == 2
+    assert training.step.micro_batch_size == 2
     assert sum(sizes[2:]) == 48
 
 
-def test_out_of_memory_with_a_single_image_ends_the_training() -> None:
+@pytest.mark.parametrize(("architecture", "smallest"), [("test_resnet", 2), ("test_vit", 1)])
+def test_batch_norm_is_left_two_images(architecture: str, smallest: int) -> None:
+    """One image of one pixel has no spread: torch refuses to train batch norm on it."""
+    sizes: list[int] = []
+
     def starved(network: nn.Module, batch: Batch) -> Tensor:
+        sizes.append(len(batch.targets))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    arguments = {"img_size": 32} if architecture == "test_vit" else {}
+    recipe = replace(RECIPE, architecture=architecture, model_args=arguments)
     with pytest.raises(torch.OutOfMemoryError):
-        run(RECIPE, starved)
+        run(recipe, starved)
+    assert sizes == [8, 4, 2, 1][: 4 if smallest == 1 else 3]
+
+
+@pytest.mark.parametrize(
+    ("images", "micro", "smallest", "sizes"),
+    [
+        (8, 8, 1, [8]),
+        (8, 3, 1, [3, 3, 2]),
+        (5, 2, 1, [2, 2, 1]),
+        (5, 2, 2, [3, 2]),
+        (3, 2, 2, [3]),
+        (1, 2, 2, [1]),
+        (7, 3, 2, [3, 2, 2]),
+    ],
+)
+def test_parts_of_a_batch(images: int, micro: int, smallest: int, sizes: list[int]) -> None:
+    (batch,) = MemoryLoader(images, images)
+    parts = list(split_batch(batch, micro, smallest))
+    assert [len(part.targets) for part in parts] == sizes
+    assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -211,22 +211,70 @@ def test_a_non_finite_loss_ends_the_training(value: float) -> None:
         run(RECIPE, broken)
 
 
+class Overflows:
+    """A loss that overflows fp16 in some of its calls, and spoils the statistics as it does."""
+
+    def __init__(self, calls: range) -> None:
+        self.plain = ClassificationLoss(RECIPE, (24, 24))
+        self.calls, self.made = calls, 0
+        self.seen: list[torch.dtype] = []
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        value = self.plain(network, batch)
+        self.seen.append(torch.get_autocast_dtype("cpu"))
+        self.made += 1
+        if torch.is_autocast_enabled("cpu") and self.made - 1 in self.calls:
+            layer = next(m for m in network.modules() if isinstance(m, _BatchNorm))
+            assert layer.running_mean is not None
+            layer.running_mean.data.fill_(math.inf)  # behind autograd
+            return value * math.inf
+        return value
+
+
+def fp16(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Recipe:
+    """A recipe in fp16, on a CPU that computes it in bf16."""
+    monkeypatch.setitem(
+        __import__("search.training.step", fromlist=["AUTOCAST_DTYPES"]).AUTOCAST_DTYPES,
+        "fp16",
+        torch.bfloat16,
+    )
+    return replace(RECIPE, precision="fp16", epochs=2, ema_decay=0.9, **changes)
+
+
+def test_one_overflow_of_fp16_skips_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    training = run(fp16(monkeypatch), Overflows(range(2, 3)), tell=told.append)
+    assert told == []
+    assert training.step.precision == "fp16"
+    assert all(math.isfinite(record.train_loss) for record in training.history)
+    assert all(tensor.isfinite().all() for tensor in training.averaged.state_dict().values())
+
+
+def test_lasting_overflow_of_fp16_goes_on_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    training = run(fp16(monkeypatch), Overflows(range(10**6)), tell=told.append)
+    assert len(told) == 1
+    assert "goes on in fp32" in told[0]
+    assert training.step.precision == "fp32"
+    assert training.best is not None
+    assert training.history[-1].train_loss < 0.7
+    assert all(tensor.isfinite().all() for tensor in training.averaged.state_dict().values())
+
+
 def test_frozen_batch_norm_keeps_its_statistics() -> None:
     start = build_network(RECIPE).state_dict()
-    _, frozen = run(replace(RECIPE, freeze_norm_fraction=1.0))
-    _, free = run(RECIPE)
+    frozen = run(replace(RECIPE, freeze_norm_fraction=1.0)).network.state_dict()
+    free = run(RECIPE).network.state_dict()
     means = [name for name in start if name.endswith("running_mean")]
     assert all(torch.equal(frozen[name], start[name]) for name in means)
     assert not any(torch.equal(free[name], start[name]) for name in means)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    rates: list[float] = []
-    recipe = replace(RECIPE, warmup_fraction=0.3)
-    result, _ = run(recipe, on_epoch=lambda record: rates.append(record.learning_rate))
+    training = run(replace(RECIPE, warmup_fraction=0.3))
+    rates = [record.learning_rate for record in training.history]
     assert rates[0] > rates[1] > rates[2]
     assert rates[-1] == pytest.approx(0.0, abs=1e-9)
-    assert rates == [record.learning_rate for record in result.history]
 
 
 def test_steps_are_told() -> None:

@@ -17,7 +17,7 @@ from search.training.metrics import (
     Interval,
     delong_interval,
     delong_test,
-    evaluate,
+    measure,
     roc_auc,
     tpr_at_fpr,
 )
@@ -237,7 +237,7 @@ def test_tpr_at_fpr_calls_ties_alike() -> None:
 @given(scored())
 def test_evaluate_agrees_with_scikit_learn(sample: Sample) -> None:
     scores, targets = sample
-    metrics = evaluate(scores, targets, threshold=0.4)
+    metrics = measure(scores, targets, threshold=0.4)
     matrix = confusion_matrix(targets, scores >= 0.4, labels=[0, 1])
     assert [[metrics.tn, metrics.fp], [metrics.fn, metrics.tp]] == matrix.tolist()
     assert metrics.accuracy == pytest.approx(np.trace(matrix) / len(scores))
@@ -249,7 +249,7 @@ def test_evaluate_agrees_with_scikit_learn(sample: Sample) -> None:
 
 
 def test_metrics_have_the_names_of_the_leaderboard() -> None:
-    figures = evaluate([0.2, 0.8, 0.6], [0, 1, 0]).to_dict()
+    figures = measure([0.2, 0.8, 0.6], [0, 1, 0]).to_dict()
     assert list(figures) == [
         *("auc", "auc_low", "auc_high"),
         *("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"),
@@ -259,16 +259,16 @@ def test_metrics_have_the_names_of_the_leaderboard() -> None:
 
 
 def test_a_score_at_the_threshold_is_fake() -> None:
-    assert evaluate([0.5], [1]).tp == 1
+    assert measure([0.5], [1]).tp == 1
 
 
 def test_log_loss_of_certain_and_wrong_scores_is_finite() -> None:
-    assert evaluate([0.0, 1.0], [1, 0]).log_loss == pytest.approx(-math.log(np.finfo(float).eps))
+    assert measure([0.0, 1.0], [1, 0]).log_loss == pytest.approx(-math.log(np.finfo(float).eps))
 
 
 @pytest.mark.parametrize("targets", [[], [0, 0, 0], [1, 1, 1]])
 def test_figures_of_a_split_without_one_of_the_classes_are_nan(targets: list[int]) -> None:
-    metrics = evaluate([0.2] * len(targets), targets)
+    metrics = measure([0.2] * len(targets), targets)
     undefined = [metrics.auc, metrics.auc_low, metrics.auc_high, metrics.tpr_at_fpr_1e_2]
     assert all(math.isnan(value) for value in undefined)
     assert metrics.tp + metrics.fp + metrics.tn + metrics.fn == len(targets)
@@ -287,7 +287,7 @@ def test_figures_of_a_split_without_one_of_the_classes_are_nan(targets: list[int
 @pytest.mark.parametrize(
     "measure",
     [
-        evaluate,
+        measure,
         roc_auc,
         delong_interval,
         lambda scores, targets: delong_test(np.zeros(len(targets)), scores, targets),
@@ -305,4 +305,4 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="confidence=95"):
         delong_interval([0.1, 0.2], [0, 1], 95)
     with pytest.raises(ValueError, match="greater than 1"):
-        evaluate([0.1, 1.2], [0, 1])
+        measure([0.1, 1.2], [0, 1])
