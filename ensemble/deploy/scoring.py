@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from search.data.batches import Batch, Loader, eval_loader
@@ -19,10 +17,8 @@ from search.data.quarantine import BrokenFile, Quarantine
 from search.errors import UserError
 from search.training.device import Runtime, default_workers, resolve_device
 from search.training.network import margin
+from search.training.progress import Bar, Bars
 from search.training.scoring import predict
-
-PLAIN_LINES = 10
-"""Lines that tell of the progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,9 @@ def score_images(
     )
     network = FlipAverage(model) if flip else model
     try:
-        with _progress(console, len(table)) as advance:
-            counted: Any = _Counted(loader, advance)
+        with Bars(console, time_left=True, transient=True) as bars:
+            bar = bars.add("scoring", len(table), unit="images", plain="scored")
+            counted: Any = _Counted(loader, bar)
             predictions = predict(network, counted, runtime)
     except UserError:
         broken = quarantine.among(table)
@@ -115,37 +112,10 @@ def score_images(
 class _Counted:
     """A loader that tells how many rows of its table it has come to."""
 
-    def __init__(self, loader: Loader, advance: Any) -> None:
-        self.loader, self.advance = loader, advance
+    def __init__(self, loader: Loader, bar: Bar) -> None:
+        self.loader, self.bar = loader, bar
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             yield batch
-            self.advance(int(batch.indices[-1]) + 1)
-
-
-@contextmanager
-def _progress(console: Console, total: int) -> Iterator[Any]:
-    """Yields what is to be told how many images are done."""
-    if console.is_terminal:
-        columns = (
-            TextColumn("scoring"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("images,"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    shown = 0
-
-    def tell(done: int) -> None:
-        nonlocal shown
-        if done * PLAIN_LINES // total > shown:
-            shown = done * PLAIN_LINES // total
-            console.print(f"scored {done:,} of {total:,} images", highlight=False)
-
-    yield tell
+            self.bar.update(int(batch.indices[-1]) + 1)

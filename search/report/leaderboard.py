@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from search.errors import UserError
 from search.files import write_atomically
-from search.training.candidate import METRICS, Candidate
+from search.report.recorded import CANDIDATES, has_candidate, read_metrics, report_figures_of
 
 if TYPE_CHECKING:
     import optuna
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 TEXTS = ("candidate", "state", "backbone", "pretraining", "augmentation", "reason", "path")
 INTEGERS = (
     *("rank", "params_thop", "params_exact", "image_size", "epochs"),
-    *("tp", "fp", "tn", "fn", "batch_size", "seed"),
+    *("tp", "fp", "tn", "fn", "batch_size", "seed", "trial"),
 )
 COLUMNS = (
     *("rank", "candidate", "state", "backbone", "pretraining"),
@@ -27,52 +29,90 @@ COLUMNS = (
     *("accuracy", "log_loss", "tp", "fp", "tn", "fn"),
     *("learning_rate", "weight_decay", "augmentation", "batch_size"),
     *("train_seconds", "images_per_second", "peak_memory_mb", "seed", "reason", "path"),
+    "trial",
 )
-STATES = ("complete", "pruned", "failed", "rejected")
+STATES = ("complete", "paused", "pruned", "failed", "rejected")
 """In the order of the table."""
 
+LEADERBOARD = "leaderboard.csv"
 
-def rows_from_study(study: optuna.Study, run_folder: Path) -> pd.DataFrame:
+
+def rows_from_study(
+    study: optuna.Study, run_folder: Path, tell: Callable[[str], None] = lambda _: None
+) -> pd.DataFrame:
     """The leaderboard of a study.
 
     Complete trials come first, by AUC, then by fewer parameters, then by trial number; they alone
-    have a rank. Pruned trials follow by the AUC they had reached, then failed, then rejected ones.
+    have a rank. Paused and pruned trials follow by the AUC they had reached, then failed, then
+    rejected ones.
 
     Args:
-        study: its finished trials tell their outcome in the user attributes `state`, `reason`,
-            `candidate` and `row`; running and waiting trials are left out. A trial that failed
-            without an outcome is one whose process ended.
+        study: its trials tell their outcome in the user attributes `state`, `reason` and `row`.
         run_folder: holds candidates/, whose metrics.json gives `auc_report` where it is known.
+        tell: given a line on each file that is damaged; its figures are left blank.
 
     Returns:
         `COLUMNS` in that order, indexed by the trial's number (named "trial"). Unknown numbers are
         missing, unknown texts empty.
+    """
+    outcomes = [(trial, outcome(trial)) for trial in study.get_trials(deepcopy=False)]
+    rows = [_row(trial, *told, run_folder, tell) for trial, told in outcomes if told is not None]
+    return _ordered(_typed(pd.DataFrame(rows, columns=list(COLUMNS))))
+
+
+def read_leaderboard(path: Path) -> pd.DataFrame:
+    """The leaderboard that `write_leaderboard` wrote, for where its study is not at hand.
 
     Raises:
-        UserError: if a candidate's metrics.json is damaged.
+        UserError: if the file is absent, or no leaderboard.
     """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    table = pd.DataFrame(
-        [_row(trial, run_folder) for trial in trials],
-        columns=list(COLUMNS),
-        index=pd.Index([trial.number for trial in trials], name="trial", dtype="int64"),
+    try:
+        # The name "NA" is a name.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = [name for name in COLUMNS if name not in table]
+        if missing:
+            raise ValueError(f"column {missing[0]} is missing")
+        numbers = table[list(COLUMNS)].drop(columns=list(TEXTS)).replace("", pd.NA)
+        table = _typed(table.assign(**numbers.apply(pd.to_numeric)))
+        if not set(table["state"]) <= set(STATES):
+            raise ValueError("a state is unknown")
+        return _ordered(table)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} must be a leaderboard that onefold wrote: {error}") from None
+
+
+def outcome(trial: FrozenTrial) -> tuple[str, str] | None:
+    """State and reason of a trial; None if it is running, or waits and was never begun.
+
+    A trial that ended without telling is one whose process was killed, and that another one closed.
+    """
+    state, reason = trial.user_attrs.get("state"), str(trial.user_attrs.get("reason", ""))
+    if trial.state.name == "WAITING" and state == "paused":
+        return state, reason
+    if not trial.state.is_finished():
+        return None
+    if state in STATES and state != "paused":
+        return state, reason
+    return {
+        "COMPLETE": ("complete", ""),
+        "PRUNED": ("pruned", ""),
+    }.get(trial.state.name, ("failed", "process ended"))
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Best first, with ranks, indexed by the trial."""
+    keys = pd.DataFrame(
+        {
+            "state": table["state"].map(STATES.index),
+            "auc": -table["auc"],
+            "params_exact": table["params_exact"],
+            "trial": table["trial"],
+        }
     )
-    table = _typed(table)
-    # Stable, so that the trials' own order decides between equals.
-    table = table.iloc[
-        pd.DataFrame(
-            {
-                "state": table["state"].map(STATES.index),
-                "auc": -table["auc"],
-                "params_exact": table["params_exact"],
-            }
-        )
-        .reset_index(drop=True)
-        .sort_values(["state", "auc", "params_exact"], kind="stable")
-        .index
-    ]
+    table = table.loc[keys.sort_values(["state", "auc", "params_exact", "trial"]).index]
     complete = table["state"] == "complete"
-    return table.assign(rank=complete.cumsum().where(complete).astype("Int64"))
+    table = table.assign(rank=complete.cumsum().where(complete).astype("Int64"))
+    return table.set_index(pd.Index(table["trial"], name="trial", dtype="int64"))
 
 
 def write_leaderboard(frame: pd.DataFrame, path: Path) -> None:
@@ -85,37 +125,24 @@ def write_leaderboard(frame: pd.DataFrame, path: Path) -> None:
     )
 
 
-def _row(trial: FrozenTrial, run_folder: Path) -> dict[str, Any]:
-    attributes = trial.user_attrs
-    state, reason = attributes.get("state"), attributes.get("reason", "")
-    if state not in STATES:
-        state, reason = _outcome_by_optuna(trial)
-    row = {"auc": trial.value, **attributes.get("row", {})}
-    candidate = str(attributes.get("candidate", ""))
+def _row(
+    trial: FrozenTrial, state: str, reason: str, run: Path, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    row = {"auc": trial.value, **trial.user_attrs.get("row", {})}
+    name = f"{trial.number:04d}"
+    folder = run / CANDIDATES / name
+    is_there = has_candidate(folder)
     return {
         **dict.fromkeys(TEXTS, ""),
         **{name: value for name, value in row.items() if name in COLUMNS and value is not None},
-        "candidate": candidate,
+        "candidate": name if is_there else "",
         "state": state,
         # A line break in a message would break the row for readers that go by lines.
-        "reason": " ".join(str(reason).split()),
-        "auc_report": _auc_report(run_folder / "candidates" / candidate) if candidate else None,
+        "reason": " ".join(reason.split()),
+        "auc_report": report_figures_of(read_metrics(folder, tell)).get("auc"),
+        "path": f"{CANDIDATES}/{name}" if is_there else "",
+        "trial": trial.number,
     }
-
-
-def _outcome_by_optuna(trial: FrozenTrial) -> tuple[str, str]:
-    """State and reason of a trial whose objective told none."""
-    return {
-        "COMPLETE": ("complete", ""),
-        "PRUNED": ("pruned", ""),
-    }.get(trial.state.name, ("failed", "process ended"))
-
-
-def _auc_report(candidate: Path) -> float | None:
-    if not (candidate / METRICS).exists():
-        return None
-    auc: float | None = Candidate(candidate).metrics.get("report", {}).get("auc")
-    return auc
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

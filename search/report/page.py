@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from search.errors import UserError
 from search.files import write_text_atomically
 from search.report.figure import DARK, LIGHT, Theme
 from search.report.leaderboard import COLUMNS, STATES, TEXTS
@@ -26,9 +25,19 @@ from search.report.plots import (
     draw_roc,
     parameter_importance,
 )
-from search.report.terminal import format_seconds
+from search.report.recorded import (
+    CANDIDATES,
+    EPOCH_COLUMNS,
+    MISSING,
+    SCORE_COLUMNS,
+    Tell,
+    read_metrics,
+    read_table,
+    report_figures_of,
+)
+from search.report.terminal import Problems, format_seconds
 from search.study.space import BASELINE, PRESET
-from search.training.candidate import METRICS, Candidate
+from search.training.candidate import HISTORY, SCORES
 
 if TYPE_CHECKING:
     import optuna
@@ -41,7 +50,10 @@ HIGHLIGHTED = ("notes",)
 """Facts that stand out on the page: with them, figures mean something else than without."""
 
 TOP_ROWS, TOP_CURVES = 10, 5
-MISSING = "\N{EN DASH}"
+
+UNFINISHED = ("paused", "failed", "rejected")
+"""States of trials whose reason is shown."""
+
 FORMATS = {
     **dict.fromkeys(("auc", "auc_low", "auc_high", "auc_report", "accuracy", "log_loss"), ".4f"),
     **dict.fromkeys(("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"), ".4f"),
@@ -64,35 +76,45 @@ class ReportFigure:
 
 
 def write_report(
-    run: Path, study: optuna.Study, leaderboard: pd.DataFrame, facts: Mapping[str, str]
+    run: Path,
+    study: optuna.Study | None,
+    leaderboard: pd.DataFrame,
+    facts: Mapping[str, str],
+    problems: Problems,
 ) -> list[Path]:
     """Draws the plots of a run and writes its report, one page that needs no other file.
 
+    A figure that cannot be drawn is told, on the page too, and costs no other.
+
     Args:
         run: the run folder; plots/ and report.html are written, candidates/ is read.
-        study: tells which trial is the baseline, and what its parameters mattered.
-        leaderboard: from `search.report.leaderboard.rows_from_study`.
+        study: tells which trial is the baseline, and what its parameters mattered; None where it
+            is not at hand.
+        leaderboard: from `search.report.leaderboard`.
         facts: what the figures depend on (images, pool, weights, seed, versions...) by name. Those
             in `HIGHLIGHTED` stand out.
+        problems: told of damaged files and of figures that cannot be drawn.
 
     Returns:
         The paths written, report.html first.
 
     Raises:
-        UserError: if a candidate's file is damaged.
+        OSError: if the page itself cannot be written.
     """
-    baseline = baseline_trials(study)
+    baseline = baseline_trials(study, leaderboard)
     figures, plots = [], []
-    for figure in report_figures(run, study, leaderboard, baseline):
-        light = figure.draw(run / "plots" / f"{figure.name}.png", LIGHT)
-        dark = figure.draw(run / "plots" / f"{figure.name}-dark.png", DARK)
-        images = {"light": _base64(light), "dark": _base64(dark)}
-        figures.append({"title": figure.title, "caption": figure.caption, **images})
-        plots += [light, dark]
-    rows: list[dict[str, Any]] = leaderboard.reset_index().to_dict("records")  # type: ignore[assignment]
+    for figure in report_figures(run, study, leaderboard, baseline, problems):
+        content = {"title": figure.title, "caption": figure.caption}
+        with problems.forgiven(f"plots/{figure.name}.png"):
+            light = figure.draw(run / "plots" / f"{figure.name}.png", LIGHT)
+            dark = figure.draw(run / "plots" / f"{figure.name}-dark.png", DARK)
+            content |= {"light": _base64(light), "dark": _base64(dark)}
+            plots += [light, dark]
+        figures.append(content)
+    rows: list[dict[str, Any]] = leaderboard.to_dict("records")  # type: ignore[assignment]
     for row in rows:
         row["is_baseline"] = row["trial"] in baseline
-        row["report"] = _report_metrics(run, row["candidate"])
+        row["report"] = _report_metrics(run, row["candidate"], problems.tell)
     complete = [row for row in rows if row["state"] == "complete"]
     page = _template().render(
         title=run.name,
@@ -101,9 +123,9 @@ def write_report(
         facts={name: text for name, text in facts.items() if name not in HIGHLIGHTED},
         figures=figures,
         top=complete[:TOP_ROWS] + [row for row in complete[TOP_ROWS:] if row["is_baseline"]],
-        untrained=[row for row in rows if row["state"] in ("failed", "rejected")],
+        unfinished=[row for row in rows if row["state"] in UNFINISHED],
         rows=rows,
-        columns=COLUMNS,
+        columns=[name for name in COLUMNS if name != "trial"],
         merged=_merged(run),
         texts=TEXTS,
         formats=FORMATS,
@@ -113,16 +135,33 @@ def write_report(
 
 
 def report_figures(
-    run: Path, study: optuna.Study, leaderboard: pd.DataFrame, baseline: Collection[int]
+    run: Path,
+    study: optuna.Study | None,
+    leaderboard: pd.DataFrame,
+    baseline: Collection[int],
+    problems: Problems,
 ) -> list[ReportFigure]:
     """What is drawn of a run, in the page's order."""
     complete = leaderboard[leaderboard["state"] == "complete"].head(TOP_CURVES)
-    best = {
-        f"{row['candidate']} {short_name(row['backbone'])}": Candidate(folder)
-        for row in complete.to_dict("records")
-        # A user may have deleted a candidate since.
-        if (folder := run / "candidates" / row["candidate"]).joinpath(METRICS).exists()
-    }
+    # Whose folder was deleted since has no candidate.
+    rows = [row for row in complete.to_dict("records") if row["candidate"]]
+
+    def tables(file: str, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """A table of each of the best that has it whole, by the candidate's name."""
+        found = {
+            f"{row['candidate']} {short_name(row['backbone'])}": read_table(
+                run / CANDIDATES / row["candidate"] / file, columns, problems.tell
+            )
+            for row in rows
+        }
+        return {name: table for name, table in found.items() if table is not None}
+
+    importance = cache(lambda: {} if study is None else parameter_importance(study))
+    not_known = (
+        "Not known: the study was not at hand\nwhen this page was made."
+        if study is None
+        else f"Not known before {TRIALS_NEEDED} complete trials\nbeside the baseline."
+    )
     return [
         ReportFigure(
             "pareto",
@@ -133,7 +172,8 @@ def report_figures(
         ReportFigure(
             "history",
             "Search history",
-            "Every trial in the order it was begun. A pruned trial was stopped early.",
+            "Every trial in the order it was begun. A pruned trial was stopped early; a paused one "
+            "goes on.",
             partial(draw_history, leaderboard),
         ),
         ReportFigure(
@@ -141,30 +181,32 @@ def report_figures(
             "ROC of the best five",
             "On select. Dotted lines mark the false positive rates whose true positive rate "
             "breaks ties in the challenge.",
-            partial(draw_roc, {name: candidate.scores for name, candidate in best.items()}),
+            lambda path, theme: draw_roc(tables(SCORES, SCORE_COLUMNS), path, theme),
         ),
         ReportFigure(
             "epochs",
             "Loss and AUC by epoch of the best five",
             "A candidate keeps the weights of the epoch with its best AUC on select.",
-            partial(draw_epochs, {name: candidate.history for name, candidate in best.items()}),
+            lambda path, theme: draw_epochs(tables(HISTORY, EPOCH_COLUMNS), path, theme),
         ),
         ReportFigure(
             "importance",
             "Parameter importance",
             "What told the best trials from the others (conditional PED-ANOVA); each backbone's "
             "own parameters are summed. With few trials, a hint at most.",
-            partial(
-                draw_importance,
-                parameter_importance(study),
-                note=f"Not known before {TRIALS_NEEDED} complete trials\nbeside the baseline.",
-            ),
+            lambda path, theme: draw_importance(importance(), path, theme, not_known),
         ),
     ]
 
 
-def baseline_trials(study: optuna.Study) -> set[int]:
-    """Numbers of the trials that are the challenge's own starting point."""
+def baseline_trials(study: optuna.Study | None, leaderboard: pd.DataFrame) -> set[int]:
+    """Numbers of the trials that are the challenge's own starting point.
+
+    Without the study they are known by their augmentation, which no other trial has.
+    """
+    if study is None:
+        policies = leaderboard["augmentation"].str.partition(":")[0]
+        return set(leaderboard["trial"][policies == BASELINE])
     trials = study.get_trials(deepcopy=False)
     return {trial.number for trial in trials if trial.user_attrs.get(PRESET) == BASELINE}
 
@@ -184,7 +226,9 @@ def summarise(rows: list[dict[str, Any]]) -> str:
     baseline = [row for row in complete if row["is_baseline"]]
     if complete:
         best = complete[0]
-        text = f"The best, candidate {best['candidate']} ({best['backbone']}), has {_worth(best)}"
+        name = f"candidate {best['candidate']} ({best['backbone']})"
+        # The folder of a trial may have been deleted since.
+        text = f"The best, {name if best['candidate'] else best['backbone']}, has {_worth(best)}"
         sentences.append(text + ("; it is the challenge's baseline." if best in baseline else "."))
     if baseline and baseline[0] is not complete[0]:
         sentences.append(f"The challenge's baseline has {_worth(baseline[0])}.")
@@ -215,13 +259,11 @@ def number_text(value: Any, form: str, scale: float = 1) -> str:
     )
 
 
-def _report_metrics(run: Path, candidate: str) -> dict[str, Any]:
+def _report_metrics(run: Path, candidate: str, tell: Tell) -> dict[str, float]:
     """A candidate's figures on report; none before the study has ended."""
-    folder = run / "candidates" / candidate
-    if not candidate or not (folder / METRICS).exists():
+    if not candidate:
         return {}
-    figures: dict[str, Any] = Candidate(folder).metrics.get("report", {})
-    return figures
+    return report_figures_of(read_metrics(run / CANDIDATES / candidate, tell))
 
 
 def _merged(run: Path) -> list[dict[str, Any]]:
@@ -231,8 +273,8 @@ def _merged(run: Path) -> list[dict[str, Any]]:
         table = pd.read_csv(run / COMPARISON)
         rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
         models = [row for row in rows if not pd.isna(row["path"])]
-        known = [Candidate(run / row["path"]).metrics["auc"] for row in models]
-    except (OSError, ValueError, KeyError, UserError):
+        known = [read_metrics(run / row["path"], lambda _: None)["auc"] for row in models]
+    except (OSError, ValueError, KeyError):
         return []
     return rows if known == [row["auc_select"] for row in models] else []
 

@@ -97,7 +97,8 @@ def draw_history(leaderboard: pd.DataFrame, path: Path, theme: Theme = LIGHT) ->
     figure, (axes,) = new_figure(theme, 3.5)
     rows = leaderboard.sort_index()
     scored = {
-        state: rows[rows["state"] == state]["auc"].dropna() for state in ("complete", "pruned")
+        state: rows[rows["state"] == state]["auc"].dropna()
+        for state in ("complete", "pruned", "paused")
     }
     if all(aucs.empty for aucs in scored.values()):
         return save_note(figure, theme, path, "No trial has been scored yet.")
@@ -109,6 +110,9 @@ def draw_history(leaderboard: pd.DataFrame, path: Path, theme: Theme = LIGHT) ->
         axes.step(steps.index, steps, where="post", color=first, linewidth=1.6, label="best so far")
     axes.plot(scored["complete"], "o", color=first, ms=5, label="complete")
     axes.plot(scored["pruned"], "o", color=theme.muted, ms=5, mfc="none", label="pruned")
+    if not scored["paused"].empty:
+        style: dict[str, Any] = {"color": theme.series[2], "mfc": "none", "label": "paused"}
+        axes.plot(scored["paused"], "s", ms=5, **style)
     unscored = rows.index[rows["auc"].isna()]
     if len(unscored):
         axes.plot(
@@ -116,7 +120,7 @@ def draw_history(leaderboard: pd.DataFrame, path: Path, theme: Theme = LIGHT) ->
             "x",
             color=theme.series[1],
             ms=6,
-            label="failed or rejected",
+            label="without a score",
             transform=axes.get_xaxis_transform(),
         )
     axes.margins(y=0.1)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from search.data.inputs import tables
-from search.study.plan import Plan, versions
-from search.training.candidate import EpochRecord
-from search.training.loop import StepRecord
-from search.training.recipe import Recipe
+from search.errors import UserError
+from search.training.progress import Bars
+
+if TYPE_CHECKING:
+    from search.study.plan import Plan
+    from search.training.candidate import EpochRecord
+    from search.training.loop import StepRecord
+    from search.training.recipe import Recipe
 
 
 class StudyProgress:
@@ -53,25 +56,15 @@ class StudyProgress:
         self.best = best
         self.durations = list(durations)
         self.started = time.monotonic()
-        self.name = ""
-        self.bars: Progress | None = None
-        self.study_bar = self.epoch_bar = TaskID(0)
-        if console.is_terminal:
-            self.bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[info]}"),
-                console=console,
-            )
-            self.study_bar = self.bars.add_task(
-                "trials", total=trials, completed=finished, info=self._study_info()
-            )
-            self.epoch_bar = self.bars.add_task("", total=1, info="", visible=False)
+        self.epochs = 0
+        self.goes_on = False
+        self.bars = Bars(console)
+        self.study_bar = self.bars.add("trials", trials)
+        self.epoch_bar = self.bars.add("", visible=False)
+        self.study_bar.update(finished, info=self._study_info())
 
     def __enter__(self) -> StudyProgress:
-        if self.bars:
-            self.bars.start()
+        self.bars.__enter__()
         return self
 
     def __exit__(
@@ -80,36 +73,37 @@ class StudyProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.bars:
-            self.bars.update(self.epoch_bar, visible=False)
-            self.bars.stop()
+        self.epoch_bar.hide()
+        self.bars.__exit__(kind, error, traceback)
 
-    def trial_started(self, name: str, recipe: Recipe) -> None:
-        """Told of every trial that is trained, under its number in four digits."""
-        self.name, self.started = name, time.monotonic()
+    def trial_started(self, name: str, recipe: Recipe, *, goes_on: bool = False) -> None:
+        """Told of every trial that is trained.
+
+        Args:
+            name: its number in four digits.
+            recipe: what is trained.
+            goes_on: it was paused, and is trained from where it was.
+        """
+        self.started, self.goes_on = time.monotonic(), goes_on
         self.epochs = recipe.epochs
         self.console.print(
-            f"trial {name}: {recipe.backbone} at {recipe.image_size} px, "
-            f"learning rate {recipe.learning_rate:.2g}, augmentation {recipe.augmentation} "
-            f"{recipe.augmentation_strength:.2f}",
+            f"trial {name}{' goes on' if goes_on else ''}: {recipe.backbone} at "
+            f"{recipe.image_size} px, learning rate {recipe.learning_rate:.2g}, augmentation "
+            f"{recipe.augmentation} {recipe.augmentation_strength:.2f}",
             highlight=False,
             soft_wrap=True,
         )
 
     def step(self, record: StepRecord) -> None:
         """Moves the epoch's bar; says nothing where there is none."""
-        if not self.bars:
-            return
-        fields: dict[str, Any] = {}
+        info = None
         if record.loss is not None:
-            fields["info"] = f"{record.images_per_second:.0f} images/s, loss {record.loss:.3f}"
-        self.bars.update(
-            self.epoch_bar,
+            info = f"{record.images_per_second:.0f} images/s, loss {record.loss:.3f}"
+        self.epoch_bar.update(
+            record.step,
+            record.steps,
             description=f"epoch {record.epoch + 1}/{self.epochs}",
-            completed=record.step,
-            total=record.steps,
-            visible=True,
-            **fields,
+            info=info,
         )
 
     def epoch(self, record: EpochRecord) -> None:
@@ -123,15 +117,16 @@ class StudyProgress:
     def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
         """Told of every trial that counts."""
         self.finished += 1
-        if state != "failed":
+        # Of a trial that went on, only a part was seen.
+        if state != "failed" and not self.goes_on:
             self.durations.append(time.monotonic() - self.started)
         if state == "complete" and auc is not None and not auc <= self.best:
             self.best = auc
         self._tell_end(state + ("" if auc is None else f", AUC {auc:.4f}"), reason)
 
-    def trial_interrupted(self, reason: str) -> None:
-        """Told of a trial that will be tried again."""
-        self._tell_end("closed, to be tried again", reason)
+    def trial_paused(self, reason: str) -> None:
+        """Told of a trial that was stopped and will go on from its batch."""
+        self._tell_end("paused", f"{reason}, goes on from its batch")
 
     def _tell_end(self, what: str, reason: str) -> None:
         self.console.print(
@@ -140,12 +135,11 @@ class StudyProgress:
             markup=False,
             soft_wrap=True,
         )
-        if self.bars:
-            self.bars.update(self.study_bar, completed=self.finished, info=self._study_info())
-            self.bars.update(self.epoch_bar, visible=False)
+        self.study_bar.update(self.finished, info=self._study_info())
+        self.epoch_bar.hide()
 
     def _study_info(self) -> str:
-        parts = [f"{self.finished} of {self.trials} trials"] if not self.bars else []
+        parts = [f"{self.finished} of {self.trials} trials"] if not self.bars.live else []
         if not math.isnan(self.best):
             parts.append(f"best AUC {self.best:.4f}")
         left = self._estimate()
@@ -173,35 +167,50 @@ def format_seconds(seconds: float) -> str:
     return f"{whole} s"
 
 
+class Problems:
+    """Tells what could not be read or made of a run: a line each, each only once.
+
+    A projection is no part of the search: it is told, made again later, and never stops anything.
+    """
+
+    def __init__(self, run: Path, console: Console) -> None:
+        self.run, self.console = run, console
+        self._told: set[str] = set()
+
+    def tell(self, line: str) -> None:
+        """Tells a line, unless it has been told."""
+        if line not in self._told:
+            self._told.add(line)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def not_made(self, what: str, why: str) -> None:
+        """Tells what is missing, why, and which command makes it again."""
+        again = f"`python -m search report --out {short_path(self.run)}` makes it again"
+        self.tell(f"{what} could not be made: {why}; {again}")
+
+    @contextmanager
+    def forgiven(self, what: str) -> Iterator[None]:
+        """Runs the block; a failure is told as `not_made`, whatever it was."""
+        try:
+            yield
+        except Exception as error:
+            self.not_made(what, one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, for a line that says where: without a traceback or a line break."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_CHARACTERS]}"
+
+
+MOST_CHARACTERS = 200
+"""Of an error that onefold did not write itself."""
+
 TOP_ROWS = 10
-
-
-def describe_run(plan: Plan) -> dict[str, str]:
-    """Facts that every report states."""
-    settings = plan.settings
-    facts = {
-        f"{name} images": f"{len(table):,} ({int(table['target'].sum()):,} fake)"
-        for name, table in tables(plan.splits).items()
-    }
-    weights = {
-        "hub": "timm's hub, pinned ImageNet-1K tags",
-        "file": "local files, pinned ImageNet-1K tags",
-        "none": "none: trained from scratch",
-    }[settings.weights_source]
-    device = plan.runtime.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    facts |= {
-        "pool": str(settings.pool),
-        "starting weights": weights,
-        "budget": f"{plan.catalogue.budget / 1e6:.0f}M parameters, by thop and exactly",
-        "epochs of a trial": str(settings.epochs),
-        "seed": str(settings.seed),
-        "device": f"{name}, {plan.space.precision}",
-        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-    }
-    if plan.notes:
-        facts["notes"] = " ".join(plan.notes)
-    return facts
 
 
 def print_top(leaderboard: pd.DataFrame, console: Console) -> None:

@@ -12,13 +12,21 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from search.errors import UserError
-from search.report.leaderboard import COLUMNS, INTEGERS, TEXTS, rows_from_study, write_leaderboard
+from search.report.leaderboard import (
+    COLUMNS,
+    INTEGERS,
+    TEXTS,
+    read_leaderboard,
+    rows_from_study,
+    write_leaderboard,
+)
 
 DESIGN = (
     "rank, candidate, state, backbone, pretraining, params_thop, params_exact, gmacs, image_size, "
     "epochs, auc, auc_low, auc_high, auc_report, tpr_at_fpr_1e-2, tpr_at_fpr_5e-3, "
     "tpr_at_fpr_1e-3, accuracy, log_loss, tp, fp, tn, fn, learning_rate, weight_decay, "
-    "augmentation, batch_size, train_seconds, images_per_second, peak_memory_mb, seed, reason, path"
+    "augmentation, batch_size, train_seconds, images_per_second, peak_memory_mb, seed, reason, "
+    "path, trial"
 )
 
 
@@ -35,14 +43,16 @@ def add(
     reason: str = "",
     **row: Any,
 ) -> None:
-    """Adds a trial as the objective leaves it; a state of None is a trial that told nothing."""
-    by_state = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
+    """Adds a trial as the study leaves it; a state of None is a trial that told nothing."""
+    by_state = {
+        "complete": TrialState.COMPLETE,
+        "failed": TrialState.FAIL,
+        "paused": TrialState.WAITING,
+    }
     attributes: dict[str, Any] = {}
     if state is not None:
-        name = "" if auc is None else f"{len(study.trials):04d}"
-        row |= {"path": f"candidates/{name}" if name else ""}
         row |= {} if auc is None else {"auc": auc}
-        attributes = {"state": state, "reason": reason, "candidate": name, "row": row}
+        attributes = {"state": state, "reason": reason, "row": row}
     optuna_state = optuna_state or by_state.get(str(state), TrialState.PRUNED)
     value = auc if optuna_state == TrialState.COMPLETE else None
     study.add_trial(create_trial(state=optuna_state, value=value, user_attrs=attributes))
@@ -77,8 +87,11 @@ def test_order_and_ranks(study: optuna.Study, tmp_path: Path) -> None:
     add(study, "pruned", 0.95)  # 7
     add(study, "complete", 0.8, params_exact=20)  # 8
     add(study, "complete", 0.8)  # 9: of unknown size
+    add(study, "paused")  # 10: stopped before its first epoch ended
+    add(study, "paused", 0.5)  # 11
     table = rows_from_study(study, tmp_path)
-    assert table.index.tolist() == [4, 5, 8, 2, 9, 7, 1, 6, 3, 0]
+    assert table.index.tolist() == [4, 5, 8, 2, 9, 11, 10, 7, 1, 6, 3, 0]
+    assert table["trial"].tolist() == table.index.tolist()
     assert table["rank"].tolist()[:5] == [1, 2, 3, 4, 5]
     assert table["rank"].iloc[5:].isna().all()
     assert table.index.name == "trial"
@@ -111,6 +124,26 @@ def test_running_and_waiting_trials_are_left_out(study: optuna.Study, tmp_path: 
     assert rows_from_study(study, tmp_path).index.tolist() == [0]
 
 
+def test_a_paused_trial_is_shown_with_what_it_has_reached(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    add(study, "paused", 0.65, reason="the time limit was reached", backbone="vit", epochs=4)
+    table = rows_from_study(study, tmp_path)
+    shown = table[["state", "reason", "backbone", "epochs", "auc"]].to_numpy().tolist()
+    assert shown == [["paused", "the time limit was reached", "vit", 4, 0.65]]
+    assert table["rank"].isna().all()
+
+
+def test_a_paused_trial_that_goes_on_is_left_out_and_one_that_ended_has_ended(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    add(study, "paused", 0.65)
+    assert study.ask().number == 0
+    assert rows_from_study(study, tmp_path).empty
+    study.tell(0, state=TrialState.FAIL)
+    assert rows_from_study(study, tmp_path)["state"].tolist() == ["failed"]
+
+
 def test_a_row_holds_what_the_trial_told(study: optuna.Study, tmp_path: Path) -> None:
     row = {
         "backbone": "test_vit.r160_in1k",
@@ -129,9 +162,32 @@ def test_a_row_holds_what_the_trial_told(study: optuna.Study, tmp_path: Path) ->
         name: value for name, value in row.items() if name not in ("n", "peak_memory_mb")
     }
     assert pd.isna(first["peak_memory_mb"])
-    assert (first["candidate"], first["path"]) == ("0000", "candidates/0000")
     assert table.iloc[1]["reason"] == "first line second, line"
     assert table.iloc[1]["backbone"] == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "candidate"),
+    [
+        ((), ""),
+        (("recipe.yaml", "checkpoint.pt"), ""),
+        (("recipe.yaml", "history.csv"), "0000"),
+        (("metrics.json",), "0000"),
+    ],
+    ids=str,
+)
+def test_a_candidate_is_named_if_its_folder_has_something_to_show(
+    files: tuple[str, ...], candidate: str, study: optuna.Study, tmp_path: Path
+) -> None:
+    # What the attributes of older runs say does not count, the folder does.
+    add(study, "pruned", 0.6, path="somewhere/else")
+    folder = tmp_path / "candidates" / "0000"
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text("{}", encoding="utf-8")
+    (row,) = rows_from_study(study, tmp_path).to_dict("records")
+    assert row["candidate"] == candidate
+    assert row["path"] == (f"candidates/{candidate}" if candidate else "")
 
 
 def test_auc_report_comes_from_the_candidate(study: optuna.Study, tmp_path: Path) -> None:
@@ -144,12 +200,25 @@ def test_auc_report_comes_from_the_candidate(study: optuna.Study, tmp_path: Path
     assert aucs.iloc[1:].isna().all()
 
 
-def test_a_damaged_candidate_is_named(study: optuna.Study, tmp_path: Path) -> None:
-    add(study, "complete", 0.9)
+@pytest.mark.parametrize(
+    "content", ['{"auc": ', "[1]", "\0", '{"report": [1]}', '{"report": {"auc": "high"}}']
+)
+def test_a_damaged_candidate_costs_its_own_figure_only(
+    content: str, study: optuna.Study, tmp_path: Path
+) -> None:
+    for auc in (0.9, 0.8):
+        add(study, "complete", auc)
     write_metrics(tmp_path, "0000", {})
-    (tmp_path / "candidates" / "0000" / "metrics.json").write_text('{"auc": ', encoding="utf-8")
-    with pytest.raises(UserError, match=r"0000.metrics\.json"):
-        rows_from_study(study, tmp_path)
+    (tmp_path / "candidates" / "0000" / "metrics.json").write_text(content, encoding="utf-8")
+    write_metrics(tmp_path, "0001", {"auc": 0.8, "report": {"auc": 0.75}})
+    told: list[str] = []
+    table = rows_from_study(study, tmp_path, told.append)
+    assert table["candidate"].tolist() == ["0000", "0001"]
+    assert table["auc_report"].isna().tolist() == [True, False]
+    assert table["auc_report"].iloc[1] == 0.75
+    if "report" not in content:
+        (line,) = told
+        assert str(Path("0000") / "metrics.json") in line
 
 
 def test_csv_keeps_integers_names_and_every_digit(study: optuna.Study, tmp_path: Path) -> None:
@@ -157,6 +226,7 @@ def test_csv_keeps_integers_names_and_every_digit(study: optuna.Study, tmp_path:
         study, "complete", 0.1 + 0.2, params_thop=11_177_538, tp=40, backbone='with "quotes", comma'
     )
     add(study, "failed", reason="no figures at all")
+    write_metrics(tmp_path, "0000", {})
     path = tmp_path / "leaderboard.csv"
     write_leaderboard(rows_from_study(study, tmp_path), path)
     raw = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -166,6 +236,32 @@ def test_csv_keeps_integers_names_and_every_digit(study: optuna.Study, tmp_path:
     assert raw["rank"].tolist() == ["1", ""]
     assert float(raw["auc"][0]) == 0.1 + 0.2
     assert raw["backbone"][0] == 'with "quotes", comma'
+
+
+def test_a_leaderboard_is_read_back_as_it_was(study: optuna.Study, tmp_path: Path) -> None:
+    path = tmp_path / "leaderboard.csv"
+    table = rows_from_study(study, tmp_path)
+    write_leaderboard(table, path)
+    pd.testing.assert_frame_equal(read_leaderboard(path), table, check_index_type=False)
+    add(study, "failed", reason="NA")
+    add(study, "complete", 0.1 + 0.2, backbone="NA", params_thop=11_177_538, gmacs=0.5)
+    add(study, "paused", 0.2, backbone='with "quotes", comma')
+    add(study, "complete", 0.9, seed=2**32 - 1)
+    write_metrics(tmp_path, "0001", {"report": {"auc": 0.85}})
+    table = rows_from_study(study, tmp_path)
+    write_leaderboard(table, path)
+    pd.testing.assert_frame_equal(read_leaderboard(path), table)
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "rank,state\n1,complete\n", "\0\1", "HEAD\n" + "x," * 33 + "x\n"]
+)
+def test_what_is_no_leaderboard_is_a_user_error(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "leaderboard.csv"
+    if content is not None:
+        path.write_text(content.replace("HEAD", ",".join(COLUMNS)), encoding="utf-8")
+    with pytest.raises(UserError, match=r"leaderboard\.csv must be a leaderboard"):
+        read_leaderboard(path)
 
 
 def test_a_write_that_fails_leaves_the_old_file_alone(

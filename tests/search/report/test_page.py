@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from base64 import b64decode
@@ -16,13 +17,14 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 
 import search.report.figure
 from search.report.leaderboard import COLUMNS, rows_from_study
 from search.report.page import (
-    MISSING,
     auc_text,
     baseline_trials,
     number_text,
@@ -30,6 +32,8 @@ from search.report.page import (
     write_report,
 )
 from search.report.plots import TRIALS_NEEDED, parameter_importance
+from search.report.recorded import MISSING
+from search.report.terminal import Problems
 from search.training.candidate import Candidate
 from search.training.metrics import evaluate
 
@@ -38,6 +42,7 @@ FACTS = {
     "fit images": "2,000 (1,100 fake)",
     "starting weights": "none: trained from scratch",
     "versions": f"torch 2.15 {HOSTILE}",
+    "device": "cpu AVX2 (0000)\ncuda NVIDIA H200 (0001)",
     "notes": f"Pretraining declared: {HOSTILE}",
 }
 FIGURES = ("pareto", "history", "roc", "epochs", "importance")
@@ -108,16 +113,19 @@ def add(study: optuna.Study, run: Path, state: str, quality: float = 0, **attrib
         "params_thop": 371_000,
         "params_exact": 371_778,
         "train_seconds": 75.0,
-        "path": f"candidates/{name}" if name else "",
     }
     if quality:
         row |= write_candidate(run, name, quality, state == "complete")
-    states = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
+    states = {
+        "complete": TrialState.COMPLETE,
+        "failed": TrialState.FAIL,
+        "paused": TrialState.WAITING,
+    }
     study.add_trial(
         create_trial(
             state=states.get(state, TrialState.PRUNED),
-            value=row.get("auc"),
-            user_attrs={"state": state, "candidate": name, "row": row, "reason": "", **attributes},
+            value=row.get("auc") if state in ("complete", "pruned") else None,
+            user_attrs={"state": state, "row": row, "reason": "", **attributes},
         )
     )
 
@@ -166,7 +174,13 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 def report(study: optuna.Study, run: Path, facts: dict[str, str] | None = None) -> list[Path]:
-    return write_report(run, study, rows_from_study(study, run), FACTS if facts is None else facts)
+    """Writes the report of a run in which nothing is wrong."""
+    stream = io.StringIO()
+    problems = Problems(run, Console(file=stream))
+    leaderboard = rows_from_study(study, run, problems.tell)
+    paths = write_report(run, study, leaderboard, FACTS if facts is None else facts, problems)
+    assert stream.getvalue() == ""
+    return paths
 
 
 def test_the_page_needs_no_other_file(mixed: Written) -> None:
@@ -198,7 +212,7 @@ def test_texts_are_escaped(mixed: Written) -> None:
 
 def test_every_trial_is_shown_with_all_columns(mixed: Written) -> None:
     rows = mixed.page.table("trial", "rank")
-    assert all(list(row) == ["trial", *COLUMNS] for row in rows)
+    assert all(list(row) == ["trial", *COLUMNS[:-1]] for row in rows)
     assert [row["trial"] for row in rows] == ["0000", "0001", "0002", "0003", "0004"]
     assert [row["rank"] for row in rows] == ["1", "2", MISSING, MISSING, MISSING]
     assert rows[0]["params_exact"] == "371,778"
@@ -227,6 +241,8 @@ def test_facts_are_shown_and_notes_stand_out(mixed: Written) -> None:
     assert source.count('<p class="highlight">') == 1
     assert source.index("notes:") < source.index("fit images")
     assert "none: trained from scratch" in source
+    assert "cpu AVX2 (0000)\ncuda NVIDIA H200 (0001)</dd>" in source
+    assert "dd { margin: 0; white-space: pre-line; }" in source
 
 
 def test_a_baseline_below_the_top_is_shown_too(study: optuna.Study, run: Path) -> None:
@@ -283,12 +299,74 @@ def test_a_candidate_that_was_deleted_is_left_out_of_the_curves(
     study: optuna.Study, run: Path
 ) -> None:
     add(study, run, "complete", 1.5)
-    leaderboard = rows_from_study(study, run)
     shutil.rmtree(run / "candidates" / "0000")
-    write_report(run, study, leaderboard, FACTS)
+    report(study, run)
     (row,) = Page(run / "report.html").table("rank", "backbone")
-    assert row["candidate"] == "0000"
+    assert row["candidate"] == MISSING
     assert row["AUC on report [95%]"] == MISSING
+
+
+def test_a_paused_trial_tells_why_and_what_it_has_reached(study: optuna.Study, run: Path) -> None:
+    add(study, run, "complete", 1.5)
+    add(study, run, "paused", 1.0, reason="the time limit was reached")
+    report(study, run)
+    page = Page(run / "report.html")
+    (row,) = page.table("trial", "state")
+    assert (row["trial"], row["state"]) == ("0001", "paused")
+    assert row["reason"] == "the time limit was reached"
+    auc = page.table("trial", "rank")[1]["auc"]
+    assert auc == f"{study.trials[1].user_attrs['row']['auc']:.4f}"
+    assert "2 trials: 1 complete, 1 paused." in page.text
+
+
+def told(study: optuna.Study, run: Path) -> list[str]:
+    """Writes a report and returns what was told of it."""
+    stream = io.StringIO()
+    problems = Problems(run, Console(file=stream))
+    write_report(run, study, rows_from_study(study, run, problems.tell), FACTS, problems)
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "history.csv", "metrics.json"])
+@pytest.mark.parametrize("content", ["", "epoch,train_loss,select_auc\n1,high,0.5\n"])
+def test_a_damaged_file_is_told_once_and_costs_no_other(
+    name: str, content: str, study: optuna.Study, run: Path
+) -> None:
+    add(study, run, "complete", 1.5)
+    add(study, run, "complete", 1.0)
+    (run / "candidates" / "0000" / name).write_text(content, encoding="utf-8")
+    (line,) = told(study, run)
+    assert str(Path("0000") / name) in line
+    page = Page(run / "report.html")
+    assert [row["candidate"] for row in page.table("rank", "backbone")] == ["0000", "0001"]
+    assert len(page.links) == 2 * len(FIGURES) + 1
+
+
+def test_a_figure_that_cannot_be_drawn_is_one_line_and_costs_no_other(
+    study: optuna.Study, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(study, run, "complete", 1.5)
+
+    def fail(*_: object) -> Path:
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setattr("search.report.page.draw_history", fail)
+    (line,) = told(study, run)
+    assert line.startswith("plots/history.png could not be made: RuntimeError: no font; `python -m")
+    page = Page(run / "report.html")
+    assert "This figure could not be drawn" in page.text
+    assert len(page.links) == 2 * (len(FIGURES) - 1) + 1
+
+
+def test_ctrl_c_while_drawing_is_ctrl_c(
+    study: optuna.Study, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", press)
+    with pytest.raises(KeyboardInterrupt):
+        told(study, run)
 
 
 BEST = {"candidate": "0007", "backbone": "vit", "auc": 0.9, "auc_low": 0.85, "auc_high": 0.93}
@@ -371,7 +449,15 @@ def test_importance_leaves_the_baseline_out() -> None:
     assert parameter_importance(searched(30, baseline=True)) == pytest.approx(
         parameter_importance(searched(30))
     )
-    assert baseline_trials(searched(30, baseline=True)) == {30}
+
+
+def test_the_baseline_is_known_with_and_without_the_study(study: optuna.Study, run: Path) -> None:
+    add(study, run, "complete", 1.5)
+    add(study, run, "complete", 0.5, preset="baseline")
+    table = rows_from_study(study, run).assign(augmentation=["light:0.30", "baseline:1.00"])
+    assert table["trial"].tolist() == [0, 1]
+    assert baseline_trials(study, table) == {1}
+    assert baseline_trials(None, table) == {1}
 
 
 def test_importance_is_unknown_with_few_trials() -> None:

@@ -149,7 +149,16 @@ def test_history_shows_the_best_so_far_and_the_trials_without_a_score(
     best = lines["best so far"].get_xydata().tolist()
     assert best == [[0, 0.7], [1, 0.7], [4, 0.9], [6, 0.9], [6, 0.9]]
     assert lines["pruned"].get_xydata().tolist() == [[2, 0.65]]
-    assert list(lines["failed or rejected"].get_xdata()) == [3, 5]
+    assert list(lines["without a score"].get_xdata()) == [3, 5]
+
+
+def test_history_shows_paused_trials_apart(figures: list[Figure], tmp_path: Path) -> None:
+    table = leaderboard(7)
+    table.loc[[2, 3], "state"] = "paused"
+    draw_history(table, tmp_path / "a.png")
+    lines = {str(line.get_label()): line.get_xydata().tolist() for line in figures[0].axes[0].lines}
+    assert lines["paused"] == [[2, 0.65]]
+    assert [x for x, _ in lines["without a score"]] == [3, 5]
 
 
 def test_history_without_a_complete_trial_shows_the_pruned_ones(

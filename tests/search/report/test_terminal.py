@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from search.report.terminal import StudyProgress, format_seconds
+from search.errors import UserError
+from search.report.terminal import Problems, StudyProgress, format_seconds
 from search.training.candidate import EpochRecord
 from search.training.loop import StepRecord
 from search.training.recipe import Recipe
@@ -20,8 +22,8 @@ def play(*, terminal: bool) -> str:
         progress.trial_started("0001", RECIPE)
         progress.step(StepRecord(0, 1, 2, None, 10.0))
         progress.step(StepRecord(0, 2, 2, 0.693, 12.0))
-        if progress.bars:
-            progress.bars.refresh()
+        if progress.bars.live:
+            progress.bars.live.refresh()
         progress.epoch(EpochRecord(1, 0.693, 1e-3, 0.75, 0.6, 2.0))
         progress.trial_finished("complete", 0.75)
         progress.trial_started("0002", RECIPE)
@@ -47,14 +49,28 @@ def test_a_terminal_shows_speed_and_loss() -> None:
     assert "12 images/s, loss 0.693" in play(terminal=True)
 
 
-def test_a_resumed_study_knows_its_past_and_an_interrupted_trial_does_not_count() -> None:
+def test_a_resumed_study_knows_its_past_and_a_paused_trial_does_not_count() -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=200)
     with StudyProgress(console, 3, finished=1, best=0.8, durations=[60.0]) as progress:
         progress.trial_started("0001", RECIPE)
-        progress.trial_interrupted("interrupted by the user")
-    told = "interrupted by the user | 1 of 3 trials, best AUC 0.8000, about 2 min 0 s left"
-    assert told in stream.getvalue()
+        progress.trial_paused("interrupted by the user")
+    told = (
+        "  paused: interrupted by the user, goes on from its batch | "
+        "1 of 3 trials, best AUC 0.8000, about 2 min 0 s left"
+    )
+    assert told in stream.getvalue().splitlines()
+
+
+def test_a_trial_that_goes_on_says_so_and_its_rest_is_no_measure_of_a_trial() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=200)
+    with StudyProgress(console, 3, finished=1, durations=[60.0]) as progress:
+        progress.trial_started("0001", RECIPE, goes_on=True)
+        progress.trial_finished("complete", 0.75)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("trial 0001 goes on: test_resnet.r160_in1k at 224 px, ")
+    assert lines[1].endswith("about 1 min 0 s left")
 
 
 def test_failures_do_not_shorten_the_estimate() -> None:
@@ -71,3 +87,44 @@ def test_failures_do_not_shorten_the_estimate() -> None:
 )
 def test_seconds_are_readable(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def problems(run: Path = Path("results/x")) -> tuple[Problems, io.StringIO]:
+    stream = io.StringIO()
+    return Problems(run, Console(file=stream, width=40)), stream
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("a label must be 0 or 1,\nfound 2"), "a label must be 0 or 1, found 2"),
+        (PermissionError(13, "Permission denied", "plots/roc.png"), "Permission denied: plots/"),
+        (ValueError("of two\n  lines [x]"), "ValueError: of two lines [x]"),
+        (RuntimeError("long" * 1000), "RuntimeError: longlong"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_forgiven_failure_is_one_line_that_says_how_to_mend_it(
+    error: Exception, told: str
+) -> None:
+    forgiving, stream = problems()
+    with forgiving.forgiven("report.html"):
+        raise error
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith(f"report.html could not be made: {told}")
+    assert line.endswith("; `python -m search report --out results/x` makes it again")
+    assert len(line) < 400
+
+
+def test_ctrl_c_is_not_forgiven() -> None:
+    forgiving, stream = problems()
+    with pytest.raises(KeyboardInterrupt), forgiving.forgiven("report.html"):
+        raise KeyboardInterrupt
+    assert stream.getvalue() == ""
+
+
+def test_a_problem_is_told_once() -> None:
+    forgiving, stream = problems()
+    for line in ("first", "second", "first"):
+        forgiving.tell(line)
+    assert stream.getvalue() == "first\nsecond\n"
