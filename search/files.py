@@ -127,6 +127,29 @@ def write_json_atomically(path: Path, content: Any) -> None:
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
+def whole_lines(content: bytes) -> bytes:
+    """Without a last line that a kill or a full disk left unfinished."""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def append_lines(path: Path, text: str, header: str) -> None:
+    """Appends lines in one write, flushed, after cutting off a last line that was left unfinished.
+
+    A kill in the middle leaves part of these lines, and all that were there before.
+
+    Args:
+        path: the file; made with its folder if it is absent.
+        text: whole lines.
+        header: the first line of a new file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        size = len(whole_lines(file.read()))
+        file.truncate(size)
+        file.write((text if size else header + text).encode("utf-8"))
+
+
 def cache_folder() -> Path:
     """$ONEFOLD_CACHE, else $XDG_CACHE_HOME/onefold, else ~/.cache/onefold.
 

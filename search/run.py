@@ -23,7 +23,7 @@ from search.errors import UserError
 from search.files import drop_unfinished_writes
 from search.interruption import Interrupted, Interruption
 from search.report.leaderboard import rows_from_study
-from search.report.projections import write_projections, write_trial_projections
+from search.report.projections import write_after_trial, write_projections
 from search.report.terminal import StudyProgress, introduce, print_top, short_path
 from search.settings import (
     SearchSettings,
@@ -212,8 +212,8 @@ def _work(opened: _Opened, trials: int | None) -> None:
     )
     reserve = _Reserve(opened)
 
-    def after_trial() -> None:
-        write_trial_projections(run, study, console)
+    def after_trial(number: int) -> None:
+        write_after_trial(run, study, number, console)
         interruption.reserved_seconds = reserve.seconds()
 
     search = Search(plan, run, study, opened.quarantine, progress, interruption, after_trial)

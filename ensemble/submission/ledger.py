@@ -47,7 +47,7 @@ class Quota:
     phase: Phase
     made: int  # submissions of this day, forced ones too
     limit: int
-    next_allowed: datetime  # now if one is left, else the start of the next day in the time zone
+    next_allowed: datetime  # now if one is left, else the start of a day, in the time zone
 
     @property
     def is_spent(self) -> bool:
@@ -71,8 +71,8 @@ class Quota:
 class Ledger:
     """The submissions of a run, kept in ledger.csv; entries are added, never changed or removed.
 
-    A day is a calendar day in the ledger's time zone. Entries carry their own offset from UTC, so
-    reading them in another time zone only moves the borders between days.
+    A day is a calendar day in the ledger's time zone. An entry that was made while another zone was
+    counted in belongs to its day in either, so that changing the zone never starts a new day.
     """
 
     def __init__(self, path: Path, time_zone: str | None = None) -> None:
@@ -104,29 +104,47 @@ class Ledger:
         recorded = entries[-1].time_zone if entries else "UTC"
         return read_time_zone(recorded) if self._given is None else self._given
 
+    @property
+    def changes_zone(self) -> bool:
+        """Whether days were counted in another zone than the one that is given."""
+        entries = self.entries
+        return (
+            self._given is not None and bool(entries) and entries[-1].time_zone != self._given.key
+        )
+
     def check_zone(self) -> None:
         """
         Raises:
             UserError: if days were counted in another zone before, for then a day might be longer.
         """
-        entries = self.entries
-        if self._given is not None and entries and entries[-1].time_zone != self._given.key:
+        if self.changes_zone:
             raise UserError(
-                f"--time-zone must stay {entries[-1].time_zone}, in which this run's submissions "
-                f"are counted, found {self._given.key}; leave it out, or record the change with "
-                "--force"
+                f"--time-zone must stay {self.entries[-1].time_zone}, in which this run's "
+                f"submissions are counted, found {self.zone.key}; leave it out, or record the "
+                "change with --force"
             )
 
     def quota(self, phase: Phase, now: datetime) -> Quota:
         """What is left of the day that `now`, a time with an offset, lies in."""
-        local = now.astimezone(self.zone)
-        days = [
-            entry.time.astimezone(self.zone).date()
+        zone, limit = self.zone, DAILY_LIMITS[phase]
+        submissions = [
+            (entry.time, {zone, read_time_zone(entry.time_zone)})
             for entry in self.entries
             if entry.phase == phase
         ]
-        made, limit = days.count(local.date()), DAILY_LIMITS[phase]
-        return Quota(phase, made, limit, local if made < limit else next_day(local))
+
+        def made(moment: datetime) -> int:
+            return sum(
+                any(is_same_day(time, moment, own) for own in zones) for time, zones in submissions
+            )
+
+        today, local = made(now), now.astimezone(zone)
+        if today < limit:
+            return Quota(phase, today, limit, local)
+        zones = {zone}.union(*(own for _, own in submissions))
+        starts = sorted(next_day(now.astimezone(own)) for own in zones)
+        free = next((start for start in starts if made(start) < limit), starts[-1])
+        return Quota(phase, today, limit, free.astimezone(zone))
 
     def find(self, phase: Phase, prediction_sha256: str) -> Entry | None:
         """The last submission of these predictions in a phase; None if there is none."""
@@ -158,6 +176,11 @@ def read_time_zone(name: str) -> ZoneInfo:
         raise UserError(
             f"--time-zone must be an IANA name such as UTC or Asia/Shanghai, found '{name}'"
         ) from None
+
+
+def is_same_day(one: datetime, other: datetime, zone: ZoneInfo) -> bool:
+    """Whether two moments lie on the same calendar day of a zone."""
+    return one.astimezone(zone).date() == other.astimezone(zone).date()
 
 
 def next_day(local: datetime) -> datetime:

@@ -142,7 +142,7 @@ def _check_quota(ledger: Ledger, settings: SubmitSettings, now: datetime) -> boo
     if not settings.force:
         ledger.check_zone()
         quota.check()
-    return quota.is_spent
+    return quota.is_spent or ledger.changes_zone
 
 
 def _judge(

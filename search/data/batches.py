@@ -3,9 +3,12 @@ number of worker processes, nor on when a broken image was found."""
 
 from __future__ import annotations
 
+import errno
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from search.data.augment import eval_transform
 from search.data.images import BrokenImage, Transform, read_image, view
@@ -205,8 +208,14 @@ def collate(samples: list[Sample]) -> Read:
     if not images:
         return Read(None, broken)
     rows = [(s.target, s.index, s.seed) for s in samples if s.image is not None]
-    targets, indices, seeds = torch.tensor(rows, dtype=torch.int64).unbind(1)
-    return Read(Batch(torch.stack(images), targets, indices, seeds), broken)
+    stacked, columns = torch.stack(images), torch.tensor(rows, dtype=torch.int64)
+    if get_worker_info() is not None:
+        # Done here, a lack of shared memory is reported; the queue's thread would lose the batch,
+        # and the main process wait for it for ever (torch 2.15).
+        stacked.share_memory_()
+        columns.share_memory_()
+    targets, indices, seeds = columns.unbind(1)
+    return Read(Batch(stacked, targets, indices, seeds), broken)
 
 
 def start_worker(_worker: int) -> None:
@@ -227,6 +236,25 @@ __all__ = [
     "view",
     "view_seed",
 ]
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only its size is asked for
+
+
+def _is_out_of_shared_memory(error: RuntimeError | OSError) -> bool:
+    """Whether a worker could not share a batch, died of that, or could not even be started."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    # A worker's death is told by the signal's handler, which the DataLoader wraps.
+    told = f"{error} {error.__cause__}"
+    # The last is what torch calls a block of shared memory, whatever it could not do with it.
+    return any(sign in told for sign in ("shared memory", "Bus error", "file </torch_"))
+
+
+def _size_of_shared_memory() -> str:
+    if not SHARED_MEMORY.is_dir():
+        return ""
+    return f" ({SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).total / 2**20:,.0f} MB)"
+
 
 SMALLEST_TRAINING_BATCH = 2
 """Batch norm and mixup need two images."""
@@ -294,14 +322,15 @@ class Loader:
             start: number of the first one, from 0: those before it are not even read.
 
         Raises:
-            UserError: if more images are broken than the quarantine allows, or no batch is left.
+            UserError: if more images are broken than the quarantine allows, no batch is left, or
+                there is too little shared memory for the workers.
         """
         self._quarantine.check(self.table)
         known = self.table["path"].isin(self._quarantine.paths)
         self._plan.left_out = set(np.flatnonzero(known).tolist())
         self._plan.start = start
         delivered = start
-        for number, read in enumerate(self._batches, start):
+        for number, read in enumerate(self._read(), start):
             if read.broken:
                 self._set_aside(read.broken)
             if read.batch is not None and len(read.batch.targets) >= self._plan.smallest_batch:
@@ -314,6 +343,18 @@ class Loader:
                 f"a set must leave a batch of {self._plan.smallest_batch} images or more, found "
                 f"{len(broken)} of {len(self.table)} images to be broken{example}"
             )
+
+    def _read(self) -> Iterator[Read]:
+        try:
+            yield from self._batches
+        except (RuntimeError, OSError) as error:
+            if not _is_out_of_shared_memory(error):
+                raise
+            raise UserError(
+                "worker processes need shared memory to hand over their batches, but it is used "
+                f"up{_size_of_shared_memory()}; use --workers 0, or enlarge it (of a container: "
+                "docker run --shm-size 4g)"
+            ) from error
 
     def _set_aside(self, broken: list[Sample]) -> None:
         rows = self.table.iloc[[sample.index for sample in broken]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 
 from search.data.images import BrokenImage, read_image
 from search.errors import UserError
-from search.files import write_atomically
+from search.files import append_lines, whole_lines, write_text_atomically
 
 _LONGEST_REASON = 200
 
@@ -75,17 +76,18 @@ class Quarantine:
         self.add_all([BrokenFile(img_name, path, reason)])
 
     def add_all(self, found: Iterable[BrokenFile]) -> None:
-        """Sets images aside and rewrites the file once, if any of them is new."""
-        before = len(self._broken)
+        """Sets images aside and appends those that are new to the file."""
+        new = []
         for broken in found:
             if broken.path in self._broken:
                 continue
             # A decoder's message may span lines or quote the whole file.
             reason = " ".join(broken.reason.split())[:_LONGEST_REASON]
-            self._broken[broken.path] = BrokenFile(broken.img_name, broken.path, reason)
-            self._tell_of(self._broken[broken.path])
-        if len(self._broken) > before and self.path is not None:
-            _write(self.path, self._broken.values())
+            new.append(BrokenFile(broken.img_name, broken.path, reason))
+            self._broken[broken.path] = new[-1]
+            self._tell_of(new[-1])
+        if new and self.path is not None:
+            append_lines(self.path, _to_csv(astuple(row) for row in new), _to_csv([HEADER]))
 
     def take_back_mended(self) -> int:
         """Reads the broken images once more and takes back those that are whole; returns how
@@ -94,7 +96,8 @@ class Quarantine:
         for path in mended:
             del self._broken[path]
         if mended and self.path is not None:
-            _write(self.path, self._broken.values())
+            rows = (astuple(row) for row in self._broken.values())
+            write_text_atomically(self.path, _to_csv([HEADER, *rows]))
             self._tell(f"taken back {len(mended)} images that can be read again")
         return len(mended)
 
@@ -141,8 +144,11 @@ def _is_whole(path: str) -> bool:
 
 def _read(path: Path) -> list[BrokenFile]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file, strict=True)
+        content = path.read_bytes()
+        lines = whole_lines(content)
+        if not lines and _to_csv([HEADER]).encode().startswith(content):
+            return []  # killed when it was about to be made
+        header, *rows = csv.reader(io.StringIO(lines.decode("utf-8"), newline=""), strict=True)
         if tuple(header) != HEADER:
             raise ValueError(f"header {','.join(header)}")
         return [BrokenFile(*row) for row in rows]
@@ -153,14 +159,7 @@ def _read(path: Path) -> list[BrokenFile]:
         ) from error
 
 
-def _write(path: Path, rows: Iterable[BrokenFile]) -> None:
-    """Replaces the file as a whole: who reads it meanwhile sees the old list or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(HEADER)
-            writer.writerows(astuple(row) for row in rows)
-
-    write_atomically(path, write)
+def _to_csv(rows: Iterable[tuple[str, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

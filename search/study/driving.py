@@ -100,8 +100,8 @@ class Search:
     quarantine: Quarantine
     progress: Progress
     interruption: Interruption
-    after_trial: Callable[[], None] = lambda: None
-    """Called when a trial was told, or put back."""
+    after_trial: Callable[[int], None] = lambda _: None
+    """Called with the number of a trial that was told, or waits again."""
 
     def folder(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Path:
         """Where a trial's candidate lies."""
@@ -143,7 +143,7 @@ class Search:
         finally:
             # Networks hold references to themselves; on a GPU their memory is needed now.
             gc.collect()
-            self.after_trial()
+            self.after_trial(trial.number)
 
     def _run_trial(self, trial: optuna.Trial) -> str | None:
         recipe = self.plan.space.recipe(trial)

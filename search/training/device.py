@@ -154,12 +154,22 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     return name  # type: ignore[return-value]
 
 
+OUT_OF_MEMORY_SIGNS = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    # torch's allocator for Apple GPUs, which raises plain RuntimeErrors: its limit is reached, or
+    # one tensor is larger than any buffer that Metal gives.
+    "MPS backend out of memory",
+    "Invalid buffer size",
+)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU had no memory left, in whichever form torch, CUDA or cuBLAS say so."""
+    """Whether a GPU had no memory left, in whichever form torch, CUDA, cuBLAS or Metal say so."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    signs = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return any(sign in str(error) for sign in signs)
+    return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def seed_everything(seed: int) -> None:

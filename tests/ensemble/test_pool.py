@@ -76,6 +76,56 @@ def test_scores_of_another_split_are_refused(table: pd.DataFrame, message: str) 
         align_scores({"0001": scores("abc", [0, 1, 1], [1, 2, 3]), "0007": table}, SPLIT)
 
 
+HUNDRED = pd.DataFrame({"img_name": [f"{i:02}" for i in range(100)], "target": [0, 1] * 50})
+
+
+def scored(*lacking: int, split: pd.DataFrame = HUNDRED) -> pd.DataFrame:
+    """A score of every image of the split but some: its row."""
+    rows = split.drop(index=list(lacking))
+    return rows.assign(y_pred=rows.index.to_numpy() / len(split))
+
+
+def test_an_image_that_was_broken_for_a_while_is_left_out_for_all() -> None:
+    lines: list[str] = []
+    tables = {"0001": scored(), "0002": scored(7, 9), "0003": scored(7, 3), "0004": scored()}
+    aligned = align_scores(tables, HUNDRED, {"05"}, limit_fraction=0.05, tell=lines.append)
+    shared = [row for row in range(100) if row not in (3, 5, 7, 9)]
+    assert aligned["img_name"].tolist() == [f"{row:02}" for row in shared]
+    for name in tables:
+        assert aligned[name].tolist() == [row / 100 for row in shared]
+    assert lines == [
+        "3 of 100 images have no score by 0002, 0003, for example 03: left out for all, since they "
+        "could not be read when it was scored"
+    ]
+
+
+def test_nothing_is_told_where_nothing_is_left_out() -> None:
+    tables = {"0001": scored(), "0002": scored()}
+    lines: list[str] = []
+    assert len(align_scores(tables, HUNDRED, limit_fraction=0.05, tell=lines.append)) == 100
+    assert not lines
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([scored(), scored(*range(6))], "candidate 1 has 0 images more and 6 fewer"),
+        ([scored(1, 2, 3), scored(4, 5, 6)], "at most 5% .* 6 of 100 images have no score by 0, 1"),
+        ([scored(), scored(4).replace("07", "x")], "candidate 1 has 1 images more and 2 fewer"),
+        (
+            [scored(), scored(4).assign(target=lambda t: 1 - t["target"])],
+            "candidate 1 has 99 other targets",
+        ),
+    ],
+)
+def test_more_than_a_few_lacking_images_are_another_split(
+    tables: list[pd.DataFrame], message: str
+) -> None:
+    named = {str(number): table for number, table in enumerate(tables)}
+    with pytest.raises(UserError, match=message):
+        align_scores(named, HUNDRED, limit_fraction=0.05)
+
+
 # --- opening
 
 
@@ -178,6 +228,21 @@ def test_an_image_that_broke_later_is_left_out_for_all(run_folder: Path, tiny_po
     assert row["img_name"] not in set(pool.select["img_name"])
     assert len(pool.select) == len(tiny_pool.select) - 1
     assert len(pool.report) == len(tiny_pool.report)
+
+
+def test_an_image_that_was_mended_later_is_left_out_for_all(
+    run_folder: Path, tiny_pool: Pool
+) -> None:
+    """It was in quarantine when some were scored, and is not any more."""
+    name = tiny_pool.splits.select["img_name"].iloc[0]
+    scores = run_folder / "candidates" / "0001" / "scores.csv"
+    table = pd.read_csv(scores, dtype={"img_name": str})
+    table[table["img_name"] != name].to_csv(scores, index=False)
+    console = Console(record=True, width=200)
+    pool = open_pool(run_folder, device="cpu", console=console)
+    assert set(tiny_pool.select["img_name"]) - set(pool.select["img_name"]) == {name}
+    assert pool.select[list(pool.names)].notna().all(axis=None)
+    assert f"images have no score by 0001, for example {name}: left out" in console.export_text()
 
 
 # --- choosing by name

@@ -134,6 +134,40 @@ def test_the_zone_of_a_run_stays(tmp_path: Path) -> None:
         Ledger(path, "UTC").check_zone()
 
 
+@pytest.mark.parametrize(
+    ("made_at", "now", "next_allowed"),
+    [
+        # 04:00 to 12:00 in UTC: the same day there, two days in Kiritimati (UTC+14).
+        ("2025-03-04T04:00+00:00", "2025-03-04T12:00+00:00", "2025-03-05T14:00+14:00"),
+        # 23:00 to 01:00 in UTC: two days there, one in Kiritimati.
+        ("2025-03-03T23:00+00:00", "2025-03-04T01:00+00:00", "2025-03-05T00:00+14:00"),
+    ],
+)
+def test_a_change_of_zone_starts_no_new_day(
+    made_at: str, now: str, next_allowed: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.csv"
+    for _ in range(DAILY_LIMITS["test"]):
+        add(Ledger(path, "UTC"), "test", datetime.fromisoformat(made_at))
+    moved = Ledger(path, "Pacific/Kiritimati")
+    assert moved.changes_zone
+    quota = moved.quota("test", datetime.fromisoformat(now))
+    assert quota.is_spent
+    assert quota.next_allowed.isoformat(timespec="minutes") == next_allowed
+    assert moved.quota("test", quota.next_allowed).made == 0
+    assert moved.quota("test", quota.next_allowed - timedelta(seconds=1)).is_spent
+
+
+def test_going_back_and_forth_between_zones_gains_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.csv"
+    for zone in ("UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        add(Ledger(path, zone), "test", NOON)
+    for zone in ("UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago", "Asia/Shanghai"):
+        assert Ledger(path, zone).quota("test", NOON).made == 3
+        # 13 hours later it is the next day in UTC, but not yet at Pago Pago (UTC-11).
+        assert Ledger(path, zone).quota("test", NOON + timedelta(hours=13)).made >= 1
+
+
 def test_submissions_made_at_once_are_all_recorded(ledger: Ledger) -> None:
     threads = [threading.Thread(target=add, args=(ledger, "test", NOON)) for _ in range(8)]
     for thread in threads:

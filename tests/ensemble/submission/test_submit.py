@@ -211,6 +211,22 @@ def test_the_one_over_the_limit_is_refused_unless_forced(settings: SubmitSetting
     assert [entry.forced for entry in entries] == [False, False, True, False]
 
 
+def test_a_forced_change_of_zone_is_recorded_and_starts_no_new_day(
+    settings: SubmitSettings,
+) -> None:
+    submit(settings, NOON - timedelta(hours=8))
+    # At noon in UTC the next day has begun in Kiritimati, 14 hours ahead.
+    moved = replace(settings, time_zone="Pacific/Kiritimati", force=True)
+    assert "2 of 2 submissions made today (Pacific/Kiritimati), 0 left" in submit(moved, NOON)
+    with pytest.raises(UserError, match="2 were made today"):
+        submit(settings, NOON + timedelta(minutes=1))
+    entries = Ledger(settings.run / "ledger.csv").entries
+    assert [(entry.forced, entry.time_zone) for entry in entries] == [
+        (False, "UTC"),
+        (True, "Pacific/Kiritimati"),
+    ]
+
+
 def test_the_day_may_end_while_scoring(settings: SubmitSettings) -> None:
     """The quota is that of the moment when the submission is recorded."""
     times = iter([NOON.replace(hour=23, minute=59), *[NOON + timedelta(days=1)] * 9])

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import resource
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -248,6 +254,50 @@ def test_workers_can_be_spawned(table: pd.DataFrame) -> None:
     assert one.batch is not None
     assert torch.equal(one.batch.images, other.batch.images)
     assert pickle.loads(pickle.dumps(one)).batch.indices.tolist() == [3, 4]  # noqa: S301
+
+
+def without_room(image: torch.Tensor, *_: object) -> torch.Tensor:
+    """A transform that keeps its process from making files, those in shared memory too."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    return TRANSFORM(image)
+
+
+def hit_by_a_bus_error(image: torch.Tensor, *_: object) -> torch.Tensor:
+    """A transform that dies as by writing to shared memory that is not there."""
+    os.kill(os.getpid(), signal.SIGBUS)
+    return TRANSFORM(image)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared otherwise")
+@pytest.mark.parametrize("transform", [without_room, hit_by_a_bus_error])
+def test_too_little_shared_memory_is_told_with_the_remedy(
+    table: pd.DataFrame, transform: Any
+) -> None:
+    loader = train_loader(table, transform, batch_size=4, seed=0, workers=1)
+    with pytest.raises(UserError, match=r"shared memory .*; use --workers 0, or .*--shm-size"):
+        next(iter(loader))
+
+
+def test_workers_that_cannot_be_started_are_told_with_the_remedy(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # of a semaphore, in /dev/shm
+
+    loader = train_loader(table, TRANSFORM, batch_size=4, seed=0, workers=1)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "_get_iterator", fail)
+    with pytest.raises(UserError, match="use --workers 0"):
+        next(iter(loader))
+
+
+def test_other_errors_of_workers_stay_what_they_are(table: pd.DataFrame) -> None:
+    loader = train_loader(table, refuse, batch_size=4, seed=0, workers=1)
+    with pytest.raises(RuntimeError, match="another reason"):
+        next(iter(loader))
+
+
+def refuse(*_: object) -> torch.Tensor:
+    raise RuntimeError("another reason")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")

@@ -71,22 +71,44 @@ def test_equal_names_in_two_folders_are_two_images(tmp_path: Path) -> None:
     assert quarantine.among(table(3)) == [BrokenFile("1.jpg", "/images/1.jpg", "the file is empty")]
 
 
-def test_a_failed_write_leaves_the_old_list(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_found_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with many broken images must not write the whole list for each of them."""
     path = tmp_path / "quarantine.csv"
     quarantine = Quarantine(path)
     quarantine.add("a.jpg", "/images/a.jpg", "reason")
-    before = path.read_bytes()
+    file, before = path.stat().st_ino, path.read_bytes()
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
-        quarantine.add("b.jpg", "/images/b.jpg", "reason")
-    assert path.read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 1
+    quarantine.add_all(BrokenFile(name, f"/images/{name}", "reason") for name in ("b", "c"))
+    assert path.stat().st_ino == file
+    assert path.read_bytes() == before + b"b,/images/b,reason\nc,/images/c,reason\n"
+
+
+@pytest.mark.parametrize("cut", [0, 5, len("img_name,path,reason\n") - 1])
+def test_a_kill_before_the_first_line_leaves_an_empty_list(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.csv"
+    path.write_text("img_name,path,reason\n"[:cut], "utf-8")
+    quarantine = Quarantine(path)
+    assert quarantine.names == set()
+    quarantine.add("a.jpg", "/images/a.jpg", "reason")
+    assert path.read_text("utf-8") == "img_name,path,reason\na.jpg,/images/a.jpg,reason\n"
+
+
+@pytest.mark.parametrize("bytes_lost", range(1, len("ü.jpg,/images/ü.jpg,reason\n".encode())))
+def test_a_torn_last_line_is_dropped_and_cut(bytes_lost: int, tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.csv"
+    quarantine = Quarantine(path)
+    quarantine.add("a.jpg", "/images/a.jpg", "reason")
+    whole = path.read_bytes()
+    quarantine.add("ü.jpg", "/images/ü.jpg", "reason")
+    path.write_bytes(path.read_bytes()[:-bytes_lost])
+    again = Quarantine(path)
+    assert again.names == {"a.jpg"}
+    again.add("b.jpg", "/images/b.jpg", "reason")
+    assert path.read_bytes() == whole + b"b.jpg,/images/b.jpg,reason\n"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +141,7 @@ def test_the_error_names_the_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"name,why\na,b\n", b"img_name,path,reason\na,b\n", b"img_name,path,reason\n\xff"],
+    [b"name", b"name,why\na,b\n", b"img_name,path,reason\na,b\n", b"img_name,path,reason\n\xff\n"],
 )
 def test_foreign_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "quarantine.csv"
@@ -141,3 +163,22 @@ def test_mended_images_are_taken_back(tmp_path: Path) -> None:
     assert quarantine.take_back_mended() == 1
     assert quarantine.names == Quarantine(quarantine.path).names == {"damaged.png", "gone.png"}
     assert lines[-1] == "taken back 1 images that can be read again"
+
+
+def test_a_failed_write_of_what_was_mended_leaves_the_old_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, image = tmp_path / "quarantine.csv", tmp_path / "a.png"
+    quarantine = Quarantine(path)
+    quarantine.add("a.png", str(image), "the file is empty")
+    before = path.read_bytes()
+    Image.new("RGB", (4, 4)).save(image)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        quarantine.take_back_mended()
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [image, path]

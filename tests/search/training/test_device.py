@@ -9,6 +9,7 @@ import torch
 from search.errors import UserError
 from search.training.device import (
     exact_float32,
+    is_out_of_memory,
     resolve_device,
     resolve_precision,
     seed_everything,
@@ -101,3 +102,19 @@ def test_exact_float32_restores_what_it_found() -> None:
         assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.backends.cudnn.allow_tf32
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GiB, other: 1 GiB)"), True),
+        (RuntimeError("Invalid buffer size: 24.00 GiB"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"), False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error: RuntimeError, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
