@@ -217,8 +217,8 @@ MOVABLE = frozenset(
     {"train_labels", "train_images", "train_groups", "val_labels", "val_images", "val_groups"}
     | {"weights_dir", "backbones"}
 )
-"""Paths that a resumed run may find elsewhere: the fingerprint of the images and the run's own copy of
-the backbones say whether they are the same."""
+"""Paths that a resumed run may find elsewhere: the fingerprint of the images and the run's copy of the
+backbones tell whether all is the same."""
 
 
 def write_settings(settings: SearchSettings, run: Path) -> None:
@@ -249,8 +249,8 @@ def read_settings(run: Path) -> dict[str, Any] | None:
     found_format = content.pop("format", 1)
     if found_format != FORMAT:
         raise UserError(
-            f"{path} must be of a run of format {FORMAT}, found format {found_format}, which another "
-            "version of onefold made: open it with that version, or search with another --out"
+            f"{path} must be of a run of format {FORMAT}, found format {found_format}, which "
+            "another version of onefold made: open it with that one, or choose another --out"
         )
     if not set(content) <= known:
         unknown = ", ".join(sorted(map(str, set(content) - known)))

@@ -19,7 +19,7 @@ from search.errors import UserError
 from search.training.progress import Bars
 
 if TYPE_CHECKING:
-    from search.study.plan import Plan
+    from search.study.plan import SearchPlan
     from search.training.candidate import EpochRecord
     from search.training.loop import StepRecord
     from search.training.recipe import Recipe
@@ -123,6 +123,10 @@ class StudyProgress:
         if state == "complete" and auc is not None and not auc <= self.best:
             self.best = auc
         self._tell_end(state + ("" if auc is None else f", AUC {auc:.4f}"), reason)
+
+    def tell(self, line: str) -> None:
+        """Told what a user should know."""
+        self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def trial_paused(self, reason: str) -> None:
         """Told of a trial that was stopped and will go on from its batch."""
@@ -241,7 +245,7 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
     console.print(table)
 
 
-def introduce(plan: Plan, run: Path, console: Console) -> None:
+def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
     """Tells what is about to be searched, and what could not be."""
     sizes = ", ".join(f"{name} {len(table):,}" for name, table in tables(plan.splits).items())
     baseline = ""
