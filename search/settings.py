@@ -217,7 +217,7 @@ MOVABLE = frozenset(
     {"train_labels", "train_images", "train_groups", "val_labels", "val_images", "val_groups"}
     | {"weights_dir", "backbones"}
 )
-"""Paths that a resumed run may find elsewhere: the fingerprint of the images and the run's copy of the
+"""Paths that a resumed run may find elsewhere: the fingerprint of the images and the copy of the
 backbones tell whether all is the same."""
 
 
