@@ -143,6 +143,7 @@ class Search:
         finally:
             # Networks hold references to themselves; on a GPU their memory is needed now.
             gc.collect()
+            drop_surplus_weights(self.study, self.run, self.plan.settings.keep)
             self.after_trial(trial.number)
 
     def _run_trial(self, trial: optuna.Trial) -> str | None:
@@ -203,7 +204,6 @@ class Search:
             return self._fail(trial, found, row)
         auc = tell_complete(self.study, trial, candidate)
         self.progress.trial_finished("complete", auc)
-        drop_surplus_weights(self.study, self.run, self.plan.settings.keep)
         return None
 
     def _close(

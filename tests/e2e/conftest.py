@@ -32,9 +32,10 @@ class DataSet:
 
 
 def make_data_set(folder: Path, train: int = 64, val: int = 48) -> DataSet:
-    """Noise images of 40 px; fakes carry a faint stripe pattern that a network can learn."""
+    """Noise images of 40 px; fakes carry a faint stripe pattern that a network can learn, but
+    not at once: trials differ, and some are pruned."""
     generator = np.random.default_rng(0)
-    stripes = 40 * (np.arange(40) // 2 % 2)[None, :, None]
+    stripes = 16 * (np.arange(40) // 2 % 2)[None, :, None]
     for name, size in (("trainset", train), ("valset", val)):
         (folder / name).mkdir(parents=True)
         labels, groups = ["img_name,target"], ["img_name,group"]
@@ -50,10 +51,17 @@ def make_data_set(folder: Path, train: int = 64, val: int = 48) -> DataSet:
     return DataSet(folder)
 
 
-QUICK = (
-    *("--pool", "demo", "--weights", "none", "--image-size", "32"),
-    *("--batch-size", "16", "--workers", "0", "--device", "cpu"),
-)
+BACKBONES = """
+budget: 200000000
+pretraining: ImageNet-1K only
+pools:
+  tiny:
+    test_resnet.r160_in1k: {image_sizes: [32], learning_rate: [0.0003, 0.01]}
+    test_vit.r160_in1k: {image_sizes: [32], learning_rate: [0.00001, 0.01]}
+"""
+"""Without a ResNet-18: the baseline's settings are applied to the pool's first network."""
+
+QUICK = (*("--weights", "none", "--batch-size", "16", "--workers", "0", "--device", "cpu"),)
 """Flags that make a trial of a few images a matter of a second; --epochs is for the test to set."""
 
 
@@ -63,9 +71,19 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 
 
 @pytest.fixture(scope="session")
-def finished_run(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished search of four trials; tests must not change it."""
+def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a quick search, its small catalogue included."""
+    path = tmp_path_factory.mktemp("catalogue") / "backbones.yaml"
+    path.write_text(BACKBONES)
+    return [*QUICK, "--pool", "tiny", "--backbones", str(path)]
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    data_set: DataSet, quick: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished search of nine trials, six of them drawn; tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "finished"
-    arguments = ["run", *data_set.flags, *QUICK, "--trials", "4", "--pruner", "none"]
-    assert main([*arguments, "--epochs", "2", "--out", str(run)]) == 0
+    arguments = ["run", *data_set.flags, *quick, "--trials", "9", "--epochs", "4"]
+    assert main([*arguments, "--out", str(run)]) == 0
     return run
