@@ -9,7 +9,7 @@ import json
 import mimetypes
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import optuna
-from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore, upload_artifact
+from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 from optuna_dashboard import get_note, run_server, save_note
@@ -243,27 +243,6 @@ MAKERS: dict[str, tuple[str, Callable[[Path, Path, Callable[[str], None]], bool]
 
 def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()
-
-
-def publish_trial(trial: optuna.Trial, note: str, artifacts: Sequence[Path], run: Path) -> None:
-    """Gives a trial that has not been told yet its note (Markdown) and its files."""
-    save_note(trial, note)
-    store = artifact_store(run)
-    for path in artifacts:
-        upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
-
-
-def mark_infeasible(trial: optuna.Trial, key: str, value: float) -> None:
-    """Records that a trial breaks a rule.
-
-    Args:
-        trial: not told yet.
-        key: the rule.
-        value: by how much it is broken, above 0.
-    """
-    trial.set_constraint(key, value)
-    # optuna-dashboard 0.21 reads the attribute that Optuna 4 wrote.
-    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [value])
 
 
 def _check_free(host: str, port: int) -> None:

@@ -19,7 +19,6 @@ from search.settings import SearchSettings, load_settings
 from search.training.candidate import HISTORY, METRICS
 
 CANDIDATES = "candidates"
-BACKBONES = "backbones.yaml"
 
 MISSING = "\N{EN DASH}"
 """Stands for what is not known."""
@@ -88,13 +87,12 @@ def describe_run(run: Path, tell: Tell = lambda _: None) -> dict[str, str]:
     """Facts that every report of a run states, by name; those of several lines are lists.
 
     Args:
-        run: the run folder: settings.yaml, data.yaml, backbones.yaml and the candidates'
-            metrics.json are read.
+        run: the run folder: settings.yaml, data.yaml and the candidates' metrics.json are read.
         tell: given a line on what is damaged or absent; its facts are left blank.
     """
     settings = _settings(run, tell)
     data = _mapping(run / DATA, tell)
-    budget = _mapping(run / BACKBONES, tell).get("budget")
+    budget = data.get("budget")
     weights = {
         "hub": "timm's hub, pinned ImageNet-1K tags",
         "file": "local files, pinned ImageNet-1K tags",

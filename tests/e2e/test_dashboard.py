@@ -35,12 +35,22 @@ WAIT_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def address(finished_run: Path) -> Iterator[str]:
-    """A dashboard of the finished run on a free port."""
+def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run elsewhere, that lost its artifacts and was reported again."""
+    run = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "artifacts")
+    assert main(["report", "--out", str(run)]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def address(run: Path) -> Iterator[str]:
+    """A dashboard of the run on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "search", "dashboard", "--out", str(finished_run)]
+    command = [sys.executable, "-m", "search", "dashboard", "--out", str(run)]
     process = subprocess.Popen(
         [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -82,21 +92,29 @@ def get(url: str) -> dict[str, object]:
     return content
 
 
-def test_the_interface_serves_trials_with_their_artifacts(address: str, finished_run: Path) -> None:
+def test_the_interface_serves_trials_with_their_artifacts(address: str, run: Path) -> None:
     (summary,) = get(f"{address}/api/studies")["study_summaries"]  # type: ignore[misc]
-    study = get(f"{address}/api/studies/{summary['study_id']}?after=0")  # type: ignore[index]
+    number = summary["study_id"]  # type: ignore[index]
+    study = get(f"{address}/api/studies/{number}?after=0")
     trials = study["trials"]
     states = [trial["state"] for trial in trials]  # type: ignore[attr-defined]
     assert states[:4] == ["Complete"] * 4
-    artifacts = {artifact["filename"] for artifact in trials[1]["artifacts"]}  # type: ignore[index]
-    assert {"roc.png", "history.png", "history.csv"} <= artifacts
+    trial = trials[1]  # type: ignore[index]
+    served = {}
+    for artifact in trial["artifacts"]:
+        url = f"{address}/artifacts/{number}/{trial['trial_id']}/{artifact['artifact_id']}"
+        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - our own server
+            served[artifact["filename"]] = answer.read()
+    assert sorted(served) == ["history.csv", "history.png", "roc.png"]
+    assert served["history.csv"] == (run / "candidates" / "0001" / "history.csv").read_bytes()
+    assert served["roc.png"].startswith(b"\x89PNG")
 
 
 @pytest.mark.browser
 def test_a_browser_finds_a_trials_auc_and_its_note(
-    address: str, finished_run: Path, browser: webdriver.Chrome
+    address: str, run: Path, browser: webdriver.Chrome
 ) -> None:
-    leaderboard = pd.read_csv(finished_run / "leaderboard.csv", dtype={"candidate": str})
+    leaderboard = pd.read_csv(run / "leaderboard.csv", dtype={"candidate": str})
     row = leaderboard[leaderboard["candidate"] == "0001"].iloc[0]
     (summary,) = get(f"{address}/api/studies")["study_summaries"]  # type: ignore[misc]
     study = summary["study_id"]  # type: ignore[index]
@@ -114,12 +132,12 @@ def test_a_browser_finds_a_trials_auc_and_its_note(
     assert "learning_rate" in text
 
 
-def test_a_taken_port_is_one_line(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main(["dashboard", "--out", str(finished_run), "--port", str(port)]) == 2
+        assert main(["dashboard", "--out", str(run), "--port", str(port)]) == 2
     error = capsys.readouterr().err
     assert f"127.0.0.1:{port}" in error
     assert error.count("\n") == 1

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 import search.report.figure
 from search.settings import SearchSettings, write_settings
 from search.study.storage import open_storage
-from search.training.metrics import evaluate
+from search.training.metrics import measure
 
 OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
@@ -47,12 +47,12 @@ class HandMadeRun:
         sizes = {"images": 2000, "real": 900, "fake": 1100, "groups": 50}
         data = {
             "study": "night",
+            "budget": 200_000_000,
             "fingerprint": "0" * 16,
             "splits": {"fit": sizes, "select": sizes, "report": sizes},
             "notes": ["All networks were trained from scratch: --weights none."],
         }
         (self.folder / "data.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-        (self.folder / "backbones.yaml").write_text("budget: 200_000_000\n")
         self.study = optuna.create_study(
             storage=open_storage(self.folder, None), study_name="night", direction="maximize"
         )
@@ -91,7 +91,7 @@ class HandMadeRun:
         generator = np.random.default_rng(number)
         target = np.repeat([0, 1], 60)
         y_pred = 1 / (1 + np.exp(-generator.normal(quality * target)))
-        figures = evaluate(y_pred, target).to_dict()
+        figures = measure(y_pred, target).to_dict()
         folder = self.candidate(number)
         folder.mkdir(parents=True, exist_ok=True)
         history = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.5], "select_auc": [0.6, 1]})
@@ -99,7 +99,7 @@ class HandMadeRun:
         if complete:
             scores = pd.DataFrame({"img_name": "NA", "target": target, "y_pred": y_pred})
             scores.to_csv(folder / "scores.csv", index=False)
-            report = evaluate(y_pred**2, target).to_dict()
+            report = measure(y_pred**2, target).to_dict()
             content = {**figures, **MACHINE, "report": report}
             (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
         return figures

@@ -35,7 +35,7 @@ from search.report.plots import TRIALS_NEEDED, parameter_importance
 from search.report.recorded import MISSING
 from search.report.terminal import Problems
 from search.training.candidate import Candidate
-from search.training.metrics import evaluate
+from search.training.metrics import measure
 
 HOSTILE = "<script>alert('a & b')</script>"
 FACTS = {
@@ -90,7 +90,7 @@ def write_candidate(run: Path, name: str, quality: float, report: bool) -> dict[
     generator = np.random.default_rng(int(name))
     target = np.repeat([0, 1], 60)
     y_pred = 1 / (1 + np.exp(-generator.normal(quality * target)))
-    figures = evaluate(y_pred, target).to_dict()
+    figures = measure(y_pred, target).to_dict()
     folder = run / "candidates" / name
     folder.mkdir(parents=True)
     pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.5], "select_auc": [0.6, 0.7]}).to_csv(
@@ -99,7 +99,7 @@ def write_candidate(run: Path, name: str, quality: float, report: bool) -> dict[
     pd.DataFrame({"img_name": "a.jpg", "target": target, "y_pred": y_pred}).to_csv(
         folder / "scores.csv", index=False
     )
-    content = {**figures, "report": evaluate(y_pred**2, target).to_dict()} if report else figures
+    content = {**figures, "report": measure(y_pred**2, target).to_dict()} if report else figures
     (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
     return figures
 

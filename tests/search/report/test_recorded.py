@@ -42,10 +42,10 @@ def test_an_empty_folder_has_only_dashes(tmp_path: Path) -> None:
     told: list[str] = []
     facts = describe_run(tmp_path, told.append)
     assert set(facts.values()) == {MISSING}
-    assert len(told) == 3, "settings.yaml, data.yaml and backbones.yaml"
+    assert len(told) == 2, "settings.yaml and data.yaml"
 
 
-@pytest.mark.parametrize("name", ["settings.yaml", "data.yaml", "backbones.yaml"])
+@pytest.mark.parametrize("name", ["settings.yaml", "data.yaml"])
 @pytest.mark.parametrize("content", ["[", "- list", "splits: {fit: 3}\nbudget: much\nnotes: 1", ""])
 def test_a_damaged_file_leaves_its_own_facts_blank(
     name: str, content: str, night: HandMadeRun
@@ -55,8 +55,7 @@ def test_a_damaged_file_leaves_its_own_facts_blank(
     facts = describe_run(night.folder)
     blank = {
         "settings.yaml": {"pool", "starting weights", "epochs of a trial", "seed"},
-        "data.yaml": {"fit images", "select images", "report images", "notes"},
-        "backbones.yaml": {"budget"},
+        "data.yaml": {"fit images", "select images", "report images", "notes", "budget"},
     }[name]
     assert {fact for fact, text in whole.items() if facts.get(fact, MISSING) != text} == blank
     assert {facts.get(fact, MISSING) for fact in blank} == {MISSING}
