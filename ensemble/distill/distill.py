@@ -50,7 +50,7 @@ def run_distill(
             written; or if too many images are broken.
         Interrupted: if it was interrupted; nothing is lost.
     """
-    plan = plan_distillation(pool, settings)
+    plan = plan_distillation(pool, settings, console)
     for line in plan.describe():
         console.print(line, highlight=False, soft_wrap=True)
     distillation = _Distillation(

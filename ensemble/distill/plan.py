@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from typing import Any
 
+from rich.console import Console
+
 from ensemble.distill.student import LossWeights
 from ensemble.pool import Pool, judge_recipe
 from ensemble.settings import DistillSettings
@@ -73,8 +75,15 @@ class DistillPlan:
         )
 
 
-def plan_distillation(pool: Pool, settings: DistillSettings) -> DistillPlan:
+def plan_distillation(
+    pool: Pool, settings: DistillSettings, console: Console | None = None
+) -> DistillPlan:
     """Chooses student and teachers, and checks them before anything is written.
+
+    Args:
+        pool: of the run.
+        settings: see there.
+        console: shows the download of the student's starting weights.
 
     Raises:
         UserError: if the student breaks a rule, its starting weights are not at hand, or a teacher
@@ -84,7 +93,7 @@ def plan_distillation(pool: Pool, settings: DistillSettings) -> DistillPlan:
     recipe, start = _plan_student(pool, settings)
     # A view that cannot be made should not be found out after the teachers were loaded.
     train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size)
-    verdict, overrides = _check_student(pool, recipe, start, settings)
+    verdict, overrides = _check_student(pool, recipe, start, settings, console)
     return DistillPlan(
         recipe=recipe,
         start=start,
@@ -195,7 +204,11 @@ def _resized(pool: Pool, recipe: Recipe, image_size: int) -> Recipe:
 
 
 def _check_student(
-    pool: Pool, recipe: Recipe, start: Candidate | None, settings: DistillSettings
+    pool: Pool,
+    recipe: Recipe,
+    start: Candidate | None,
+    settings: DistillSettings,
+    console: Console | None,
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on a student that may be trained, and the rules that the user overrode for it."""
     backbone, budget = pool.catalogue.get(recipe.backbone), pool.catalogue.budget
@@ -222,7 +235,12 @@ def _check_student(
             "another --student"
         )
     if start is None:
-        check_weights((backbone,), weights=recipe.weights, weights_dir=pool.settings.weights_dir)
+        check_weights(
+            (backbone,),
+            weights=recipe.weights,
+            weights_dir=pool.settings.weights_dir,
+            console=console,
+        )
     elif start.name in pool.tainted:
         return verdict, pool.overrides((start.name,))
     if not verdict.allowed:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ensemble.network.admission import BUDGET
 from ensemble.network.model import ModelSpec, TeacherOrigin
 from ensemble.pool import ALLOWED, FROM_SCRATCH
 from search.catalogue.provenance import IMAGENET_1K, provenance
@@ -16,9 +17,6 @@ from search.training.candidate import WEIGHTS
 from search.training.recipe import Recipe
 
 RULES = "rules.json"
-
-BUDGET = 200_000_000
-"""The competition's limit on parameters; a run's own budget may be lower, never higher."""
 
 
 @dataclass(frozen=True)

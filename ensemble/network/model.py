@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from ensemble.network.heads import Head, HeadKind, build_head
+from ensemble.network.admission import admit, check_count
+from ensemble.network.heads import Head, HeadKind, build_head, head_cost, head_overhead
 from ensemble.pool import Pool, judge_recipe
 from search.catalogue.rules import Counts, count_parameters, counter, over_budget
 from search.errors import UserError
@@ -42,7 +43,7 @@ class HeadSpec:
     """The head of a fused network; see `ensemble.network.heads`."""
 
     kind: HeadKind
-    hidden_size: int = 0
+    hidden_size: Annotated[int, Field(ge=0)] = 0
     """Units of the hidden layer of "mlp"; 0 for the others."""
 
 
@@ -180,8 +181,15 @@ def build_model(spec: ModelSpec) -> Network | FusedNetwork:
     """The module of a spec, on the CPU, in evaluation mode, its weights random.
 
     Raises:
-        UserError: if a trunk would load a file or reach the network.
+        UserError: if a trunk would load a file or reach the network, an argument is out of bounds,
+            or it would have more parameters than the competition allows; it took no memory then.
     """
+    trunks = admit(spec.trunks)
+    if spec.head is not None:
+        kind, hidden_size = spec.head.kind, spec.head.hidden_size
+        costs = [head_cost(kind, feature_size(trunk), hidden_size) for trunk in trunks]
+        exact = sum(parameter.numel() for trunk in trunks for parameter in trunk.parameters())
+        check_count(exact + sum(costs) + head_overhead(kind, hidden_size))
     networks = [build_network(recipe, pretrained=False) for recipe in spec.trunks]
     return networks[0] if spec.head is None else fuse_networks(networks, spec.head)
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from ensemble.deploy.prediction_file import PREDICTION, examples, find_faults, read_prediction
 from ensemble.deploy.probes import COUNT, score_probes
 from ensemble.deploy.scoring import score_images
-from ensemble.network.evidence import BUDGET, RULES, describe_rules
+from ensemble.network.admission import BUDGET
+from ensemble.network.evidence import RULES, describe_rules
 from ensemble.network.model import SPEC, FusedNetwork, ModelSpec, build_model
 from ensemble.settings import TOLERANCE
 from ensemble.submission.manifest import find_changes

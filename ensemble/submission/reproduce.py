@@ -23,7 +23,7 @@ from huggingface_hub import try_to_load_from_cache
 from ensemble.network.model import MERGED, SPEC, ModelSpec
 from ensemble.settings import SubmitSettings
 from ensemble.teachers import AUTO, FUSED
-from search.catalogue.weights import HUB_FILES
+from search.catalogue.downloads import HUB_FILES
 from search.data.inputs import DATA
 from search.files import file_sha256
 from search.settings import SETTINGS, SearchSettings, flag, load_settings

@@ -7,25 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import EntryNotFoundError
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from search.catalogue.backbones import Backbone, WeightsSource
+from search.catalogue.downloads import fetch_weights
 from search.catalogue.timm_models import build_on_meta
 from search.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 """Name of a tensor in a state dict -> its shape."""
-
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What timm looks for in a repository of the hub, in this order."""
-
-HUB_TIMEOUT_SECONDS = 5.0
 
 
 def weights_file(backbone: Backbone, weights_dir: Path) -> Path:
@@ -52,18 +45,29 @@ def locate_weights(
 
 
 def check_weights(
-    backbones: Sequence[Backbone], *, weights: WeightsSource, weights_dir: Path | None
+    backbones: Sequence[Backbone],
+    *,
+    weights: WeightsSource,
+    weights_dir: Path | None,
+    console: Console | None = None,
 ) -> None:
-    """Makes sure that every backbone's starting weights can be loaded.
+    """Makes sure that every backbone's starting weights can be loaded; those of the hub that are
+    not cached are fetched.
+
+    Args:
+        backbones: whose weights are wanted.
+        weights: where they come from.
+        weights_dir: the folder of one's own.
+        console: shows the progress of downloads; default: quiet.
 
     Raises:
         UserError: naming every file that is missing and where to put it; if a file does not fit its
-            architecture; or if weights are neither in the hub's cache nor the hub reachable.
+            architecture; or if weights are neither in the hub's cache nor can be fetched.
     """
     if weights == "file":
         _check_files(backbones, weights_dir)
     elif weights == "hub":
-        _check_hub(backbones)
+        fetch_weights([backbone.name for backbone in backbones], console)
 
 
 def _check_files(backbones: Sequence[Backbone], weights_dir: Path | None) -> None:
@@ -163,46 +167,3 @@ def _converted(shapes: Shapes, model: nn.Module) -> Shapes | None:
     except Exception:  # It expects a layout that it knows; anything else may break it anywhere.
         return None
     return {name: tuple(tensor.shape) for name, tensor in result.items()}
-
-
-def _check_hub(backbones: Sequence[Backbone]) -> None:
-    absent = [backbone for backbone in backbones if not _is_cached(backbone.name)]
-    if not absent or _hub_answers(absent[0].name):
-        return
-    files = ", ".join(f"{backbone.name}.safetensors" for backbone in absent)
-    state = "is switched off (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else "does not answer"
-    raise UserError(
-        f"starting weights must come from timm's hub, but it {state} and {len(absent)} of "
-        f"{len(backbones)} are not in its cache; use --weights none, or --weights-dir DIR with "
-        f"{files}"
-    )
-
-
-def _is_cached(name: str) -> bool:
-    config = timm.get_pretrained_cfg(name)
-    if config is None:
-        return False
-    if config.hf_hub_id:
-        files = (config.hf_hub_filename,) if config.hf_hub_filename else HUB_FILES
-        return any(
-            isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files
-        )
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return bool(config.url) and (folder / str(config.url).rpartition("/")[2]).is_file()
-
-
-def _hub_answers(name: str) -> bool:
-    """Whether the hub can be asked for a weight; tried once and briefly."""
-    config = timm.get_pretrained_cfg(name)
-    if HF_HUB_OFFLINE or config is None:
-        return False
-    if not config.hf_hub_id:
-        return True  # The few on other servers: their download tells.
-    try:
-        url = hf_hub_url(config.hf_hub_id, HUB_FILES[0])
-        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
-    except EntryNotFoundError:  # An answer: the weights lie there under their other name.
-        return True
-    except Exception:  # Connection errors come from an HTTP library that the hub's client chooses.
-        return False
-    return True

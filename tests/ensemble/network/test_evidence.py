@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble.network.evidence import BUDGET, describe_rules
+from ensemble.network.admission import BUDGET
+from ensemble.network.evidence import describe_rules
 from ensemble.network.model import ModelSpec, TeacherOrigin, build_model
 from search.training.recipe import Recipe
 

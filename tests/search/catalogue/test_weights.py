@@ -10,7 +10,6 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-import search.catalogue.weights
 from search.catalogue.backbones import Backbone, load_backbones
 from search.catalogue.weights import (
     check_weights,
@@ -194,50 +193,6 @@ def test_binding_is_what_loading_does(folder: Path) -> None:
         timm.create_model(
             "cait_xxs24_224", pretrained=True, img_size=96, pretrained_cfg_overlay=overlay
         )
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search.catalogue.weights, "try_to_load_from_cache", lambda *args: None)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
-
-@pytest.mark.usefixtures("empty_cache")
-def test_the_hub_switched_off_is_told_with_the_remedy() -> None:
-    with pytest.raises(UserError) as error:
-        check_weights((VIT, RESNET), weights="hub", weights_dir=None)
-    message = str(error.value)
-    assert "switched off (HF_HUB_OFFLINE) and 2 of 2 are not in its cache" in message
-    assert "--weights none, or --weights-dir DIR with test_vit.r160_in1k.safetensors, " in message
-
-
-@pytest.mark.usefixtures("empty_cache")
-@pytest.mark.parametrize("answers", [True, False])
-def test_an_uncached_weight_asks_the_hub_once(
-    answers: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def ask(url: str, timeout: float) -> None:
-        asked.append(url)
-        assert timeout <= 10
-        if not answers:
-            raise ConnectionError("no route")
-
-    monkeypatch.setattr(search.catalogue.weights, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(search.catalogue.weights, "get_hf_file_metadata", ask)
-    if answers:
-        check_weights((VIT, RESNET), weights="hub", weights_dir=None)
-    else:
-        with pytest.raises(UserError, match="timm's hub, but it does not answer and 2 of 2"):
-            check_weights((VIT, RESNET), weights="hub", weights_dir=None)
-    assert len(asked) == 1
-    assert "timm/test_vit.r160_in1k/resolve/main/model.safetensors" in asked[0]
-
-
-def test_cached_weights_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search.catalogue.weights, "try_to_load_from_cache", lambda *args: "/cached")
-    check_weights((VIT, RESNET), weights="hub", weights_dir=None)
 
 
 def test_none_needs_nothing() -> None:

@@ -1,0 +1,186 @@
+"""Starting weights are fetched before anything is trained; the network is a fake."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from rich.console import Console
+
+import search.catalogue.downloads
+from search.catalogue.backbones import load_backbones
+from search.catalogue.downloads import fetch_weights, is_cached
+from search.catalogue.weights import check_weights
+from search.errors import UserError
+
+CATALOGUE = load_backbones()
+VIT = CATALOGUE.get("test_vit.r160_in1k")
+RESNET = CATALOGUE.get("test_resnet.r160_in1k")
+NAMES = [VIT.name, RESNET.name, "resnet18.a1_in1k"]
+BYTES = 3_000_000
+
+
+class Hub:
+    """A hub in memory, and the cache that it is fetched into."""
+
+    def __init__(self, cached: list[str] | None = None) -> None:
+        self.files = {(f"timm/{name}", "model.safetensors") for name in NAMES}
+        self.cache = {(f"timm/{name}", "model.safetensors") for name in cached or []}
+        self.asked: list[str] = []
+        self.fetched: list[str] = []
+        self.failing: dict[str, BaseException] = {}
+        self.answers = True
+
+    def cached(self, repository: str, file: str, revision: str | None = None) -> str | None:
+        return "/cached" if (repository, file) in self.cache else None
+
+    def metadata(self, url: str, timeout: float) -> Any:
+        self.asked.append(url)
+        assert timeout <= 10
+        if not self.answers:
+            raise ConnectionError("no route")
+        if not any(f"{repository}/resolve/main/{file}" in url for repository, file in self.files):
+            raise EntryNotFoundError("no such file")
+        return SimpleNamespace(size=BYTES)
+
+    def download(
+        self, repository: str, file: str, *, revision: str | None = None, tqdm_class: Any = None
+    ) -> str:
+        if (repository, file) not in self.files:
+            raise EntryNotFoundError("no such file")
+        bar = tqdm_class(total=BYTES, initial=BYTES // 3, unit="B", name="x", disable=None)
+        bar.update(BYTES // 3)
+        if repository in self.failing:
+            raise self.failing[repository]
+        bar.update(BYTES // 3)
+        self.fetched.append(f"{repository}/{file}")
+        self.cache.add((repository, file))
+        return "/cached"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub, module = Hub(), search.catalogue.downloads
+    monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(module, "try_to_load_from_cache", hub.cached)
+    monkeypatch.setattr(module, "get_hf_file_metadata", hub.metadata)
+    monkeypatch.setattr(module, "hf_hub_download", hub.download)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return hub
+
+
+def test_every_weight_of_the_pool_is_fetched_and_told(hub: Hub) -> None:
+    hub.cache.add((f"timm/{RESNET.name}", "model.safetensors"))
+    text = io.StringIO()
+    fetch_weights(NAMES, Console(file=text, width=200))
+    assert hub.fetched == [f"timm/{name}/model.safetensors" for name in (NAMES[0], NAMES[2])]
+    assert text.getvalue().splitlines() == [
+        "fetching weights 1/2: test_vit.r160_in1k, 3 MB",
+        "fetching weights 2/2: resnet18.a1_in1k, 3 MB",
+    ]
+
+
+def test_a_terminal_shows_a_bar_that_fills(hub: Hub) -> None:
+    text = io.StringIO()
+    fetch_weights(NAMES, Console(file=text, width=200, force_terminal=True))
+    assert "weights 3/3: resnet18.a1_in1k" in text.getvalue()
+    assert "3.0/3.0 MB" in text.getvalue()
+    assert "fetching" not in text.getvalue()
+
+
+def test_the_quiet_default_prints_nothing(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    check_weights((VIT, RESNET), weights="hub", weights_dir=None)
+    assert len(hub.fetched) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_repository_without_safetensors_gives_its_other_file(hub: Hub) -> None:
+    hub.files = {(f"timm/{VIT.name}", "pytorch_model.bin")}
+    fetch_weights([VIT.name])
+    assert hub.fetched == [f"timm/{VIT.name}/pytorch_model.bin"]
+    assert is_cached(VIT.name)
+
+
+def test_cached_weights_ask_nobody(hub: Hub) -> None:
+    hub.cache = set(hub.files)
+    fetch_weights(NAMES)
+    assert not hub.asked
+    assert not hub.fetched
+
+
+def test_the_hub_switched_off_is_told_with_the_remedy(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search.catalogue.downloads, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as error:
+        fetch_weights([VIT.name, RESNET.name])
+    message = str(error.value)
+    assert "switched off (HF_HUB_OFFLINE) and 2 of 2 are not in its cache" in message
+    assert "--weights none, or --weights-dir DIR with test_vit.r160_in1k.safetensors, " in message
+    assert not hub.asked
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub: Hub) -> None:
+    hub.answers = False
+    with pytest.raises(UserError, match="timm's hub, but it does not answer and 3 of 3"):
+        fetch_weights(NAMES)
+    assert len(hub.asked) == 1
+    assert "timm/test_vit.r160_in1k/resolve/main/model.safetensors" in hub.asked[0]
+
+
+def test_a_later_download_that_fails_names_what_is_missing(hub: Hub) -> None:
+    """It used to be found out in the middle of the search, as a failed trial."""
+    hub.failing[f"timm/{RESNET.name}"] = OSError("503 Service Unavailable")
+    with pytest.raises(UserError) as error:
+        check_weights((VIT, RESNET), weights="hub", weights_dir=None)
+    message = str(error.value)
+    assert "failed at test_resnet.r160_in1k (503 Service Unavailable) and 1 of 2" in message
+    assert message.endswith("--weights-dir DIR with test_resnet.r160_in1k.safetensors")
+    assert is_cached(VIT.name)
+    hub.failing.clear()
+    check_weights((VIT, RESNET), weights="hub", weights_dir=None)
+    assert len(hub.fetched) == 2  # the first was not fetched again
+
+
+def test_the_others_are_not_waited_for_when_the_network_is_gone(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.failing[f"timm/{VIT.name}"] = OSError("connection reset")
+    answers = iter([True, False])
+    monkeypatch.setattr(search.catalogue.downloads, "_hub_answers", lambda _: next(answers))
+    with pytest.raises(UserError, match=r"failed at test_vit.* and 3 of 3"):
+        fetch_weights(NAMES)
+    assert not hub.fetched
+
+
+def test_ctrl_c_ends_it_and_the_next_time_goes_on(hub: Hub) -> None:
+    hub.failing[f"timm/{RESNET.name}"] = KeyboardInterrupt()
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_weights(NAMES, console)
+    assert not console._live_stack  # the bar is gone from the terminal
+    hub.failing.clear()
+    fetch_weights(NAMES, console)
+    assert len(hub.fetched) == len(NAMES)
+
+
+def test_weights_of_another_server_go_where_timm_looks(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(hf_hub_id=None, hf_hub_filename=None, url="https://x.org/a/b-01.pth")
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: config)
+
+    def download(url: str, path: str, **_: object) -> None:
+        assert url == config.url
+        Path(path).write_bytes(b"")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    fetch_weights(["vit.x"])
+    assert (tmp_path / "checkpoints" / "b-01.pth").is_file()
+    assert is_cached("vit.x")
+    assert not hub.asked
