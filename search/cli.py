@@ -81,11 +81,12 @@ def backbones(
     weights
         hub or none: what the verdict on the pretraining is about.
     """
-    from search.catalogue.backbones import DEFAULT_PATH, load_backbones
-    from search.catalogue.rules import backbones_table
+    console = Console()
+    with loading(console):
+        from search.catalogue.backbones import DEFAULT_PATH, load_backbones
+        from search.catalogue.rules import backbones_table
 
     catalogue = load_backbones(backbones or DEFAULT_PATH)
-    console = Console()
     if not console.is_terminal:
         # A file or a pipe has no width: names stay whole, to be searched for.
         console.width = WIDE
@@ -124,8 +125,9 @@ def dashboard(*, out: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     port
         Port to listen on.
     """
-    from search.report.dashboard import serve
-    from search.settings import load_settings
+    with loading(Console()):
+        from search.report.dashboard import serve
+        from search.settings import load_settings
 
     settings = load_settings(out)
     assert settings.out is not None

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 from cyclopts import CoercionError, CycloptsError
 from rich.console import Console
-from rich.status import Status
 
 DEBUG = "--debug"
+
+STOPPED, STOPPED_STATUS = "stopped", 130
+"""What Ctrl-C ends with: the word on standard error and the exit status, 128 + SIGINT."""
 
 
 class UserError(Exception):
@@ -21,15 +29,41 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """What runs shall be closed, because of Ctrl-C or the time limit; the message is its reason."""
+
+
 def _accepted(error: Exception) -> str:
     """What would have been accepted, where the parser does not say so."""
     is_duration = isinstance(error, CoercionError) and error.target_type is timedelta
     return " A duration is a number with its unit: 90m, 8h, 1d, 1h30m." if is_duration else ""
 
 
-def loading(console: Console) -> Status:
-    """Tells on a terminal that a command has begun, while it imports its libraries."""
-    return console.status("loading torch and timm")
+@contextmanager
+def loading(console: Console) -> Iterator[None]:
+    """Tells on a terminal that a command has begun, while it imports its libraries.
+
+    Ctrl-C ends the process there and then. Nothing was begun, and an exception in the middle of an
+    import is swallowed by some libraries and turned into an ImportError by others.
+    """
+    status = console.status("loading torch and timm")
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        status.stop()  # It gives the terminal its cursor back.
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(STOPPED_STATUS)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    # Who ignores Ctrl-C, as nohup does, or handles it, goes on doing so.
+    takes_over = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with status:
+        if takes_over:
+            signal.signal(signal.SIGINT, end)
+        try:
+            yield
+        finally:
+            if takes_over:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_app(app: Any, arguments: Sequence[str]) -> int:
@@ -66,9 +100,9 @@ def run_app(app: Any, arguments: Sequence[str]) -> int:
             "--device cpu"
         )
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         if debug:
             raise
-        errors.print("stopped")
-        return 130
+        errors.print(STOPPED)
+        return STOPPED_STATUS
     return 0

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from search.errors import Interrupted
 
-class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """The running trial shall be closed; the message is its reason."""
+__all__ = ["Interrupted", "Interruption"]
 
 
 class Interruption:

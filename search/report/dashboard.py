@@ -59,6 +59,7 @@ def serve(run: Path, storage_url: str | None, host: str = "127.0.0.1", port: int
 
     Raises:
         UserError: if the port is taken or the address is not this machine's.
+        KeyboardInterrupt: after Ctrl-C.
     """
     _check_free(host, port)
     console = Console()
@@ -66,6 +67,7 @@ def serve(run: Path, storage_url: str | None, host: str = "127.0.0.1", port: int
     console.print(f"dashboard of {run} on http://{shown}:{port} (Ctrl-C ends it)", soft_wrap=True)
     store = artifact_store(run)
     run_server(open_storage(run, storage_url), host=host, port=port, artifact_store=store)
+    raise KeyboardInterrupt  # The server swallows it, and ends for nothing else.
 
 
 def artifact_store(run: Path) -> FileSystemArtifactStore:

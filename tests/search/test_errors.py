@@ -1,0 +1,110 @@
+"""Ctrl-C ends every command with one word and its exit status, wherever it comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from search.cli import main
+from search.errors import Interrupted
+from search.settings import SearchSettings, write_settings
+
+ROOT = Path(__file__).parents[2]
+
+INTERRUPTED_IMPORT = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(30)
+except BaseException:
+    pass  # some libraries swallow it, and fail for another reason
+raise ImportError("half a library")
+"""
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*folders, ROOT)))}
+
+
+@pytest.mark.parametrize(
+    ("library", "command"),
+    [
+        ("cyclopts", "search report --out x"),
+        ("cyclopts", "ensemble compare --run x"),
+        ("torch", "search run"),
+        ("torch", "search baseline"),
+        ("torch", "search report --out x"),
+        ("torch", "search backbones"),
+        ("optuna", "search dashboard --out x"),
+        ("torch", "ensemble distill --run x"),
+        ("torch", "ensemble fuse --run x"),
+        ("torch", "ensemble soup --run x"),
+        ("torch", "ensemble compare --run x"),
+        ("torch", "ensemble submit --run x --images x --list x --phase test"),
+        ("torch", "ensemble predict x --model x"),
+        ("torch", "ensemble verify x"),
+    ],
+)
+def test_ctrl_c_during_an_import(library: str, command: str, tmp_path: Path) -> None:
+    source = INTERRUPTED_IMPORT
+    if library == "cyclopts":
+        # Before any handler there is nothing but the exception itself.
+        source = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / f"{library}.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), Interrupted("interrupted by the user")])
+def test_ctrl_c_in_a_report_is_no_traceback(
+    reason: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise reason
+
+    monkeypatch.setattr("search.run.write_run_report", stop)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["report", "--out", "x"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(type(reason)):
+        main(["report", "--out", "x", "--debug"])
+
+
+def test_ctrl_c_ends_the_dashboard(tmp_path: Path) -> None:
+    settings = SearchSettings(train_labels=tmp_path / "a", train_images=tmp_path, out=tmp_path)
+    write_settings(settings.resolved(), tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search", "dashboard", "--out", str(tmp_path), "--port", str(port)],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.endswith("stopped\n")
