@@ -32,12 +32,11 @@ from search.settings import (
     read_settings,
     write_settings,
 )
-from search.study.driving import (
+from search.study.driving import Search, kept_candidates
+from search.study.opening import (
     CANDIDATES,
-    Search,
     enqueue_baseline,
     enqueue_first_trials,
-    kept_candidates,
     open_study,
     recover,
 )
@@ -158,10 +157,10 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
     assert run is not None
     saved = read_settings(run)
     if saved is None:
-        plan = prepare(settings)
+        plan = prepare(settings, console=console)
     else:
         check_resumable(settings, saved)
-        plan = prepare(settings, run / BACKBONES)
+        plan = prepare(settings, run / BACKBONES, console)
         check_data(run, plan.splits)
     try:
         run.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
-"""The Optuna study of a run: created or opened, prepared, and driven: ask, train, tell."""
+"""Driving a study: ask, train, tell; and which candidates keep their weights."""
 
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,25 +10,18 @@ from typing import Any, Protocol
 
 import optuna
 import torch
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import TPESampler
-from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
-from search.settings import SearchSettings
+from search.study.opening import CANDIDATES
 from search.study.plan import SearchPlan
 from search.study.space import BASELINE, PRESET
-from search.study.storage import open_storage
 from search.study.trials import (
     PAUSED,
     RECIPE,
     ROW,
-    STATE,
-    add_rejected,
     claim,
     complete_trials,
     counted_trials,
@@ -51,8 +43,6 @@ from search.training.metrics import Metrics
 from search.training.recipe import Recipe
 from search.training.train import HOW_NOT_WHAT, Watch, train
 
-CANDIDATES = "candidates"
-
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
 
@@ -60,12 +50,6 @@ FEWEST_COMPLETE = 3
 """Nothing is pruned before so many candidates are complete: a pruned trial leaves no weights, and
 there must be something to merge. On dfdc-faces ASHA alone left one candidate, beside the baseline,
 of the first nine trials."""
-
-FINGERPRINT = "fingerprint"
-"""User attribute of a study: of the splits that its trials were trained and scored on."""
-
-DEFAULT = "default"
-"""Value of the user attribute `preset` of a backbone's default, enqueued before the search."""
 
 
 class Progress(Protocol):
@@ -276,136 +260,6 @@ def next_trial(study: optuna.Study) -> optuna.Trial:
     """The trial to train now: a paused one goes on before anything new is begun."""
     paused = paused_trials(study)
     return claim(study, paused[0]) if paused else study.ask()
-
-
-def open_study(
-    settings: SearchSettings, fingerprint: str, saved_name: str | None = None
-) -> optuna.Study:
-    """Creates the study of a run, or opens it.
-
-    Args:
-        settings: resolved; the last part of `out` names a new study.
-        fingerprint: of the splits, so that a shared storage never mixes trials of other images.
-        saved_name: of an existing run, whose folder may have been renamed since; None creates.
-
-    Raises:
-        UserError: if a new run's storage has a study of its name already, or an old one's has none.
-    """
-    assert settings.out is not None
-    assert settings.epochs is not None
-    # Optuna logs each trial, failed ones with a traceback; the progress display tells them.
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = open_storage(settings.out, settings.storage)
-    pruner = make_pruner(settings.pruner, settings.epochs)
-    if saved_name is None:
-        study = _create(storage, settings.out.name, pruner)
-        study.set_user_attr(FINGERPRINT, fingerprint)
-    else:
-        study = _load(storage, saved_name, pruner, settings.out)
-    if study.user_attrs.get(FINGERPRINT, fingerprint) != fingerprint:
-        raise UserError(
-            f"the study '{study.study_name}' must be of this run's images, found one of others; "
-            "choose another --storage or --out"
-        )
-    with warnings.catch_warnings():
-        # Both have been experimental since Optuna 3 and kept their meaning.
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(["AUC on select"])
-        # Another seed for each resumption, or TPE would draw its first random numbers once more.
-        study.sampler = TPESampler(
-            seed=(settings.seed + len(study.get_trials(deepcopy=False))) % 2**32,
-            multivariate=True,
-            group=True,
-        )
-    return study
-
-
-def _create(storage: BaseStorage, name: str, pruner: BasePruner) -> optuna.Study:
-    # An empty one is what a process left that was killed before it wrote its settings.
-    study = optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
-    )
-    if study.get_trials(deepcopy=False):
-        raise UserError(
-            f"the storage must have no study '{name}' yet, found one with trials; choose another "
-            "--out, whose last part names the study"
-        )
-    return study
-
-
-def _load(storage: BaseStorage, name: str, pruner: BasePruner, run: Path) -> optuna.Study:
-    try:
-        return optuna.load_study(storage=storage, study_name=name, pruner=pruner)
-    except KeyError:
-        raise UserError(
-            f"the storage must have the study '{name}' of {run}, found none; restore it, start in "
-            "the folder that a relative --storage is meant from, or choose another --out"
-        ) from None
-
-
-def make_pruner(name: str, epochs: int) -> BasePruner:
-    """The pruner that compares trials after the same number of epochs.
-
-    ASHA (arXiv:1810.05934) looks first after a quarter of the epochs, then each time they have
-    doubled, and lets the better half go on: of the few trials that a competitor can pay for, a
-    third would leave too little to merge. Hyperband (arXiv:1603.06560) runs several brackets and
-    wants more than ten trials in each.
-    """
-    first = max(1, epochs // 4)
-    if name == "asha":
-        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
-    if name == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=3)
-    return NopPruner()
-
-
-def recover(study: optuna.Study, run: Path) -> None:
-    """Takes up trials that a killed process left running: the run's lock proves that nobody works
-    on them.
-
-    A trial whose candidate is complete on disk is told complete; any other waits to go on from its
-    checkpoint, under its number. What a finished trial would have gone on from is deleted.
-    """
-    for trial in counted_trials(study):
-        Candidate(run / CANDIDATES / trial_name(trial)).drop_checkpoint()
-    for found in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        candidate = Candidate(run / CANDIDATES / trial_name(found))
-        running = optuna.Trial(study, found._trial_id)
-        if candidate.is_complete:
-            tell_complete(study, running, candidate)
-            continue
-        record_outcome(running, PAUSED, "the process ended while it was running")
-        put_back(study, running)
-
-
-def enqueue_first_trials(study: optuna.Study, plan: SearchPlan) -> None:
-    """Tells which backbones are rejected, and enqueues the challenge's baseline and one sensible
-    default of each allowed backbone, each once in a study: a process that was killed amid this goes
-    on with it."""
-    trials = study.get_trials(deepcopy=False)
-    rejected = {
-        trial.user_attrs[ROW]["backbone"]
-        for trial in trials
-        if trial.user_attrs.get(STATE) == "rejected" and not trial.params
-    }
-    for _, verdict in plan.rejected:
-        if verdict.backbone not in rejected:
-            add_rejected(study, verdict, plan.catalogue.budget)
-    enqueue_baseline(study)
-    presets = {trial.user_attrs.get(PRESET) for trial in trials}
-    for backbone in plan.space.backbones:
-        preset = f"{DEFAULT}:{backbone.name}"
-        if preset not in presets:
-            parameters = plan.space.default_parameters(backbone)
-            study.enqueue_trial(parameters, user_attrs={PRESET: preset})
-
-
-def enqueue_baseline(study: optuna.Study) -> None:
-    """Enqueues the challenge's baseline, unless the study has it or is about to."""
-    waiting_or_better = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
-    trials = study.get_trials(deepcopy=False, states=waiting_or_better)
-    if not any(trial.user_attrs.get(PRESET) == BASELINE for trial in trials):
-        study.enqueue_trial({}, user_attrs={PRESET: BASELINE})
 
 
 def drop_surplus_weights(study: optuna.Study, run: Path, keep: int) -> None:

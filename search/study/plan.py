@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
+
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
 from search.catalogue.rules import Verdict, judge
 from search.catalogue.weights import check_weights
@@ -52,14 +54,16 @@ class SearchPlan:
 
 
 def prepare(
-    settings: SearchSettings, catalogue_path: Path | None = None, *, for_training: bool = True
+    settings: SearchSettings,
+    catalogue_path: Path | None = None,
+    console: Console | None = None,
 ) -> SearchPlan:
     """Reads and checks all input of a search.
 
     Args:
         settings: resolved settings.
         catalogue_path: the backbones file of an existing run, which wins over the settings.
-        for_training: starting weights must be at hand.
+        console: shows the progress of downloads; default: quiet.
 
     Raises:
         UserError: for anything that would stop the search later; nothing was written then.
@@ -82,9 +86,9 @@ def prepare(
     if not allowed:
         reasons = "; ".join(f"{b.name}: {', '.join(v.reasons)}" for b, v in rejected)
         raise UserError(f"pool '{settings.pool}' must have an allowed backbone, found {reasons}")
-    if for_training:
-        check_weights(allowed, weights=source, weights_dir=settings.weights_dir)
-    baseline, notes = _baseline(catalogue, allowed, settings)
+    folder = settings.weights_dir
+    check_weights(allowed, weights=source, weights_dir=folder, console=console)
+    baseline, notes = _baseline(catalogue, allowed, settings, console)
     if settings.trials is None:
         settings = replace(settings, trials=max(FEWEST_TRIALS, 2 * (len(allowed) + 1)))
     assert settings.epochs is not None
@@ -143,13 +147,19 @@ def _sized(backbone: Backbone, image_size: int | None) -> Backbone:
 
 
 def _baseline(
-    catalogue: Catalogue, allowed: tuple[Backbone, ...], settings: SearchSettings
+    catalogue: Catalogue,
+    allowed: tuple[Backbone, ...],
+    settings: SearchSettings,
+    console: Console | None,
 ) -> tuple[Backbone, tuple[str, ...]]:
     """The baseline's backbone: ResNet-18 where its weights are at hand, else the pool's first."""
     try:
         backbone = catalogue.get(BASELINE_BACKBONE)
         check_weights(
-            (backbone,), weights=settings.weights_source, weights_dir=settings.weights_dir
+            (backbone,),
+            weights=settings.weights_source,
+            weights_dir=settings.weights_dir,
+            console=console,
         )
     except UserError:
         note = (

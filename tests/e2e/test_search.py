@@ -157,9 +157,7 @@ class Killed(BaseException):
     """Stands for kill -9 inside one process: nothing of the search may catch it."""
 
 
-def ending(
-    trial: int, steps: int, end: Callable[[], None]
-) -> Callable[[Watch, StepRecord], None]:
+def ending(trial: int, steps: int, end: Callable[[], None]) -> Callable[[Watch, StepRecord], None]:
     """Ends a search at a step of a trial, as a signal or a kill would."""
     left = [steps]
 

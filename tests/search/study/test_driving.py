@@ -24,14 +24,16 @@ from search.study.driving import (
     FEWEST_COMPLETE,
     Search,
     drop_surplus_weights,
+    kept_candidates,
+    next_trial,
+    set_aside_orphan,
+)
+from search.study.opening import (
     enqueue_baseline,
     enqueue_first_trials,
-    kept_candidates,
     make_pruner,
-    next_trial,
     open_study,
     recover,
-    set_aside_orphan,
 )
 from search.study.space import BASELINE, PRESET
 from search.study.trials import PAUSED, REASON, ROW, STATE, paused_trials, record_outcome
