@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,9 +55,8 @@ QUARANTINE = "quarantine.csv"
 
 SCORING_BATCH = 64
 
-RESULTS_SECONDS = 20.0
-"""Kept of the time limit for plots and pages before they were first made: on two cores they take
-6 to 12 s."""
+RESULTS_SECONDS = 10.0
+"""Kept of the time limit for plots and pages before they were first made and measured."""
 
 LARGEST_RESERVE = 1 / 3
 """Share of the time limit that is kept for scoring on report and for the results at most."""
@@ -124,23 +124,30 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     settings = load_settings(out)
     assert settings.out is not None
     run = settings.out
-    fingerprint = str(check_data(run)["fingerprint"])
-    try:
-        study = open_study(settings, fingerprint, study_name(run))
-    except UserError as error:
-        _tell(console, f"the study cannot be opened, the last leaderboard is shown: {error}")
-        return write_projections(run, None, console)
     interruption = Interruption()
+    study: optuna.Study | None = None
     try:
         with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
-            _clean(run)
-            recover(study, run)
-            _score_what_is_missing(settings, study, run, console, interruption)
+            _clean(settings, run, console)
+            study = _study_of(settings, run, console)
+            if study is not None:
+                recover(study, run)
+                _score_what_is_missing(settings, study, run, console, interruption)
     except Timeout:
         _tell(console, "the search is running: the report split is left to its end")
-    except Interrupted:
-        raise KeyboardInterrupt from None
+        study = _study_of(settings, run, console)
+    interruption.check()
     return write_projections(run, study, console)
+
+
+def _study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.Study | None:
+    """The study of an existing run; None, and told, where its storage cannot be reached."""
+    fingerprint = str(check_data(run)["fingerprint"])
+    try:
+        return open_study(settings, fingerprint, study_name(run))
+    except UserError as error:
+        _tell(console, f"the study cannot be opened: {error}")
+        return None
 
 
 def open_quarantine(run: Path, console: Console) -> Quarantine:
@@ -168,13 +175,7 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
         raise UserError(f"--out must be a folder that can be made, found: {error}") from None
     try:
         with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
-            _clean(run)
-            if settings.storage is None and drop_torn_line(run):
-                _tell(
-                    console,
-                    f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was "
-                    "running then goes on",
-                )
+            _clean(settings, run, console)
             name = None if saved is None else study_name(run)
             study = open_study(settings, plan.splits.fingerprint(), name)
             if saved is None:
@@ -213,6 +214,10 @@ def _work(opened: _Opened, trials: int | None) -> None:
 
     def after_trial(number: int) -> None:
         write_after_trial(run, study, number, console)
+        if interruption.deadline is not None and not reserve.is_measured:
+            started = time.monotonic()
+            write_projections(run, study, console)
+            reserve.measured(time.monotonic() - started)
         interruption.reserved_seconds = reserve.seconds()
 
     search = Search(plan, run, study, opened.quarantine, progress, interruption, after_trial)
@@ -224,7 +229,8 @@ def _work(opened: _Opened, trials: int | None) -> None:
                 _train_baseline(search)
             else:
                 search.drive()
-        stopped_by_time = interruption.timed_out
+        remaining = 0 if trials is None else trials - len(counted_trials(study))
+        stopped_by_time = interruption.timed_out and remaining > 0
         interruption.reserved_seconds = reserve.results_seconds
         if not interruption.requested:
             _score_on_report(
@@ -337,8 +343,13 @@ class _Reserve:
     def __init__(self, opened: _Opened) -> None:
         self.opened = opened
         self.results_seconds = RESULTS_SECONDS
+        self.is_measured = False
         timeout = opened.plan.settings.timeout
         self.most = math.inf if timeout is None else LARGEST_RESERVE * timeout.total_seconds()
+
+    def measured(self, seconds: float) -> None:
+        """Takes note of how long the results took to write, of few trials as yet."""
+        self.results_seconds, self.is_measured = 2 * seconds, True
 
     def seconds(self) -> float:
         """For the kept candidates that are not scored yet, and one that may come."""
@@ -358,10 +369,16 @@ class _Reserve:
         return min(total, self.most)
 
 
-def _clean(run: Path) -> None:
+def _clean(settings: SearchSettings, run: Path, console: Console) -> None:
     """Deletes what killed processes left half-written; only under the run's lock."""
     for folder in (run, *(run / CANDIDATES).glob("*")):
         drop_unfinished_writes(folder)
+    if settings.storage is None and drop_torn_line(run):
+        _tell(
+            console,
+            f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was running "
+            "then goes on",
+        )
 
 
 def _tell(console: Console, line: str) -> None:

@@ -23,7 +23,11 @@ def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture[str])
 def test_every_setting_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for line in ("Label file of the training images", "Optuna storage URL", "Stop after this time"):
+    for line in (
+        "Label file of the training images",
+        "Optuna storage URL",
+        "End the whole command after this time",
+    ):
         assert line in text
 
 
@@ -77,7 +81,7 @@ def test_a_saved_setting_stands_in_for_a_flag(
     ).resolved()
     write_settings(saved, tmp_path)
     seen: list[SearchSettings] = []
-    monkeypatch.setattr("search.run.run_search", lambda settings, console: seen.append(settings))
+    monkeypatch.setattr("search.run.run_search", lambda settings, *_: seen.append(settings))
     assert main(["run", "--out", str(tmp_path), "--trials", "9"]) == 0
     (settings,) = seen
     assert settings.trials == 9

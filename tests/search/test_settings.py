@@ -110,6 +110,39 @@ def test_damaged_settings_are_one_user_error(text: str, tmp_path: Path) -> None:
         read_settings(tmp_path)
 
 
+@pytest.mark.parametrize("timeout", [timedelta(minutes=90), timedelta(days=12), timedelta(days=40)])
+def test_a_long_time_limit_survives_the_disk(timeout: timedelta, tmp_path: Path) -> None:
+    settings = SearchSettings(out=tmp_path, timeout=timeout).resolved()
+    write_settings(settings, tmp_path)
+    assert load_settings(tmp_path) == settings
+    saved = read_settings(tmp_path)
+    assert saved is not None
+    assert "e" not in saved["timeout"]  # as the command line reads it
+
+
+@pytest.mark.parametrize("found", [None, 1, 3, "2"])
+def test_a_run_of_another_format_is_refused(found: object, tmp_path: Path) -> None:
+    write_settings(SearchSettings(out=tmp_path).resolved(), tmp_path)
+    path = tmp_path / SETTINGS
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("format")]
+    path.write_text("\n".join([*lines, *([] if found is None else [f"format: {found!r}"]), ""]))
+    with pytest.raises(UserError, match="format 2, found format"):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("train_images", "elsewhere"), ("train_labels", "elsewhere/train.txt")]
+)
+def test_images_may_move(name: str, path: str, tmp_path: Path) -> None:
+    settings = SearchSettings(**DATA, out=tmp_path).resolved()
+    write_settings(settings, tmp_path)
+    moved = replace(settings, **{name: Path(path).absolute()})
+    check_resumable(moved, read_settings(tmp_path) or {})
+    other = replace(settings, train_groups=Path("groups.csv"))
+    with pytest.raises(UserError, match="--train-groups None"):
+        check_resumable(other, read_settings(tmp_path) or {})
+
+
 def test_a_folder_without_a_run_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="python -m search run --out"):
         load_settings(tmp_path)
