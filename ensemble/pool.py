@@ -84,8 +84,8 @@ class Pool:
         state = trial_states(self.run).get(name)
         if state not in (None, COMPLETE):
             raise UserError(
-                f"candidate {name} must be complete, but {LEADERBOARD} says {state}; choose another "
-                f"of {', '.join(self.names)}"
+                f"candidate {name} must be complete, but {LEADERBOARD} says {state}; choose "
+                f"another of {', '.join(self.names)}"
             )
         if state is None or not candidate.is_complete:
             raise UserError(

@@ -194,7 +194,7 @@ def test_what_the_study_does_not_call_complete_is_left_out_and_told(
         "left out, because leaderboard.csv does not call them complete: 0001-copy, 0003; if they "
         f"are, `python -m search report --out {run_folder}`"
     ) in console.export_text()
-    with pytest.raises(UserError, match="found '0003'|says (failed|pruned)"):
+    with pytest.raises(UserError, match=r"found '0003'|says (failed|pruned)"):
         pool.get("0003")
 
 
@@ -202,7 +202,7 @@ def test_a_complete_trial_whose_folder_is_gone_is_no_candidate(run_folder: Path)
     shutil.rmtree(run_folder / "candidates" / "0003")
     pool = open_pool(run_folder, device="cpu")
     assert "0003" not in pool.names
-    with pytest.raises(UserError, match="must be among .* found '0003'"):
+    with pytest.raises(UserError, match=r"must be among .* found '0003'"):
         pool.get("0003")
 
 
