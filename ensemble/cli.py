@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from ensemble.settings import (
     PredictSettings,
     RunSettings,
     SubmitSettings,
+    TrainedMergeSettings,
 )
 from search.errors import loading, run_app
 from search.settings import AtLeastZero
@@ -39,12 +41,13 @@ app = App(
 @app.command
 def distill(*, settings: DistillSettings) -> None:
     """Distil the best candidates into one student, then compare it with all other models."""
+    started = time.monotonic()
     console = Console()
     with loading(console):
         from ensemble.compare.compare import run_compare
         from ensemble.distill.distill import run_distill
 
-    with _opened(settings, console) as (pool, interruption):
+    with _opened(settings, console, started) as (pool, interruption):
         run_distill(pool, settings, console, interruption)
         run_compare(pool, console, interruption.check)
 
@@ -52,7 +55,7 @@ def distill(*, settings: DistillSettings) -> None:
 @app.command
 def fuse(
     *,
-    settings: MergeSettings,
+    settings: TrainedMergeSettings,
     members: str = "auto",
     head: Literal["weights", "mean", "mlp"] = "weights",
     finetune_epochs: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
@@ -68,16 +71,19 @@ def fuse(
     finetune_epochs
         Epochs of training all of it together afterwards.
     """
+    started = time.monotonic()
     console = Console()
     with loading(console):
         from ensemble.fuse.fuse import run_fuse
 
-    with _opened(settings, console) as (pool, interruption):
+    with _opened(settings, console, started) as (pool, interruption):
         run_fuse(
             pool,
             members=_names(members),
             head=head,
             finetune_epochs=finetune_epochs,
+            discard=settings.discard,
+            checkpoint_minutes=settings.checkpoint_minutes,
             console=console,
             interruption=interruption,
         )
@@ -100,11 +106,12 @@ def soup(
     members
         auto: the largest set that can be averaged; or names: 0003,0007.
     """
+    started = time.monotonic()
     console = Console()
     with loading(console):
         from ensemble.soup.soup import run_soup
 
-    with _opened(settings, console) as (pool, interruption):
+    with _opened(settings, console, started) as (pool, interruption):
         run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
     _point_to_comparison(settings, console)
 
@@ -112,11 +119,12 @@ def soup(
 @app.command
 def compare(*, settings: RunSettings) -> None:
     """Compare every merged model with the best single one on report, and recommend one."""
+    started = time.monotonic()
     console = Console()
     with loading(console):
         from ensemble.compare.compare import run_compare
 
-    with _opened(settings, console) as (pool, interruption):
+    with _opened(settings, console, started) as (pool, interruption):
         run_compare(pool, console, interruption.check)
 
 
@@ -190,13 +198,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _opened(settings: RunSettings, console: Console) -> Iterator[tuple[Pool, Interruption]]:
-    """Opens a run's pool; Ctrl-C and the time limit ask for a clean end."""
+def _opened(
+    settings: RunSettings, console: Console, started: float
+) -> Iterator[tuple[Pool, Interruption]]:
+    """Opens a run's pool; Ctrl-C and the time limit, which counts from `started`, ask for a clean
+    end."""
+    from ensemble.network.model import finish_all_replacing
     from ensemble.pool import open_pool
     from search.interruption import Interrupted, Interruption
 
     timeout = settings.timeout if isinstance(settings, MergeSettings) else None
-    interruption = Interruption(None if timeout is None else timeout.total_seconds())
+    interruption = Interruption(None if timeout is None else timeout.total_seconds(), started)
     with interruption.handling_signals():
         try:
             pool = open_pool(
@@ -207,6 +219,7 @@ def _opened(settings: RunSettings, console: Console) -> Iterator[tuple[Pool, Int
                 console=console,
                 on_batch=interruption.check,
             )
+            finish_all_replacing(settings.run)
             yield pool, interruption
         except Interrupted as reason:
             if not interruption.requested:

@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 BACKBONES, CANDIDATES, QUARANTINE = "backbones.yaml", "candidates", "quarantine.csv"
+LEADERBOARD = "leaderboard.csv"
 EVALUATION_BATCH = 64
 
 
@@ -68,7 +69,8 @@ class Pool:
         """The candidate of a name.
 
         Raises:
-            UserError: if there is none, it was pruned, its weights are gone, or it is tainted.
+            UserError: if there is none, its trial did not come to its end, its weights are gone, or
+                it is tainted.
         """
         for candidate in self.candidates:
             if candidate.name == name:
@@ -79,15 +81,16 @@ class Pool:
                 f"candidate {name} must not be merged: {self.tainted[name]}; choose another, or "
                 "add --allow-tainted, which is recorded"
             )
-        if not (candidate.path / METRICS).exists():
+        state = trial_states(self.run).get(name)
+        if state not in (None, COMPLETE):
+            raise UserError(
+                f"candidate {name} must be complete, but {LEADERBOARD} says {state}; choose "
+                f"another of {', '.join(self.names)}"
+            )
+        if state is None or not candidate.is_complete:
             raise UserError(
                 f"candidates must be among {', '.join(self.names)}, found '{name}'"
                 f"{suggestion(name, self.names)}"
-            )
-        if not is_finished(candidate):
-            raise UserError(
-                f"candidate {name} must be finished, but it was pruned; choose another of "
-                f"{', '.join(self.names)}"
             )
         raise UserError(
             f"candidate {name} must have its weights, but they were deleted by the search's "
@@ -151,8 +154,9 @@ def open_pool(
 ) -> Pool:
     """Opens a run and checks all that merging rests on.
 
-    Candidates that lack scores on report are scored now; pruned ones, those without weights, and
-    tainted ones (unless allowed) are left out.
+    The candidates are those that the study calls complete, as leaderboard.csv tells. Those that
+    lack scores on report are scored now; those without weights, and tainted ones (unless allowed)
+    are left out.
 
     Args:
         run: the folder of a search.
@@ -163,8 +167,8 @@ def open_pool(
         on_batch: called after every batch that is scored; what it raises ends the opening.
 
     Raises:
-        UserError: if this is no run, its images changed, fewer than two candidates can be merged,
-            or candidates were scored on different splits.
+        UserError: if this is no run or has no leaderboard, its images changed, fewer than two
+            candidates can be merged, or candidates were scored on different splits.
     """
     console = console or Console(quiet=True)
     settings = load_settings(run)
@@ -177,7 +181,7 @@ def open_pool(
         run / QUARANTINE,
         tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
     )
-    finished = finished_candidates(run / CANDIDATES)
+    finished = finished_candidates(run, console)
     verdicts = {c.name: judge_origin(c, catalogue) for c in finished}
     tainted = {name: origin.reason for name, origin in verdicts.items() if not origin.allowed}
     candidates = [c for c in finished if c.has_weights and (allow_tainted or c.name not in tainted)]
@@ -271,15 +275,52 @@ FEWEST = 2
 """Candidates that there must be for anything to be merged."""
 
 
-def is_finished(candidate: Candidate) -> bool:
-    """A pruned trial leaves a candidate, too, but no best epoch."""
-    return candidate.metrics.get("best_epoch") is not None
+COMPLETE = "complete"
+"""State of a trial that came to its end, in leaderboard.csv."""
 
 
-def finished_candidates(folder: Path) -> list[Candidate]:
-    """Complete candidates of a folder, with or without weights, best on select first."""
-    folders = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
-    finished = [c for c in map(Candidate, folders) if is_finished(c)]
+def trial_states(run: Path) -> dict[str, str]:
+    """What became of each trial, by its candidate's name: the study, as it was last written down.
+
+    Raises:
+        UserError: if the run has no leaderboard that can be read.
+    """
+    path = run / LEADERBOARD
+    try:
+        # Texts: 0007 is a name, no number.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        names, states = table["candidate"].tolist(), table["state"].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        reason = "it is absent" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(
+            f"{path} must say which candidates are complete, but {reason}; write it with "
+            f"`python -m search report --out {run}`"
+        ) from None
+    return dict(zip(names, states, strict=True))
+
+
+def finished_candidates(run: Path, console: Console) -> list[Candidate]:
+    """Candidates that the study calls complete, with or without weights, best on select first.
+
+    Args:
+        run: the folder of the search.
+        console: is told which others lie there: a copy, say, or one whose process died before the
+            study knew of it.
+
+    Raises:
+        UserError: as `trial_states`.
+    """
+    states = trial_states(run)
+    folders = sorted(path.parent for path in (run / CANDIDATES).glob(f"*/{METRICS}"))
+    unknown = [path.name for path in folders if states.get(path.name) != COMPLETE]
+    if unknown:
+        console.print(
+            f"left out, because {LEADERBOARD} does not call them complete: {', '.join(unknown)}; "
+            f"if they are, `python -m search report --out {run}` writes it anew",
+            highlight=False,
+            soft_wrap=True,
+        )
+    finished = [Candidate(path) for path in folders if states.get(path.name) == COMPLETE]
     metrics = {c.name: c.metrics for c in finished}
     return sorted(
         finished, key=lambda c: (-metrics[c.name]["auc"], metrics[c.name]["params_exact"], c.name)

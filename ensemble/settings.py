@@ -46,6 +46,18 @@ class MergeSettings(RunSettings):
     """Stop after this time (90m, 8h, 1d), as Ctrl-C would; the same command goes on."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainedMergeSettings(MergeSettings):
+    """What the ways of merging that train are told besides."""
+
+    checkpoint_minutes: Annotated[float, Positive] = 10.0
+    """Save the state so often: the longest work that a crash can cost."""
+
+    discard: bool = False
+    """Delete an unfinished training and recorded views of other settings or models."""
+
+
 TOLERANCE = 1e-5
 """Largest difference between a submission's recorded scores and those that `verify` recomputes."""
 
@@ -121,7 +133,7 @@ class PredictSettings:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings(MergeSettings):
+class DistillSettings(TrainedMergeSettings):
     """What `distill` is told; None stands for a default that depends on the run."""
 
     student: str | None = None
@@ -137,7 +149,7 @@ class DistillSettings(MergeSettings):
     """Epochs; the views are seen in turn. Default: 30, on the demo set 12."""
 
     views: Annotated[int, AtLeastOne] = 8
-    """Recorded views of each image, for which the teacher is asked once."""
+    """Recorded views of each image; the teacher is asked once about each, and kept for later."""
 
     live_teacher: bool = False
     """Ask the teacher in every step instead: new views in every epoch, at the teacher's cost."""
@@ -204,5 +216,7 @@ DATA_EPOCHS = 30
 DEMO_EPOCHS = 12
 """Fits into three minutes on two cores, the teacher's views included."""
 
-MACHINE_SETTINGS = frozenset({"run", "device", "workers", "timeout", "micro_batch_size"})
-"""Settings that say where a distillation runs, not what it learns."""
+MACHINE_SETTINGS = frozenset(
+    {"run", "device", "workers", "timeout", "micro_batch_size", "checkpoint_minutes", "discard"}
+)
+"""Settings that say where and how a distillation runs, not what it learns."""

@@ -1,8 +1,10 @@
-"""Teachers + student -> search.training.loop.fit -> merged/distilled."""
+"""Teachers + student -> search.training.train -> merged/distilled."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +12,32 @@ from rich.console import Console
 from torch import nn
 
 from ensemble.distill.plan import DistillPlan, plan_distillation
-from ensemble.distill.progress import DistillProgress
-from ensemble.distill.recordings import RecordedViews, ViewManifest, record_views, view_loader
+from ensemble.distill.recordings import (
+    RecordedViews,
+    ViewManifest,
+    other_views,
+    record_views,
+    view_loader,
+)
 from ensemble.distill.student import DistillationLoss, Student
 from ensemble.distill.teacher import Teacher
-from ensemble.network.model import MERGED, ModelSpec, keep_merged, merged_folder, summarise
-from ensemble.network.unfinished import UnfinishedTraining
+from ensemble.network.model import MERGED, keep_merged, summarise
+from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
 from ensemble.pool import EVALUATION_BATCH, Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
 from search.interruption import Interrupted, Interruption
-from search.training.candidate import WEIGHTS, Candidate, EpochRecord, load_weights
-from search.training.loop import FitResult, fit
-from search.training.loss import training_batches
-from search.training.network import Network, build_network
-from search.training.scoring import Evaluation, evaluate
+from search.training.candidate import WEIGHTS, Candidate, load_weights
+from search.training.loss import Loss, training_batches
+from search.training.network import build_network
+from search.training.progress import Bars
 
 DISTILLED = "distilled"
 VIEWS = "views"
-"""The recorded views, in the student's folder."""
+"""The recorded views, beside the merged models."""
+
+PLAIN_LINES = 4
+"""Lines that tell of the recording where there is no terminal."""
 
 
 def run_distill(
@@ -36,8 +45,7 @@ def run_distill(
 ) -> Candidate:
     """Distils the teachers into one network and keeps it in merged/distilled.
 
-    An interrupted distillation goes on where it stopped: after its last finished round of views,
-    or after its last finished epoch.
+    An interrupted distillation goes on from the very batch, of the teachers' or of the student's.
 
     Args:
         pool: of the run.
@@ -46,91 +54,67 @@ def run_distill(
         interruption: asked between batches whether to go on.
 
     Raises:
-        UserError: if student or teachers break a rule or are not at hand, before anything is
-            written; or if too many images are broken.
+        UserError: if student or teachers break a rule or are not at hand, or what an earlier
+            distillation left would have to be discarded, before anything is written; or if too
+            many images are broken.
         Interrupted: if it was interrupted; nothing is lost.
     """
     plan = plan_distillation(pool, settings, console)
     for line in plan.describe():
         console.print(line, highlight=False, soft_wrap=True)
-    distillation = _Distillation(
-        pool, plan, settings.flags(), DistillProgress(console, interruption)
-    )
+    task = Distillation(pool, plan)
+    training = MergeTraining(pool, DISTILLED, plan.recipe, task)
+    leftovers = (training.leftover(), task.other_views())
+    settle([found for found in leftovers if found], discard=settings.discard, console=console)
     try:
-        return distillation.complete()
-    except Interrupted:
-        console.print(
-            f"interrupted {distillation.stage}: the same command goes on from there", soft_wrap=True
-        )
-        raise
-
-
-class _Distillation:
-    """One distillation, from its plan to its folder."""
-
-    def __init__(
-        self, pool: Pool, plan: DistillPlan, flags: list[str], progress: DistillProgress
-    ) -> None:
-        self.pool, self.plan, self.flags, self.progress = pool, plan, flags, progress
-        self.folder = merged_folder(pool.run, DISTILLED)
-        self.stage = "before the training"
-
-    def complete(self) -> Candidate:
-        """Asks the teachers, trains, scores and keeps the student."""
-        pool, plan = self.pool, self.plan
-        console = self.progress.console
-        unfinished = UnfinishedTraining(self.folder, plan.identity(), console, "distillation")
-        network = build_network(plan.recipe, pretrained=plan.start is None)
-        if plan.start is not None:
-            load_weights(plan.start.path / WEIGHTS, network)
-        teacher, loader = self._live() if plan.live_teacher else self._recorded()
-        result = self._fit(network, teacher, loader, unfinished.state_file)
-        self.stage = "while scoring the student"
+        if not training.is_complete:
+            task.record(console, interruption, settings.checkpoint_minutes)
+        trained = training.complete(console, interruption, settings.checkpoint_minutes)
         candidate = keep_merged(
             pool,
             DISTILLED,
-            network,
-            self._spec(),
+            trained.load(),
+            plan.spec(),
             plan.recipe,
-            history=result.history,
-            figures=self._figures(result),
-            on_batch=self.progress.check,
+            history=epochs_of(trained),
+            figures=_figures(plan, trained, settings.flags()),
+            on_batch=interruption.check,
         )
-        unfinished.clear()
-        console.print(summarise(candidate), highlight=False, soft_wrap=True)
-        return candidate
+    except Interrupted as reason:
+        console.print(f"{reason}: the same command goes on from there", highlight=False)
+        raise
+    training.clear()
+    console.print(summarise(candidate), highlight=False, soft_wrap=True)
+    return candidate
 
-    def _recorded(self) -> tuple[RecordedViews, Loader]:
-        """The teachers' outputs for recorded views, and the loader that shows these views."""
-        pool, plan = self.pool, self.plan
-        recipe, table = plan.recipe, pool.splits.fit
-        manifest = ViewManifest(
-            teachers=plan.teachers.entries,
-            split_fingerprint=pool.splits.fingerprint(),
-            images=len(table),
-            views=plan.views,
-            seed=recipe.seed,
-            augmentation=recipe.augmentation,
-            augmentation_strength=recipe.augmentation_strength,
-            image_size=max(recipe.image_size, plan.teachers.image_size),
-            with_features=plan.losses.feature > 0,
-        )
-        self.stage = "while the teachers looked at the views"
-        with self.progress.stage("asking the teachers"):
-            recorded = record_views(
-                self.folder / VIEWS,
-                manifest,
-                self._teacher,
-                table,
-                batch_size=EVALUATION_BATCH,
-                runtime=pool.runtime,
-                quarantine=pool.quarantine,
-                console=self.progress.console,
-                on_batch=self.progress.advance,
-            )
-        loader = view_loader(
-            table,
-            manifest,
+
+class Distillation:
+    """A student that learns from teachers: a `search.training.train.Task`."""
+
+    def __init__(self, pool: Pool, plan: DistillPlan) -> None:
+        self.pool, self.plan = pool, plan
+
+    def identity(self) -> Mapping[str, Any]:
+        """What the student starts from, and what it is taught."""
+        return self.plan.identity()
+
+    def network(self, *, start: bool) -> nn.Module:
+        """The student, and the projection that it may need."""
+        plan = self.plan
+        network = build_network(plan.recipe, pretrained=start and plan.start is None)
+        if start and plan.start is not None:
+            load_weights(plan.start.path / WEIGHTS, network)
+        return Student(network, self.source.feature_size, plan.recipe.seed)
+
+    def batches(self) -> Loader:
+        """Recorded views, or new ones in every epoch for a live teacher."""
+        recipe, pool = self.plan.recipe, self.pool
+        if isinstance(self.source, Teacher):
+            sized = replace(recipe, image_size=max(recipe.image_size, self.source.image_size))
+            return training_batches(pool.splits.fit, sized, pool.runtime, pool.quarantine)
+        return view_loader(
+            pool.splits.fit,
+            self._manifest,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             balance=recipe.class_balance == "sampler",
@@ -138,78 +122,97 @@ class _Distillation:
             quarantine=pool.quarantine,
             pin_memory=pool.runtime.on_cuda,
         )
-        return recorded, loader
 
-    def _live(self) -> tuple[Teacher, Loader]:
-        """The teachers themselves, and a loader that shows new views in every epoch."""
-        recipe, teacher = self.plan.recipe, self._teacher()
-        size = max(recipe.image_size, teacher.image_size)
-        sized, pool = replace(recipe, image_size=size), self.pool
-        return teacher, training_batches(pool.splits.fit, sized, pool.runtime, pool.quarantine)
+    def loss(self) -> Loss:
+        """The losses of distillation."""
+        return DistillationLoss(self.source, self.plan.losses)
 
-    def _teacher(self) -> Teacher:
-        plan = self.plan
-        return Teacher(
-            plan.teachers.load(),
-            plan.teachers.weights,
-            self.pool.runtime,
+    def kept(self, network: nn.Module) -> nn.Module:
+        """The student without the projection."""
+        student: Any = network
+        kept: nn.Module = student.network
+        return kept
+
+    @cached_property
+    def source(self) -> Teacher | RecordedViews:
+        """What says of each batch what the student is taught."""
+        if self.plan.live_teacher:
+            return self._teacher()
+        return RecordedViews(self._views, self._manifest)
+
+    def other_views(self) -> Leftover | None:
+        """Recorded views of other teachers or settings, if they are in the way."""
+        return None if self.plan.live_teacher else other_views(self._views, self._manifest)
+
+    def record(
+        self, console: Console, interruption: Interruption, checkpoint_minutes: float
+    ) -> None:
+        """Asks the teachers about all views that are not recorded yet, unless they are asked live.
+
+        Raises:
+            Interrupted: if it was interrupted; the next time goes on from there.
+        """
+        if self.plan.live_teacher:
+            return
+        with Bars(console, time_left=True, transient=True, plain_lines=PLAIN_LINES) as bars:
+            bar = bars.add("asking the teachers", unit="batches", plain="asked the teachers about")
+
+            def on_batch(finished: int, batches: int) -> None:
+                bar.update(finished, batches)
+                interruption.check()
+
+            record_views(
+                self._views,
+                self._manifest,
+                self._teacher,
+                self.pool.splits.fit,
+                batch_size=EVALUATION_BATCH,
+                runtime=self.pool.runtime,
+                quarantine=self.pool.quarantine,
+                console=console,
+                on_batch=on_batch,
+                checkpoint_minutes=checkpoint_minutes,
+            )
+
+    @property
+    def _views(self) -> Path:
+        return self.pool.run / MERGED / VIEWS
+
+    @cached_property
+    def _manifest(self) -> ViewManifest:
+        plan, splits = self.plan, self.pool.splits
+        recipe = plan.recipe
+        return ViewManifest(
+            teachers=plan.teachers.entries,
+            split_fingerprint=splits.fingerprint(),
+            images=len(splits.fit),
+            views=plan.views,
+            seed=recipe.seed,
+            augmentation=recipe.augmentation,
+            augmentation_strength=recipe.augmentation_strength,
+            image_size=max(recipe.image_size, plan.teachers.image_size),
             with_features=plan.losses.feature > 0,
         )
 
-    def _fit(
-        self, network: Network, teacher: Teacher | RecordedViews, loader: Loader, state_file: Path
-    ) -> FitResult:
-        """Trains the network, or goes on with it."""
-        pool, plan, progress = self.pool, self.plan, self.progress
-        epochs = plan.recipe.epochs
-        select = pool.loader("select", network.image_size)
-
-        def evaluate_select(module: nn.Module) -> Evaluation:
-            return evaluate(module, select, pool.runtime, on_batch=progress.check)
-
-        def on_epoch(record: EpochRecord) -> None:
-            self.stage = f"after epoch {record.epoch} of {epochs}"
-            progress.epoch(record, epochs)
-
-        self.stage = "after the views"
-        if state_file.exists():
-            self.stage = "after its last finished epoch"
-        with progress.stage("training"):
-            return fit(
-                Student(network, teacher.feature_size, plan.recipe.seed),
-                loader,
-                DistillationLoss(teacher, plan.losses),
-                plan.recipe,
-                evaluate=evaluate_select,
-                runtime=pool.runtime,
-                on_epoch=on_epoch,
-                on_step=progress.step,
-                state_file=state_file,
-            )
-
-    def _spec(self) -> ModelSpec:
-        plan = self.plan
-        return ModelSpec(
-            kind="single",
-            trunks=(plan.recipe,),
-            method="distilled",
-            merged_from=() if plan.start is None else (plan.start.name,),
-            teachers=plan.teachers.origins,
-            overrides=plan.overrides,
+    def _teacher(self) -> Teacher:
+        teachers = self.plan.teachers
+        return Teacher(
+            teachers.load(),
+            teachers.weights,
+            self.pool.runtime,
+            with_features=self.plan.losses.feature > 0,
         )
 
-    def _figures(self, result: FitResult) -> dict[str, Any]:
-        """What metrics.json tells of the training, under the leaderboard's names where it can."""
-        recipe = self.plan.recipe
-        names = ("epochs", "learning_rate", "weight_decay", "batch_size", "seed")
-        return {
-            **{name: getattr(recipe, name) for name in names},
-            "augmentation": f"{recipe.augmentation}:{recipe.augmentation_strength:.2f}",
-            "train_seconds": round(result.train_seconds, 2),
-            "images_per_second": round(result.images_per_second, 1),
-            "peak_memory_mb": result.peak_memory_mb and round(result.peak_memory_mb, 1),
-            "best_epoch": result.best_epoch,
-            "micro_batch_size": result.micro_batch_size,
-            "path": f"{MERGED}/{DISTILLED}",
-            "distillation": {**self.plan.identity(), "flags": self.flags},
-        }
+
+def _figures(plan: DistillPlan, trained: Candidate, flags: list[str]) -> dict[str, Any]:
+    """What metrics.json tells of the training, under the leaderboard's names where it can."""
+    recipe = plan.recipe
+    names = ("epochs", "learning_rate", "weight_decay", "batch_size", "seed")
+    return {
+        **{name: getattr(recipe, name) for name in names},
+        "augmentation": f"{recipe.augmentation}:{recipe.augmentation_strength:.2f}",
+        **costs_of(trained),
+        "best_epoch": trained.metrics["best_epoch"],
+        "path": f"{MERGED}/{DISTILLED}",
+        "distillation": {**plan.identity(), "flags": flags},
+    }

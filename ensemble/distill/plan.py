@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ensemble.distill.student import LossWeights
+from ensemble.network.model import ModelSpec
 from ensemble.pool import Pool, judge_recipe
 from ensemble.settings import DistillSettings
 from ensemble.teachers import TeacherPlan, plan_teachers
@@ -36,15 +37,25 @@ class DistillPlan:
     live_teacher: bool
 
     def identity(self) -> dict[str, Any]:
-        """All that the trained student depends on, as plain values: an interrupted training goes
-        on only if it is the same."""
+        """All that the trained student depends on besides its recipe and the images, as plain
+        values: an unfinished training goes on only if it is the same."""
         return {
-            "recipe": asdict(self.recipe),
             "start": self.start and [self.start.name, file_sha256(self.start.path / WEIGHTS)],
             "teachers": [asdict(entry) for entry in self.teachers.entries],
             "losses": asdict(self.losses),
             "views": None if self.live_teacher else self.views,
         }
+
+    def spec(self) -> ModelSpec:
+        """What rebuilds the student, and where it comes from."""
+        return ModelSpec(
+            kind="single",
+            trunks=(self.recipe,),
+            method="distilled",
+            merged_from=() if self.start is None else (self.start.name,),
+            teachers=self.teachers.origins,
+            overrides=self.overrides,
+        )
 
     def describe(self) -> tuple[str, ...]:
         """Who learns from whom, in lines for people."""

@@ -7,13 +7,13 @@ what the teacher says of each is computed once and kept on disk.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ensemble.distill.teacher import Teacher, TeacherOutputs
+from ensemble.network.training import Leftover
 from ensemble.teachers import TeacherEntry
 from search.data.augment import train_transform
 from search.data.batches import (
@@ -35,13 +36,14 @@ from search.data.batches import (
 )
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.files import write_json_atomically
+from search.files import write_atomically, write_json_atomically
+from search.interruption import Interrupted
 from search.training.device import Runtime
 from search.training.scoring import MemoryBackOff, to_device
+from search.training.train import CHECKPOINT_MINUTES
 
 MANIFEST = "manifest.json"
-FINISHED = "finished_rounds.json"
-SEEDS, MARGINS, FEATURES = "seeds.npy", "margins.npy", "features.npy"
+MARGINS, FEATURES = "margins", "features"
 
 FEATURE_DTYPE = np.dtype(np.float16)
 """Normalised features lie within a few units of 0, where float16 is good to about 1e-3."""
@@ -50,22 +52,28 @@ FEATURE_DTYPE = np.dtype(np.float16)
 class RecordedViews:
     """A TeacherSource that looks up what the teacher said."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, manifest: ViewManifest) -> None:
         """
         Args:
             folder: where `record_views` wrote.
+            manifest: of its first `views` rounds.
         """
         self.folder = folder
-        self.seeds: NDArray[np.int64] = np.load(folder / SEEDS)  # (V, N)
-        self.margins: NDArray[np.float32] = np.load(folder / MARGINS, mmap_mode="r")  # (V, N)
-        self.features: NDArray[np.float16] | None = None  # (V, N, D)
-        if (folder / FEATURES).exists():
-            self.features = np.load(folder / FEATURES, mmap_mode="r")
+        self.seeds = manifest.seeds()  # (V, N)
+        rounds = range(manifest.views)
+        self.margins: NDArray[np.float32] = np.stack(  # (V, N)
+            [np.load(_round_file(folder, MARGINS, round_)) for round_ in rounds]
+        )
+        self.features: list[NDArray[np.float16]] | None = None  # V of (N, D)
+        if manifest.with_features:
+            self.features = [
+                np.load(_round_file(folder, FEATURES, round_), mmap_mode="r") for round_ in rounds
+            ]
 
     @property
     def feature_size(self) -> int:
         """D of the outputs' features; 0 if there are none."""
-        return 0 if self.features is None else self.features.shape[2]
+        return 0 if self.features is None else self.features[0].shape[1]
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
         """
@@ -87,7 +95,8 @@ class RecordedViews:
         device = batch.images.device
         features = None
         if self.features is not None:
-            features = torch.from_numpy(self.features[rounds, rows]).to(device).float()
+            found = np.stack([self.features[r][row] for r, row in zip(rounds, rows, strict=True)])
+            features = torch.from_numpy(found).to(device).float()
         return TeacherOutputs(torch.from_numpy(margins).to(device), features)
 
 
@@ -102,49 +111,138 @@ def record_views(
     quarantine: Quarantine | None,
     console: Console,
     on_batch: Callable[[int, int], None] = lambda _finished, _batches: None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> RecordedViews:
-    """Has the teacher look at every view once; goes on after the last finished round of views.
+    """Has the teacher look once at every view that is not recorded yet.
 
     Args:
-        folder: where the outputs lie or shall lie.
-        manifest: what they depend on; outputs of another manifest are replaced.
+        folder: where the outputs lie or shall lie; those of another manifest must be settled, see
+            `other_views`.
+        manifest: what they depend on.
         teacher: makes the teacher; called only if something is left to do.
         table: label table of the images, as many as the manifest says.
         batch_size: images of one forward pass.
         runtime: the device, and how many processes decode images.
         quarantine: is told of broken images, which get no outputs.
-        console: is told why outputs are replaced.
+        console: is told of what a user should know.
         on_batch: told how many batches of how many are finished; what it raises ends the
-            recording, and the next one repeats the round of views that was begun.
+            recording, and the next one goes on from there.
+        checkpoint_minutes: longest time of work that a kill can cost.
 
     Raises:
         UserError: if the disk is too small, or the teacher says something that is no number.
     """
-    _prepare(folder, manifest, console)
-    finished = _finished_rounds(folder)
-    if finished < manifest.views:
+    _open_folder(folder, manifest, console)
+    missing = [r for r in range(manifest.views) if not _round_file(folder, MARGINS, r).exists()]
+    if missing:
         asked, back_off = teacher(), MemoryBackOff()
+        _check_space(folder, manifest, asked.feature_size, len(missing))
         loader = round_loader(
             table, manifest, batch_size=batch_size, runtime=runtime, quarantine=quarantine
         )
-        margins = np.load(folder / MARGINS, mmap_mode="r+")
-        features = _open_features(folder, manifest, asked.feature_size)
-        for round_ in range(finished, manifest.views):
+        batches = len(loader)
+        for round_ in missing:
             loader.set_epoch(round_)
-            margins[round_] = np.nan
-            for number, batch in enumerate(loader, start=1):
+            record = _Round(folder, round_, manifest, asked.feature_size, batch_size)
+            saved = time.monotonic()
+            for number, batch in loader.numbered(record.batches):
                 outputs = _join(back_off(asked.ask, to_device(batch, runtime).images))
                 _check_finite(outputs, manifest)
-                rows = batch.indices.numpy()
-                margins[round_, rows] = outputs.margins.cpu().numpy()
-                if features is not None and outputs.features is not None:
-                    features[round_, rows] = outputs.features.cpu().numpy()
-                on_batch(round_ * len(loader) + number, manifest.views * len(loader))
-            margins.flush()
-            if features is not None:
-                features.flush()
-            write_json_atomically(folder / FINISHED, round_ + 1)
-    return RecordedViews(folder)
+                record.add(number, batch.indices.numpy(), outputs)
+                try:
+                    on_batch(round_ * batches + number + 1, manifest.views * batches)
+                except Interrupted:
+                    record.save()
+                    raise
+                if time.monotonic() - saved >= 60 * checkpoint_minutes:
+                    record.save()
+                    saved = time.monotonic()
+            record.finish()
+    return RecordedViews(folder, manifest)
+
+
+class _Round:
+    """One view of each image: what is recorded of it so far."""
+
+    def __init__(
+        self,
+        folder: Path,
+        round_: int,
+        manifest: ViewManifest,
+        feature_size: int,
+        batch_size: int,
+    ) -> None:
+        self.margins_file = _round_file(folder, MARGINS, round_)
+        self.features_file = _round_file(folder, FEATURES, round_)
+        self.begun_file = folder / f".begun_{round_:04d}.npz"
+        self.begun_features = folder / f".{self.features_file.name}.begun"
+        self.margins = np.full(manifest.images, np.nan, np.float32)
+        self.features: np.memmap[Any, np.dtype[np.float16]] | None = None
+        self.batch_size = batch_size
+        self.batches = 0
+        mode: Literal["r+", "w+"] = "w+"
+        found = self._begun()
+        if found is not None and (self.begun_features.exists() or not manifest.with_features):
+            self.margins, self.batches = found
+            mode = "r+"
+        if manifest.with_features:
+            self.features = np.lib.format.open_memmap(
+                self.begun_features,
+                mode=mode,
+                dtype=FEATURE_DTYPE,
+                shape=(manifest.images, feature_size),
+            )
+
+    def add(self, number: int, rows: NDArray[np.int64], outputs: TeacherOutputs) -> None:
+        """Takes up what the teacher said of the images of a batch."""
+        self.margins[rows] = outputs.margins.cpu().numpy()
+        if self.features is not None and outputs.features is not None:
+            self.features[rows] = outputs.features.cpu().numpy()
+        self.batches = number + 1
+
+    def save(self) -> None:
+        """Keeps what is recorded so far, to go on from."""
+        self._flush()
+        margins, batches, of = self.margins, self.batches, self.batch_size
+        _write(
+            self.begun_file, lambda file: np.savez(file, margins=margins, batches=batches, of=of)
+        )
+
+    def finish(self) -> None:
+        """Makes the round a whole one."""
+        if self.features is not None:
+            self._flush()
+            self.begun_features.replace(self.features_file)
+        # Last: a round with margins is whole.
+        _write(self.margins_file, lambda file: np.save(file, self.margins))
+        self.begun_file.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self.features is not None:
+            self.features.flush()
+
+    def _begun(self) -> tuple[NDArray[np.float32], int] | None:
+        """What was saved of the round, if that can be gone on from."""
+        try:
+            with np.load(self.begun_file) as content:
+                same = int(content["of"]) == self.batch_size
+                return (content["margins"], int(content["batches"])) if same else None
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def _round_file(folder: Path, kind: str, round_: int) -> Path:
+    return folder / f"{kind}_{round_:04d}.npy"
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Replaces a file as a whole, by what NumPy writes into it."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            write(file)
+
+    write_atomically(path, fill)
 
 
 def _join(parts: list[TeacherOutputs]) -> TeacherOutputs:
@@ -155,48 +253,49 @@ def _join(parts: list[TeacherOutputs]) -> TeacherOutputs:
     )
 
 
-def _prepare(folder: Path, manifest: ViewManifest, console: Console) -> None:
-    """Leaves in the folder the files of this manifest, begun or new."""
-    wanted, found = manifest.to_json(), _read_json(folder / MANIFEST)
-    if found == wanted:
-        return
-    if isinstance(found, dict):
-        changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
-        console.print(f"recorded views are of other {changed}: recording anew", highlight=False)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    np.save(folder / SEEDS, manifest.seeds())
-    shape = (manifest.views, manifest.images)
-    np.lib.format.open_memmap(folder / MARGINS, mode="w+", dtype=np.float32, shape=shape).flush()
-    # Last: without a manifest the folder counts as empty.
-    write_json_atomically(folder / MANIFEST, wanted)
-
-
-def _open_features(
-    folder: Path, manifest: ViewManifest, feature_size: int
-) -> np.memmap[Any, np.dtype[np.float16]] | None:
-    """The array (views, images, D) to write features into; None if there are none."""
-    if not manifest.with_features:
+def other_views(folder: Path, manifest: ViewManifest) -> Leftover | None:
+    """Recorded views that a manifest cannot use; how many there are does not matter."""
+    found = _read_manifest(folder)
+    if found is None:
         return None
-    path = folder / FEATURES
-    shape = (manifest.views, manifest.images, feature_size)
-    if path.exists():
-        opened: np.memmap[Any, np.dtype[np.float16]] = np.load(path, mmap_mode="r+")
-        return opened
-    size = math.prod(shape) * FEATURE_DTYPE.itemsize
+    leftover = Leftover(folder, "recorded views", manifest.compared(), _compared(found))
+    return leftover if leftover.changed else None
+
+
+def _open_folder(folder: Path, manifest: ViewManifest, console: Console) -> None:
+    """Leaves a folder with this manifest, or one of other patches of the libraries."""
+    found = _read_manifest(folder)
+    if found is None:
+        if folder.exists():
+            console.print(
+                f"{folder / MANIFEST} cannot be read: its views are recorded anew",
+                highlight=False,
+                soft_wrap=True,
+            )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        # Last: without a manifest the folder counts as empty.
+        write_json_atomically(folder / MANIFEST, manifest.to_json())
+        return
+    before, now = found["versions"], manifest.to_json()["versions"]
+    patches = [f"{name} {before[name]}" for name in now if before.get(name) != now[name]]
+    if patches:
+        console.print(
+            f"the recorded views were made with {', '.join(patches)}, another patch of what is "
+            "installed: kept",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _check_space(folder: Path, manifest: ViewManifest, feature_size: int, rounds: int) -> None:
+    size = rounds * manifest.images * feature_size * FEATURE_DTYPE.itemsize
     free = shutil.disk_usage(folder).free
-    if size > free:
+    if manifest.with_features and size > free:
         raise UserError(
             f"the teacher's features need {size / 2**30:.1f} GiB in {folder}, found "
             f"{free / 2**30:.1f} GiB free; choose fewer --views, or --feature-weight 0"
         )
-    return np.lib.format.open_memmap(path, mode="w+", dtype=FEATURE_DTYPE, shape=shape)
-
-
-def _finished_rounds(folder: Path) -> int:
-    content = _read_json(folder / FINISHED)
-    return content if isinstance(content, int) else 0
 
 
 def _check_finite(outputs: TeacherOutputs, manifest: ViewManifest) -> None:
@@ -208,17 +307,29 @@ def _check_finite(outputs: TeacherOutputs, manifest: ViewManifest) -> None:
         )
 
 
-def _read_json(path: Path) -> Any:
-    """The content of a file; None if it is absent or damaged."""
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the outputs in a folder depend on; None if that is absent or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    known = isinstance(content, dict) and isinstance(content.get("versions"), dict)
+    return content if known else None
+
+
+def _compared(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree of a saved manifest: of a version the first two numbers."""
+    content = {name: value for name, value in manifest.items() if name != "versions"}
+    versions = {name: ".".join(v.split(".")[:2]) for name, v in manifest["versions"].items()}
+    return content | versions
 
 
 @dataclass(frozen=True)
 class ViewManifest:
-    """All that a teacher's recorded outputs depend on: if any of it changes, they are void."""
+    """All that a teacher's recorded outputs depend on, and how many rounds of views are asked for.
+
+    A round's views depend on its number alone: more rounds need only the missing ones.
+    """
 
     teachers: tuple[TeacherEntry, ...]
     split_fingerprint: str
@@ -231,11 +342,16 @@ class ViewManifest:
     with_features: bool  # else margins only
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with the versions of the libraries that make views."""
+        """Plain values, with the versions of the libraries that make views, but without `views`."""
         libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
         content = asdict(self) | {"versions": {name: version(name) for name in libraries}}
+        del content["views"]
         plain: dict[str, Any] = json.loads(json.dumps(content))
         return plain
+
+    def compared(self) -> dict[str, Any]:
+        """What must agree with recorded outputs for them to be used."""
+        return _compared(self.to_json())
 
     def seeds(self) -> NDArray[np.int64]:
         """View seeds (views, images): those of the first epochs of `train_loader`."""

@@ -1,4 +1,4 @@
-"""A student and what it is taught by: `search.training.loop.fit` trains it like any network."""
+"""A student and what it is taught by: `search.training.train` trains it like any network."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Student(nn.Module):
 
 
 class DistillationLoss:
-    """The weighted sum of the losses of `ensemble.distill.losses` on one batch: a `Loss` for `fit`.
+    """The weighted sum of the losses of `ensemble.distill.losses` on one batch: a `Loss`.
 
     (1 - h) match + h hard_label + r relation + f feature_matching
     """

@@ -24,6 +24,7 @@ from ensemble.network.model import (
     keep_merged,
     summarise,
 )
+from ensemble.network.training import settle
 from ensemble.pool import Pool
 from search.catalogue.timm_models import build_on_meta
 from search.files import file_sha256
@@ -31,6 +32,7 @@ from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, EpochRecord
 from search.training.loss import training_batches
 from search.training.recipe import Recipe
+from search.training.train import CHECKPOINT_MINUTES
 
 HIDDEN_SIZE = 64
 """Units of the MLP head."""
@@ -42,6 +44,8 @@ def run_fuse(
     members: Sequence[str] | None = None,
     head: HeadKind = "weights",
     finetune_epochs: int = 0,
+    discard: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
     console: Console | None = None,
     interruption: Interruption | None = None,
 ) -> Candidate:
@@ -53,13 +57,16 @@ def run_fuse(
         head: see `ensemble.network.heads`.
         finetune_epochs: epochs of training trunks and head together; the result is kept only if it
             is better on select.
+        discard: delete an unfinished joint training of other settings or members.
+        checkpoint_minutes: save the state of a joint training so often.
         console: is told what happens.
         interruption: asked between batches.
 
     Raises:
-        UserError: if the members are unknown, fewer than two, or over the budget.
+        UserError: if the members are unknown, fewer than two, or over the budget, or an unfinished
+            joint training would have to be discarded.
         Interrupted: if asked to stop; the model is not written then, and the same command goes on
-            after the last finished epoch of a joint training.
+            from the last batch of a joint training.
     """
     console = console or Console(quiet=True)
     interruption = interruption or Interruption()
@@ -70,16 +77,19 @@ def run_fuse(
     )
     model = fuse_networks([c.load() for c in chosen], head_spec, pool.settings.seed)
     check_budget(model, pool.catalogue.budget, f"the fused network of {len(chosen)} members")
+    recipe = joint_recipe(chosen[0].recipe, model.image_size, finetune_epochs, pool)
+    joint: JointTraining | None = None
+    if finetune_epochs:
+        hashes = [[c.name, file_sha256(c.path / WEIGHTS)] for c in chosen]
+        joint = JointTraining(pool, model, recipe, {"members": hashes, "head": asdict(head_spec)})
+        leftover = joint.training.leftover()
+        settle([leftover] if leftover else [], discard=discard, console=console)
     figures: dict[str, Any] = {}
     if head != "mean":
         figures |= _fit_head(pool, model, chosen[0].recipe, console, interruption)
-    recipe = joint_recipe(chosen[0].recipe, model.image_size, finetune_epochs, pool)
     history: tuple[EpochRecord, ...] = ()
-    joint: JointTraining | None = None
-    if finetune_epochs:
-        joint = JointTraining(pool, model, recipe, console, interruption)
-        hashes = [[c.name, file_sha256(c.path / WEIGHTS)] for c in chosen]
-        history, more = joint.complete({"members": hashes, "head": asdict(head_spec)})
+    if joint is not None:
+        history, more = joint.complete(console, interruption, checkpoint_minutes)
         figures |= more
     names = tuple(c.name for c in chosen)
     spec = ModelSpec(
@@ -101,7 +111,7 @@ def run_fuse(
         on_batch=interruption.check,
     )
     if joint is not None:
-        joint.clear()
+        joint.training.clear()
     console.print(summarise(candidate), highlight=False, soft_wrap=True)
     return candidate
 

@@ -123,6 +123,8 @@ def fit_head(
                 reached = _select_quality(head, select)
                 if reached > best:
                     best, best_epoch, best_state = reached, epoch, copy_state(head)
+            # Of the last batch: a joint training would add it to its first one's.
+            optimizer.zero_grad(set_to_none=True)
     head.load_state_dict(best_state)
     head.eval()
     return HeadFit(best_epoch, start[0], best[0])

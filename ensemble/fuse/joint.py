@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
+from torch import nn
 
-from ensemble.network.model import FusedNetwork, merged_folder
-from ensemble.network.unfinished import UnfinishedTraining
+from ensemble.network.model import FusedNetwork
+from ensemble.network.training import MergeTraining, costs_of, epochs_of
 from ensemble.pool import Pool
 from search.interruption import Interrupted, Interruption
-from search.training.candidate import EpochRecord, copy_state
+from search.training.candidate import WEIGHTS, EpochRecord, copy_state, load_weights
 from search.training.device import resolve_precision
-from search.training.loop import FitResult, StepRecord, fit
-from search.training.loss import classification_loss, training_batches
 from search.training.recipe import Recipe
+from search.training.train import CHECKPOINT_MINUTES, Classification
 
 FUSED = "fused"
 
@@ -45,102 +45,91 @@ def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Reci
     )
 
 
-class JointTraining:
-    """One joint training of a fused network, from its start to the decision to keep it."""
+class FusedClassification(Classification):
+    """A fused network, its head fitted, that learns the labels."""
 
     def __init__(
-        self,
-        pool: Pool,
-        model: FusedNetwork,
-        recipe: Recipe,
-        console: Console,
-        interruption: Interruption,
+        self, pool: Pool, model: FusedNetwork, recipe: Recipe, made_from: Mapping[str, Any]
+    ) -> None:
+        super().__init__(recipe, pool.splits, pool.runtime, pool.quarantine)
+        self.model, self.made_from = model, made_from
+
+    def identity(self) -> Mapping[str, Any]:
+        """What the network was made from."""
+        return self.made_from
+
+    def network(self, *, start: bool) -> nn.Module:
+        """The network as it is: other weights may be loaded over its own."""
+        del start
+        return self.model
+
+
+class JointTraining:
+    """One joint training of a fused network, from its start to the decision to keep it.
+
+    Attributes:
+        training: see `MergeTraining`.
+    """
+
+    def __init__(
+        self, pool: Pool, model: FusedNetwork, recipe: Recipe, made_from: Mapping[str, Any]
     ) -> None:
         """
         Args:
             pool: the images, and the device.
-            model: its head fitted; trained in place.
+            model: trained in place.
             recipe: see `joint_recipe`.
-            console: is told what happens.
-            interruption: asked between batches.
+            made_from: what the model was made from, as plain values.
         """
-        self.pool, self.model, self.recipe = pool, model, recipe
-        self.console, self.interruption = console, interruption
-        self._unfinished: UnfinishedTraining | None = None
+        self.pool, self.model = pool, model
+        task = FusedClassification(pool, model, recipe, made_from)
+        self.training = MergeTraining(pool, FUSED, recipe, task)
 
     def complete(
-        self, start_identity: Mapping[str, Any]
+        self,
+        console: Console,
+        interruption: Interruption,
+        checkpoint_minutes: float = CHECKPOINT_MINUTES,
     ) -> tuple[tuple[EpochRecord, ...], dict[str, Any]]:
-        """Trains; the start stays if no epoch is better on select.
+        """Trains the model, whose head must be fitted; it stays as it was if no epoch is better on
+        select.
 
         Args:
-            start_identity: what the model was made from, as plain values.
+            console: is told what happens.
+            interruption: asked between batches.
+            checkpoint_minutes: see `train`.
 
         Returns:
             One record an epoch, and figures for metrics.json.
 
         Raises:
-            Interrupted: if asked to stop; the same training goes on after its last epoch.
+            Interrupted: if asked to stop; the same training goes on from its last batch.
         """
-        start, state = self._evaluate(), copy_state(self.model)
-        identity = {**start_identity, "recipe": asdict(self.recipe)}
-        folder = merged_folder(self.pool.run, FUSED)
-        self._unfinished = UnfinishedTraining(folder, identity, self.console, "joint training")
+        start, state = self._evaluate(interruption), copy_state(self.model)
         try:
-            result = self._fit(self._unfinished)
-        except Interrupted:
-            if self._unfinished.state_file.exists():
-                self.console.print("interrupted: the same command goes on after the last epoch")
+            candidate = self.training.complete(console, interruption, checkpoint_minutes)
+        except Interrupted as reason:
+            console.print(f"{reason}: the same command goes on from there", highlight=False)
             raise
-        reached = result.best.metrics.auc
+        metrics = candidate.metrics
+        reached = metrics["auc"]
         kept = reached > start
-        if not kept:
+        if kept:
+            load_weights(candidate.path / WEIGHTS, self.model)
+        else:
             self.model.load_state_dict(state)
-        self.console.print(
+        console.print(
             f"joint training: AUC {reached:.4f} on select after {start:.4f}, "
             f"{'kept' if kept else 'not kept'}",
             highlight=False,
             soft_wrap=True,
         )
-        return result.history, {
+        return epochs_of(candidate), {
+            **costs_of(candidate),
             "finetune_kept": kept,
-            "best_epoch": result.best_epoch if kept else 0,
-            "micro_batch_size": result.micro_batch_size,
-            "train_seconds": round(result.train_seconds, 2),
+            "best_epoch": metrics["best_epoch"] if kept else 0,
         }
 
-    def clear(self) -> None:
-        """Removes what an interrupted training would go on from, once the model is kept."""
-        if self._unfinished is not None:
-            self._unfinished.clear()
-
-    def _evaluate(self) -> float:
-        size, check = self.model.image_size, self.interruption.check
+    def _evaluate(self, interruption: Interruption) -> float:
+        size, check = self.model.image_size, interruption.check
         return self.pool.evaluate(self.model, "select", size, check).metrics.auc
-
-    def _fit(self, unfinished: UnfinishedTraining) -> FitResult:
-        pool, recipe, check = self.pool, self.recipe, self.interruption.check
-        size, table = self.model.image_size, pool.splits.fit
-
-        def on_step(_: StepRecord) -> None:
-            check()
-
-        def on_epoch(record: EpochRecord) -> None:
-            self.console.print(
-                f"  epoch {record.epoch}/{recipe.epochs}: loss {record.train_loss:.3f}, "
-                f"AUC {record.select_auc:.4f}, {record.seconds:.1f} s",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-        return fit(
-            self.model,
-            training_batches(table, recipe, pool.runtime, pool.quarantine),
-            classification_loss(table, recipe),
-            recipe,
-            evaluate=lambda module: pool.evaluate(module, "select", size, check),
-            runtime=pool.runtime,
-            on_epoch=on_epoch,
-            on_step=on_step,
-            state_file=unfinished.state_file,
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,7 +18,7 @@ from ensemble.network.heads import Head, HeadKind, build_head, head_cost, head_o
 from ensemble.pool import Pool, judge_recipe
 from search.catalogue.rules import Counts, count_parameters, counter, over_budget
 from search.errors import UserError
-from search.files import first_problem, load_yaml, write_text_atomically
+from search.files import first_problem, load_yaml, write_atomically, write_text_atomically
 from search.training.candidate import (
     METRICS,
     RECIPE,
@@ -30,6 +31,7 @@ from search.training.candidate import (
     save_candidate,
     score_table,
 )
+from search.training.device import describe_device, library_versions
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 
@@ -236,8 +238,13 @@ def merged_folder(run: Path, name: str) -> Path:
 
 def merged_models(run: Path) -> tuple[Candidate, ...]:
     """The merged models of a run that are complete, by name."""
-    paths = sorted((run / MERGED).glob(f"*/{METRICS}"))
-    return tuple(Candidate(path.parent) for path in paths if (path.parent / SPEC).exists())
+    folders = sorted(path.parent for path in (run / MERGED).glob(f"*/{METRICS}"))
+    # Hidden ones are at work, or wait to take a place.
+    return tuple(
+        Candidate(folder)
+        for folder in folders
+        if (folder / SPEC).exists() and not folder.name.startswith(".")
+    )
 
 
 def check_budget(model: Network | FusedNetwork, budget: int, what: str) -> Counts:
@@ -274,9 +281,8 @@ def keep_merged(
 ) -> Candidate:
     """Counts and scores a finished model and writes its folder.
 
-    Nothing is written before it was scored. What the folder held before is replaced file by file;
-    metrics.json goes first and comes last, so that a folder with it is whole. A comparison that was
-    made before is gone.
+    It is written beside the folder and takes its place as a whole, so that what the folder held
+    before stays valid until then. A comparison that was made before is gone.
 
     Args:
         pool: whose run it belongs to.
@@ -285,7 +291,8 @@ def keep_merged(
         spec: rebuilds it.
         recipe: what it was trained with, if it was; only for people to read where it is fused.
         history: one record an epoch of its own training.
-        figures: further entries of metrics.json.
+        figures: further entries of metrics.json; device, precision and versions are those of the
+            scoring unless a training tells its own.
         on_batch: called between batches; what it raises ends the scoring.
 
     Raises:
@@ -296,27 +303,64 @@ def keep_merged(
     report = pool.evaluate(model, "report", model.image_size, on_batch)
     metrics = {
         **_row(pool, spec, counts, model.image_size),
+        "device": describe_device(pool.runtime.device),
+        "precision": "fp32",
+        "versions": library_versions(),
         **(figures or {}),
         **select.metrics.to_dict(),
+        "report": report.metrics.to_dict(),
     }
     folder = merged_folder(pool.run, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The weights too: what is killed here must not leave old weights under a new origin. And a
-    # comparison recommends what it measured, not what took its place.
-    stale = [folder / name for name in (METRICS, REPORT_SCORES, WEIGHTS)]
-    for path in (pool.run / COMPARISON, *stale):
-        path.unlink(missing_ok=True)
-    spec.save(folder / SPEC)
-    candidate = save_candidate(
-        folder,
+    finish_replacing(folder)
+    new = _beside(folder, NEW)
+    if new.exists():
+        shutil.rmtree(new)  # half-written
+    new.mkdir(parents=True)
+    spec.save(new / SPEC)
+    scores = score_table(pool.splits.report, report.predictions)
+    write_atomically(new / REPORT_SCORES, lambda path: scores.to_csv(path, index=False))
+    save_candidate(
+        new,
         recipe=recipe,
         metrics=metrics,
         history=history,
         scores=score_table(pool.splits.select, select.predictions),
         weights=copy_state(model),
     )
-    candidate.save_report(pool.splits.report, report.predictions, report.metrics.to_dict())
-    return candidate
+    finish_replacing(folder)
+    return Candidate(folder)
+
+
+def finish_all_replacing(run: Path) -> None:
+    """Lets merged models that are whole take their place, where a kill came before or amid that."""
+    for suffix in (NEW, OLD):
+        for beside in (run / MERGED).glob(f".*{suffix}"):
+            finish_replacing(beside.with_name(beside.name[1:].removesuffix(suffix)))
+
+
+def finish_replacing(folder: Path) -> None:
+    """Lets a merged model that is whole take the place of the one before it; whatever moment a kill
+    came at, one of both is there, and this goes on."""
+    new, old = _beside(folder, NEW), _beside(folder, OLD)
+    if (new / METRICS).exists():
+        # A comparison recommends what it measured, not what took its place.
+        (folder.parent.parent / COMPARISON).unlink(missing_ok=True)
+        if folder.exists():
+            if old.exists():
+                shutil.rmtree(old)
+            folder.rename(old)
+        new.rename(folder)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+NEW, OLD = ".new", ".old"
+"""Ends of the hidden names of the next model of a folder, and of the one before it."""
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    """A hidden folder beside a model's, so that it is not listed."""
+    return folder.with_name(f".{folder.name}{suffix}")
 
 
 def summarise(candidate: Candidate) -> str:

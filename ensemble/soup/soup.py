@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rich.console import Console
@@ -208,7 +209,8 @@ def _starting_weights(recipe: Recipe) -> tuple[Any, ...]:
     if recipe.weights == "none":
         return ("from scratch with seed", recipe.seed)
     if recipe.weights == "file":
-        return ("the file", recipe.weights_file, "for", recipe.backbone)
+        # Its name alone: a folder of weights may have moved, or the run to another machine.
+        return ("the file", Path(recipe.weights_file or "").name, "for", recipe.backbone)
     return (recipe.backbone,)
 
 

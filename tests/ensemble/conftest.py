@@ -16,25 +16,17 @@ from PIL import Image
 from ensemble.pool import Pool, open_pool
 from search.catalogue.backbones import load_backbones
 from search.catalogue.rules import count_parameters
-from search.data.augment import train_transform
-from search.data.batches import eval_loader, train_loader
+from search.data.batches import eval_loader
 from search.data.inputs import read_splits, write_data
 from search.data.splits import Splits
 from search.report.leaderboard import COLUMNS, write_leaderboard
 from search.settings import SearchSettings, write_settings
-from search.training.candidate import (
-    Candidate,
-    EpochRecord,
-    copy_state,
-    save_candidate,
-    score_table,
-)
+from search.training.candidate import Candidate
 from search.training.device import Runtime, resolve_device
-from search.training.loop import fit
-from search.training.loss import ClassificationLoss
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import Evaluation, evaluate
+from search.training.scoring import evaluate
+from search.training.train import train
 
 IMAGE_SIZE = 32
 CPU = Runtime(resolve_device("cpu"))
@@ -81,7 +73,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         ),
         "complete",
     ),
-    "0005": (replace(VIT, epochs=1), "pruned"),
+    "0005": (VIT, "pruned"),
 }
 """By the candidate's name: its recipe and its state."""
 
@@ -117,7 +109,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run is not None
     splits = read_splits(settings)
     write_settings(settings, run)
-    write_data(run, splits, run.name)
+    write_data(run, splits, run.name, budget=200_000_000)
     (run / "backbones.yaml").write_text(BACKBONES, encoding="utf-8")
     load_backbones(run / "backbones.yaml")
     candidates = [_train(run, name, splits) for name in RECIPES]
@@ -163,72 +155,38 @@ def _make_images(folder: Path, name: str, count: int, seed: int) -> Path:
 
 def _train(run: Path, name: str, splits: Splits) -> Candidate:
     recipe, state = RECIPES[name]
-    network = build_network(recipe)
-    counts = count_parameters(network, recipe.image_size)
-    select = eval_loader(splits.select, recipe.image_size, batch_size=64)
-    history: list[EpochRecord] = []
-    result = fit(
-        network,
-        train_loader(
-            splits.fit,
-            train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size),
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-        ),
-        ClassificationLoss(recipe, (20, 20)),
-        recipe,
-        evaluate=lambda module: evaluate(module, select, CPU),
-        runtime=CPU,
-        on_epoch=history.append,
-    )
-    complete = state == "complete"
-    candidate = save_candidate(
-        run / "candidates" / name,
-        recipe=recipe,
-        metrics={
-            "backbone": recipe.backbone,
-            "pretraining": "none (from scratch)",
-            "params_thop": counts.params_thop,
-            "params_exact": counts.params_exact,
-            "gmacs": counts.macs / 1e9,
-            "image_size": recipe.image_size,
-            "epochs": recipe.epochs,
-            "learning_rate": recipe.learning_rate,
-            "weight_decay": recipe.weight_decay,
-            "batch_size": recipe.batch_size,
-            "augmentation": f"{recipe.augmentation}:{recipe.augmentation_strength:.2f}",
-            "seed": recipe.seed,
-            "train_seconds": result.train_seconds,
-            "images_per_second": result.images_per_second,
-            "peak_memory_mb": None,
-            "path": f"candidates/{name}",
-            **result.best.metrics.to_dict(),
-            "best_epoch": result.best_epoch if complete else None,
-            "micro_batch_size": result.micro_batch_size if complete else None,
-        },
-        history=history,
-        scores=score_table(splits.select, result.best.predictions),
-        weights=copy_state(network) if complete else None,
-    )
-    if complete and name != WITHOUT_REPORT:
+    counts = count_parameters(build_network(recipe), recipe.image_size)
+    columns = ("backbone", "image_size", "epochs", "learning_rate", "weight_decay", "batch_size")
+    facts = {
+        **{column: getattr(recipe, column) for column in (*columns, "seed")},
+        "pretraining": "none (from scratch)",
+        "params_thop": counts.params_thop,
+        "params_exact": counts.params_exact,
+        "gmacs": counts.macs / 1e9,
+        "augmentation": f"{recipe.augmentation}:{recipe.augmentation_strength:.2f}",
+        "path": f"candidates/{name}",
+    }
+    folder = run / "candidates" / name
+    if state != "complete":
+        candidate = train(recipe, splits, folder, 1, runtime=CPU)
+        candidate.drop_checkpoint()
+        return candidate
+    candidate = train(recipe, splits, folder, runtime=CPU, facts=facts)
+    if name != WITHOUT_REPORT:
         loader = eval_loader(splits.report, recipe.image_size, batch_size=64)
-        found: Evaluation = evaluate(network, loader, CPU)
+        found = evaluate(candidate.load(), loader, CPU)
         candidate.save_report(splits.report, found.predictions, found.metrics.to_dict())
     return candidate
 
 
 def _write_leaderboard(run: Path, candidates: list[Candidate]) -> None:
-    rows = [
-        {
-            **candidate.metrics,
-            "candidate": candidate.name,
-            "state": RECIPES[candidate.name][1],
-            "auc_report": candidate.metrics.get("report", {}).get("auc"),
-            "reason": "",
-        }
-        for candidate in candidates
-    ]
+    rows = []
+    for candidate in candidates:
+        metrics = candidate.metrics if candidate.is_complete else {}
+        state = RECIPES[candidate.name][1]
+        report = metrics.get("report", {}).get("auc")
+        rows.append({**metrics, "candidate": candidate.name, "state": state, "auc_report": report})
     table = pd.DataFrame(rows).sort_values(["state", "auc"], ascending=[True, False])
     complete = table["state"] == "complete"
     table["rank"] = complete.cumsum().where(complete).astype("Int64")
-    write_leaderboard(table[list(COLUMNS)], run / "leaderboard.csv")
+    write_leaderboard(table.reindex(columns=list(COLUMNS)), run / "leaderboard.csv")

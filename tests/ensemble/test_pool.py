@@ -170,6 +170,42 @@ def test_opening_can_be_interrupted(run_folder: Path) -> None:
     assert Candidate(run_folder / "candidates" / "0002").report_scores is None
 
 
+def edit_leaderboard(run: Path, name: str, state: str | None) -> None:
+    """Gives a trial another state, or removes its row."""
+    path = run / "leaderboard.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if state is None:
+        table = table[table["candidate"] != name]
+    else:
+        table.loc[table["candidate"] == name, "state"] = state
+    table.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("state", [None, "failed", "pruned"])
+def test_what_the_study_does_not_call_complete_is_left_out_and_told(
+    state: str | None, run_folder: Path
+) -> None:
+    edit_leaderboard(run_folder, "0003", state)
+    shutil.copytree(run_folder / "candidates" / "0001", run_folder / "candidates" / "0001-copy")
+    console = Console(record=True, width=400)
+    pool = open_pool(run_folder, device="cpu", console=console)
+    assert set(pool.names) == {"0000", "0001", "0002", "0004"}
+    assert (
+        "left out, because leaderboard.csv does not call them complete: 0001-copy, 0003; if they "
+        f"are, `python -m search report --out {run_folder}`"
+    ) in console.export_text()
+    with pytest.raises(UserError, match=r"found '0003'|says (failed|pruned)"):
+        pool.get("0003")
+
+
+def test_a_complete_trial_whose_folder_is_gone_is_no_candidate(run_folder: Path) -> None:
+    shutil.rmtree(run_folder / "candidates" / "0003")
+    pool = open_pool(run_folder, device="cpu")
+    assert "0003" not in pool.names
+    with pytest.raises(UserError, match=r"must be among .* found '0003'"):
+        pool.get("0003")
+
+
 @pytest.mark.parametrize(("given", "expected"), [(None, 0), (1, 1)])
 def test_workers_default_to_the_searchs(given: int | None, expected: int, tiny_pool: Pool) -> None:
     assert open_pool(tiny_pool.run, device="cpu", workers=given).runtime.workers == expected
@@ -209,6 +245,14 @@ def change_the_labels(run: Path) -> None:
         (score_another_split, "candidate 0003 has 1 images more and 1 fewer"),
         (change_the_labels, "another data set"),
         (lambda run: (run / "settings.yaml").unlink(), "must be the folder of a search"),
+        (
+            lambda run: (run / "leaderboard.csv").unlink(),
+            "which candidates are complete, but it is absent; write it with `python -m search rep",
+        ),
+        (
+            lambda run: (run / "leaderboard.csv").write_text("name,value\n1,2\n"),
+            "which candidates are complete, but 'candidate'",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_merged_is_refused_in_one_line(
@@ -251,7 +295,7 @@ def test_an_image_that_was_mended_later_is_left_out_for_all(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("0005", "must be finished, but it was pruned"),
+        ("0005", "must be complete, but leaderboard.csv says pruned"),
         ("0006", "must be among .* found '0006'; did you mean"),
         ("", "must be among"),
     ],

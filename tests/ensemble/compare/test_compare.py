@@ -19,7 +19,7 @@ from ensemble.fuse.fuse import run_fuse
 from ensemble.pool import Pool
 from ensemble.soup.soup import run_soup
 from search.errors import UserError
-from search.training.metrics import delong_test, evaluate, roc_auc
+from search.training.metrics import delong_test, measure, roc_auc
 from search.training.network import build_network
 from tests.ensemble.conftest import RESNET, VIT
 
@@ -30,7 +30,7 @@ def contestant(name: str, noise: float, breaches: tuple[str, ...] = ()) -> Conte
     """Scores that tell the classes apart the worse, the more noise there is."""
     generator = np.random.default_rng(len(name))
     scores = 1 / (1 + np.exp(-(TARGETS - 0.5 + noise * generator.normal(size=200))))
-    metrics = evaluate(scores, TARGETS)
+    metrics = measure(scores, TARGETS)
     return Contestant(
         model=name,
         kind="reference" if name == "teachers" else "single",
@@ -70,7 +70,7 @@ def test_a_difference_that_may_be_chance_is_called_so() -> None:
     single = contestant("single", 0.8)
     scores = single.scores.copy()
     scores[1] = 1.0  # one fake image more is ranked above all others
-    metrics = evaluate(scores, TARGETS)
+    metrics = measure(scores, TARGETS)
     better = replace(single, model="fused", scores=scores, metrics=metrics, auc_select=metrics.auc)
     teachers = contestant("teachers", 2.0, ("several",))
     table = compare([single, teachers, better], TARGETS, {})

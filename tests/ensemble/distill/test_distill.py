@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,14 +16,14 @@ import torch
 import yaml
 from cyclopts import App
 from rich.console import Console
+from safetensors.torch import load_file
 
-from ensemble.distill.distill import VIEWS, run_distill
+from ensemble.distill.distill import VIEWS, Distillation, run_distill
 from ensemble.distill.plan import plan_distillation
 from ensemble.distill.recordings import RecordedViews
 from ensemble.distill.teacher import Teacher
 from ensemble.fuse.fuse import run_fuse
-from ensemble.network.model import load_model
-from ensemble.network.unfinished import IDENTITY, STATE
+from ensemble.network.model import load_model, merged_models
 from ensemble.pool import Pool, open_pool
 from ensemble.settings import DATA_EPOCHS, DEMO_EPOCHS, DistillSettings
 from search.errors import UserError
@@ -36,6 +37,8 @@ class Run:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.folder = pool.run / "merged" / "distilled"
+        self.working = pool.run / "merged" / ".distilled"
+        self.views = pool.run / "merged" / VIEWS
         self.output = ""
 
     def __call__(self, interruption: Interruption | None = None, **changes: Any) -> Candidate:
@@ -74,10 +77,11 @@ def test_distill_leaves_a_whole_candidate(distil: Run) -> None:
     pool = distil.pool
     student = distil()
     assert student.path == distil.folder
-    for name in ("model.safetensors", "model.yaml", "recipe.yaml", "history.csv", "views"):
-        assert (student.path / name).exists(), name
-    for name in (STATE, IDENTITY):
-        assert not (student.path / name).exists(), name
+    assert {path.name for path in student.path.iterdir()} == {
+        *("model.safetensors", "model.yaml", "recipe.yaml", "history.csv", "metrics.json"),
+        *("scores.csv", "scores_report.csv"),
+    }
+    assert {path.name for path in student.path.parent.iterdir()} == {"distilled", VIEWS}
     model, spec = load_model(student.path)
     best = pool.best
     assert (spec.kind, spec.method, spec.merged_from) == ("single", "distilled", (best.name,))
@@ -90,6 +94,11 @@ def test_distill_leaves_a_whole_candidate(distil: Run) -> None:
     metrics = student.metrics
     assert metrics["epochs"] == 2
     assert metrics["params_exact"] == sum(p.numel() for p in model.parameters())
+    assert metrics["device"].startswith("cpu")
+    assert metrics["precision"] == "fp32"
+    assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert metrics["best_epoch"] in (1, 2)
+    assert metrics["train_seconds"] > 0
     assert metrics["distillation"]["losses"]["temperature"] == 2.0
     assert metrics["distillation"]["flags"] == ["--epochs", "2", "--views", "2"]
     assert [entry["name"] for entry in metrics["distillation"]["teachers"]] == [
@@ -205,14 +214,14 @@ def test_named_teachers_teach_alike(distil: Run) -> None:
         ("0001", 0.5),
         ("0002", 0.5),
     }
-    manifest = json.loads((distil.folder / VIEWS / "manifest.json").read_text())
+    manifest = json.loads((distil.views / "manifest.json").read_text())
     assert len(manifest["teachers"]) == 2
     assert manifest["image_size"] == 32
 
 
 def test_views_are_made_at_the_largest_size(distil: Run) -> None:
     distil(teachers="0003", student="test_vit.r160_in1k", epochs=1)
-    manifest = json.loads((distil.folder / VIEWS / "manifest.json").read_text())
+    manifest = json.loads((distil.views / "manifest.json").read_text())
     assert manifest["image_size"] == 48
 
 
@@ -228,54 +237,146 @@ def test_live_and_recorded_teachers_train_the_same_student(distil: Run) -> None:
 
 def test_features_are_recorded_and_the_projection_is_left_behind(distil: Run) -> None:
     student = distil(feature_weight=0.5, teachers="0001,0002")
-    recorded = RecordedViews(distil.folder / VIEWS)
+    task = Distillation(
+        distil.pool,
+        plan_distillation(
+            distil.pool, quick(distil.pool, feature_weight=0.5, teachers="0001,0002")
+        ),
+    )
+    recorded = task.source
+    assert isinstance(recorded, RecordedViews)
     networks = [Candidate(distil.pool.run / "candidates" / n).load() for n in ("0001", "0002")]
     teacher = Teacher(networks, [0.5, 0.5], distil.pool.runtime, with_features=True)
     assert recorded.feature_size == teacher.feature_size
     assert not any("projection" in name for name in load_model(student.path)[0].state_dict())
 
 
-@pytest.mark.parametrize("checks", [2, 10, 16, 20, 22])
-def test_an_interrupted_distillation_goes_on_and_loses_nothing(
-    distil: Run, tmp_path: Path, checks: int
+def assert_same(first: Candidate, second: Candidate) -> None:
+    """The same weights, scores and history, to the bit."""
+    states = [load_file(candidate.path / "model.safetensors") for candidate in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    pd.testing.assert_frame_equal(first.scores, second.scores, check_exact=True)
+    timeless = [candidate.history.drop(columns="seconds") for candidate in (first, second)]
+    pd.testing.assert_frame_equal(*timeless, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 3},
+        {"epochs": 3, "feature_weight": 0.5, "augmentation": "strong"},
+        {"epochs": 2, "live_teacher": True},
+        {"epochs": 2, "live_teacher": True, "feature_weight": 0.5, "teachers": "0002,0003"},
+    ],
+)
+def test_going_on_from_any_batch_equals_never_having_stopped(
+    distil: Run, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Asked once for each of 2 rounds of views, 5 steps and an evaluation in each of 3 epochs, and
-    2 scorings: stopped among the views, in the second and third epoch, and while scoring."""
     other = tmp_path / "other"
     shutil.copytree(distil.pool.run, other)
-    unbroken = Run(open_pool(other, device="cpu", workers=0))
-    expected = unbroken(epochs=3)
-    with pytest.raises(Interrupted):
-        distil(StopAfter(checks), epochs=3)
-    assert "the same command goes on" in distil.output
-    in_training = checks > 8
-    if in_training:
-        assert (distil.folder / STATE).exists()
-    resumed = distil(epochs=3)
-    if in_training:
-        assert "going on with the interrupted distillation" in distil.output
-        assert "epoch 1/3" not in distil.output
-    drop = ["seconds"]
-    pd.testing.assert_frame_equal(
-        resumed.history.drop(columns=drop), expected.history.drop(columns=drop)
-    )
-    pd.testing.assert_frame_equal(resumed.scores, expected.scores)
-    assert not (distil.folder / STATE).exists()
+    unbroken = Run(open_pool(other, device="cpu", workers=0))(**changes)
+    generator = random.Random(str(changes))
+    pieces, broken = 0, None
+    while broken is None:
+        pieces += 1
+        try:
+            broken = distil(StopAfter(generator.randint(3, 8)), **changes)
+        except Interrupted:
+            assert "the same command goes on from there" in distil.output
+            assert not distil.folder.exists()
+            assert merged_models(distil.pool.run) == ()
+    assert pieces > 3
+    assert "going on with the training in" in distil.output
+    assert_same(unbroken, broken)
+    assert not distil.working.exists()
 
 
-def test_an_interrupted_distillation_with_other_settings_starts_anew(distil: Run) -> None:
+def test_a_kill_while_the_student_is_kept_repeats_no_training(
+    distil: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ensemble.distill.distill.keep_merged", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distil()
+    assert Candidate(distil.working).is_complete
+    with pytest.raises(UserError, match="whose epochs must stay as they were"):
+        distil(epochs=3)
+    distil()
+    assert "epoch" not in distil.output.replace("2 epochs with", "")
+    assert not distil.working.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epochs": 4}, "whose epochs must stay as they were, found epochs 4 instead of 3"),
+        ({"views": 3}, "whose views must stay as they were, found views 3 instead of 2"),
+        ({"temperature": 3.0}, "whose losses must stay"),
+        ({"teachers": "0001"}, "whose teachers must stay .*recorded views, whose teachers must"),
+        ({"seed": 4}, "found seed 4 instead of 0, and .*recorded views, .* seed 4 instead of 0"),
+    ],
+)
+def test_what_an_interruption_left_is_deleted_only_with_discard(
+    distil: Run, changes: dict[str, Any], told: str
+) -> None:
+    settings = {"epochs": 3, "teachers": "0001,0002"}
     with pytest.raises(Interrupted):
-        distil(StopAfter(16), epochs=3)
-    distil(epochs=2)
-    assert "other settings or models: starting anew" in distil.output
-    assert "epoch 1/2" in distil.output
+        distil(StopAfter(8), **settings)
+    before = {
+        path: path.read_bytes()
+        for folder in (distil.working, distil.views)
+        for path in folder.iterdir()
+    }
+    with pytest.raises(UserError, match=told) as error:
+        distil(**(settings | changes))
+    assert "\n" not in str(error.value)
+    assert "go on with the settings of before, or add --discard" in str(error.value)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    distil(**(settings | changes), discard=True)
+    assert f"discarded {distil.working}: other " in distil.output
+    assert (f"discarded {distil.views}: " in distil.output) == ("recorded views" in told)
+    assert "epoch 1/" in distil.output
+
+
+def test_discard_keeps_what_can_be_gone_on_with(distil: Run) -> None:
+    with pytest.raises(Interrupted):
+        distil(StopAfter(10), epochs=3)
+    distil(epochs=3, discard=True)
+    assert "discarded" not in distil.output
+    assert "going on with the training in" in distil.output
+    assert "epoch 1/3" not in distil.output
+
+
+def test_recorded_views_serve_other_epochs_and_numbers_of_views(
+    distil: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil(views=2)
+    asked: list[int] = []
+    original = Teacher.ask
+
+    def counts(teacher: Teacher, images: torch.Tensor) -> Any:
+        asked.append(len(images))
+        return original(teacher, images)
+
+    monkeypatch.setattr(Teacher, "ask", counts)
+    distil(views=2, epochs=1)
+    distil(views=1, temperature=3.0)
+    assert asked == []
+    distil(views=3)
+    assert sum(asked) == len(distil.pool.splits.fit)
 
 
 def test_an_interruption_leaves_the_student_of_before(distil: Run) -> None:
     before = distil().metrics
     with pytest.raises(Interrupted):
-        distil(StopAfter(12), epochs=3)
+        distil(StopAfter(6), epochs=3)
     assert Candidate(distil.folder).metrics == before
+    assert [candidate.name for candidate in merged_models(distil.pool.run)] == ["distilled"]
 
 
 def taint(pool: Pool, *names: str) -> Callable[..., Pool]:
@@ -368,6 +469,7 @@ def test_what_cannot_be_distilled_is_told_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         distil(**changes)
     assert not distil.folder.exists()
+    assert not distil.working.exists()
 
 
 def test_a_student_over_the_budget_is_told_by_how_much(distil: Run) -> None:

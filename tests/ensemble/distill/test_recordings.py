@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from ensemble.distill import recordings
 from ensemble.distill.recordings import (
-    FINISHED,
     MANIFEST,
     RecordedViews,
     TeacherEntry,
     ViewManifest,
+    other_views,
     record_views,
     view_loader,
 )
@@ -27,6 +28,7 @@ from search.data.augment import train_transform
 from search.data.batches import Batch, Loader, read_image, train_loader, view, view_seed
 from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.interruption import Interrupted
 from search.training.device import Runtime
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
@@ -258,64 +260,165 @@ def test_a_recording_that_is_complete_asks_no_teacher(recorder: Recorder) -> Non
     assert recorder.output.getvalue() == ""
 
 
-class StopError(Exception):
-    pass
+class KilledError(Exception):
+    """Like a kill, it leaves no time to save."""
 
 
 @pytest.mark.parametrize("with_features", [False, True])
-def test_a_broken_recording_goes_on_after_its_last_round(
-    recorder: Recorder, tmp_path: Path, table: pd.DataFrame, with_features: bool
+@pytest.mark.parametrize("after", range(1, 10))
+@pytest.mark.parametrize("stop", [Interrupted, KilledError])
+def test_a_broken_recording_goes_on_and_ends_as_if_it_had_never_stopped(
+    recorder: Recorder,
+    tmp_path: Path,
+    table: pd.DataFrame,
+    with_features: bool,
+    after: int,
+    stop: type[Exception],
 ) -> None:
     manifest = replace(MANIFEST_OF_TEST, with_features=with_features)
-    seen: list[int] = []
 
-    def stop_in_the_second_round(finished: int, batches: int) -> None:
-        seen.append(finished)
+    def stop_there(finished: int, batches: int) -> None:
         assert batches == 3 * VIEWS
-        if finished == 5:
-            raise StopError
+        if finished == after:
+            raise stop
 
-    with pytest.raises(StopError):
-        recorder(manifest, on_batch=stop_in_the_second_round)
-    assert (recorder.folder / FINISHED).read_text().strip() == "1"
-    seen.clear()
+    with pytest.raises(stop):
+        recorder(manifest, on_batch=stop_there)
+    seen: list[int] = []
     resumed = recorder(manifest, on_batch=lambda finished, _: seen.append(finished))
-    assert seen == [4, 5, 6, 7, 8, 9]
+    # A kill repeats the round that was begun; three batches are one.
+    first = after + 1 if stop is Interrupted else (after - 1) // 3 * 3 + 1
+    assert seen == list(range(first, 10))
     whole = Recorder(tmp_path / "whole", table)(manifest)
     np.testing.assert_array_equal(resumed.margins, whole.margins)
     if with_features:
         assert resumed.features is not None
         assert whole.features is not None
         np.testing.assert_array_equal(resumed.features, whole.features)
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in recorder.folder.iterdir()} == names
+
+
+def test_a_recording_is_saved_when_it_is_due(recorder: Recorder) -> None:
+    def kill(finished: int, _: int) -> None:
+        if finished == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        recorder(on_batch=kill, checkpoint_minutes=1e-9)
+    seen: list[int] = []
+    recorder(on_batch=lambda finished, _: seen.append(finished))
+    assert seen[0] == 3
+
+
+@pytest.mark.parametrize("damage", ["features", "begun", "batches"])
+def test_a_begun_round_that_cannot_be_gone_on_with_is_recorded_anew(
+    damage: str, recorder: Recorder, tmp_path: Path, table: pd.DataFrame
+) -> None:
+    manifest = replace(MANIFEST_OF_TEST, with_features=True)
+
+    def stop(finished: int, _: int) -> None:
+        if finished == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        recorder(manifest, on_batch=stop)
+    changes = {"batch_size": 3} if damage == "batches" else {}
+    if damage == "features":
+        (recorder.folder / ".features_0000.npy.begun").unlink()
+    elif damage == "begun":
+        (recorder.folder / ".begun_0000.npz").write_bytes(b"PK")
+    found = recorder(manifest, **changes)
+    whole = Recorder(tmp_path / "whole", table)(manifest)
+    np.testing.assert_allclose(found.margins, whole.margins, atol=1e-5)
+
+
+def test_more_views_record_only_the_missing_rounds(
+    recorder: Recorder, tmp_path: Path, table: pd.DataFrame
+) -> None:
+    recorder(replace(MANIFEST_OF_TEST, views=1))
+    seen: list[int] = []
+    more = recorder(on_batch=lambda finished, _: seen.append(finished))
+    assert seen == [4, 5, 6, 7, 8, 9]
+    whole = Recorder(tmp_path / "whole", table)()
+    np.testing.assert_array_equal(more.margins, whole.margins)
+    np.testing.assert_array_equal(more.seeds, whole.seeds)
+
+
+def test_fewer_views_are_the_first_of_those_recorded(recorder: Recorder) -> None:
+    whole = recorder()
+    fewer = recorder(replace(MANIFEST_OF_TEST, views=2))
+    assert recorder.teachers == 1
+    np.testing.assert_array_equal(fewer.margins, whole.margins[:2])
+    np.testing.assert_array_equal(fewer.seeds, whole.seeds[:2])
+    assert recorder().margins.shape == whole.margins.shape
+    assert recorder.teachers == 1
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"views": 2}, "views"),
-        ({"seed": 8}, "seed"),
-        ({"augmentation": "flip"}, "augmentation"),
-        ({"teachers": MANIFEST_OF_TEST.teachers[:1]}, "teachers"),
-        ({"split_fingerprint": "1" * 64}, "split_fingerprint"),
+        ({"seed": 8}, "whose seed must stay as they were, found seed 8 instead of 7"),
+        ({"augmentation": "flip"}, "found augmentation flip instead of strong"),
+        ({"teachers": MANIFEST_OF_TEST.teachers[:1]}, "whose teachers must stay as they were"),
+        ({"split_fingerprint": "1" * 64}, "whose split_fingerprint must stay as they were"),
+        ({"image_size": 64, "seed": 8}, "whose seed, image_size must stay"),
+        ({"with_features": True}, "found with_features True instead of False"),
     ],
 )
-def test_another_manifest_records_anew_and_says_why(
+def test_recorded_views_of_other_settings_are_told_and_stay(
     recorder: Recorder, change: dict[str, Any], told: str
 ) -> None:
     recorder()
     changed = replace(MANIFEST_OF_TEST, **change)
-    recorded = recorder(changed)
-    assert recorder.teachers == 2
-    assert recorder.output.getvalue() == f"recorded views are of other {told}: recording anew\n"
-    np.testing.assert_array_equal(recorded.seeds, changed.seeds())
+    leftover = other_views(recorder.folder, changed)
+    assert leftover is not None
+    assert told in leftover.describe()
+    assert other_views(recorder.folder, MANIFEST_OF_TEST) is None
+    recorder()
+    assert recorder.teachers == 1
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [
+        ({}, None),
+        ({"timm": "1.0.32"}, None),
+        ({"timm": "1.1.0"}, "whose timm must stay as they were, found timm 1.1 instead of 1.0"),
+        ({"torch": "2.16.0+cpu"}, "found torch 2.16 instead of 2.15"),
+    ],
+)
+def test_a_librarys_patch_keeps_recorded_views(
+    installed: dict[str, str],
+    told: str | None,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {"torch": "2.15.0", "timm": "1.0.31"}
+    versions = dict(before)
+    monkeypatch.setattr(recordings, "version", lambda name: versions.get(name, "1.2.3"))
+    recorder()
+    versions |= installed
+    leftover = other_views(recorder.folder, MANIFEST_OF_TEST)
+    if told is not None:
+        assert leftover is not None
+        assert told in leftover.describe()
+        return
+    assert leftover is None
+    recorder()
+    assert recorder.teachers == 1
+    lines = recorder.output.getvalue().splitlines()
+    assert len(lines) == len(installed)
+    assert all("made with timm 1.0.31, another patch" in line for line in lines)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]"])
-def test_a_damaged_manifest_records_anew(recorder: Recorder, damage: str) -> None:
+def test_a_damaged_manifest_records_anew_and_says_so(recorder: Recorder, damage: str) -> None:
     recorder()
     (recorder.folder / MANIFEST).write_text(damage)
     recorder()
     assert recorder.teachers == 2
+    assert "manifest.json cannot be read: its views are recorded anew" in recorder.output.getvalue()
 
 
 def test_views_that_were_not_recorded_are_refused(recorder: Recorder, table: pd.DataFrame) -> None:

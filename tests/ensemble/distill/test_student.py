@@ -13,7 +13,7 @@ from ensemble.distill.student import DistillationLoss, LossWeights, Student
 from ensemble.distill.teacher import TeacherOutputs
 from search.data.batches import Batch
 from search.training.device import Runtime
-from search.training.loop import fit
+from search.training.loop import Training
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
@@ -48,8 +48,11 @@ class MemoryLoader:
         return len(self.bright) // 8
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in torch.arange(len(self.bright)).split(8):
-            yield Batch(self.images[rows], self.targets[rows], rows, torch.zeros_like(rows))
+        return (batch for _, batch in self.numbered())
+
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+        for number, rows in enumerate(torch.arange(len(self.bright)).split(8)[start:], start):
+            yield number, Batch(self.images[rows], self.targets[rows], rows, torch.zeros_like(rows))
 
     @property
     def targets(self) -> Tensor:
@@ -125,20 +128,21 @@ def test_the_projection_is_the_same_for_one_seed() -> None:
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("feature", [0.0, 1.0])
-def test_fit_teaches_a_student_what_labels_do_not_say(feature: float, ema_decay: float) -> None:
+def test_training_teaches_a_student_what_labels_do_not_say(
+    feature: float, ema_decay: float
+) -> None:
     recipe = replace(RECIPE, ema_decay=ema_decay)
     network = build_network(recipe)
     student = Student(network, FEATURES if feature else 0)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    result = fit(
-        student,
-        UselessLabels(),  # type: ignore[arg-type]
-        DistillationLoss(teacher, replace(WEIGHTS, hard_label=0.0, feature=feature)),
-        recipe,
-        evaluate=lambda module: evaluate(module, MemoryLoader(), CPU),  # type: ignore[arg-type]
-        runtime=CPU,
-    )
-    assert result.best.metrics.auc > 0.95
+    loss = DistillationLoss(teacher, replace(WEIGHTS, hard_label=0.0, feature=feature))
+    training = Training(student, UselessLabels(), loss, recipe, CPU)
+    for _ in range(recipe.epochs):
+        training.run_epoch()
+        training.finish_epoch(evaluate(training.averaged, MemoryLoader(), CPU))  # type: ignore[arg-type]
+    assert training.best is not None
+    assert training.best.metrics.auc > 0.95
+    student.load_state_dict(training.best_state)
     after = student.state_dict()
     assert ("projection.weight" in after) == bool(feature)
     trained = [name for name in after if name.endswith("weight")]
@@ -146,4 +150,4 @@ def test_fit_teaches_a_student_what_labels_do_not_say(feature: float, ema_decay:
     # What is kept is a plain network, without the projection.
     assert set(network.state_dict()) == set(build_network(recipe).state_dict())
     alone = evaluate(network, MemoryLoader(), CPU)  # type: ignore[arg-type]
-    assert alone.metrics.auc == result.best.metrics.auc
+    assert alone.metrics.auc == training.best.metrics.auc

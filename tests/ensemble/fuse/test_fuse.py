@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from ensemble.fuse import joint as finetune
 from ensemble.fuse.fuse import find_members, run_fuse
@@ -20,9 +22,7 @@ from ensemble.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
-from search.training.candidate import EpochRecord
 from search.training.device import Runtime
-from search.training.loop import FitResult
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
 
@@ -115,21 +115,12 @@ def test_nothing_is_chosen_by_report(head: HeadKind, pool: Pool) -> None:
 def test_a_joint_training_that_does_not_help_is_undone(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = finetune.fit
-
-    def spoil(model: FusedNetwork, *arguments: Any, **options: Any) -> FitResult:
-        result = original(model, *arguments, **options)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.zero_()
-        metrics = replace(result.best.metrics, auc=0.0)
-        return replace(result, best=replace(result.best, metrics=metrics))
-
-    monkeypatch.setattr(finetune, "fit", spoil)
+    monkeypatch.setattr(JointTraining, "_evaluate", lambda *_: 1.0)
     before = run_fuse(pool, members=["0002", "0004"]).scores["y_pred"]
     after = run_fuse(pool, members=["0002", "0004"], finetune_epochs=1)
     assert after.scores["y_pred"].tolist() == before.tolist()
     assert after.metrics["finetune_kept"] is False
+    assert after.metrics["best_epoch"] == 0
     assert len(after.history) == 1
 
 
@@ -141,6 +132,10 @@ def test_a_joint_training_that_helps_is_kept(pool: Pool, monkeypatch: pytest.Mon
     after = run_fuse(pool, members=["0002", "0004"], finetune_epochs=2, console=console)
     assert after.metrics["finetune_kept"] is True
     assert after.metrics["best_epoch"] in (1, 2)
+    assert after.metrics["precision"] == "fp32"
+    assert after.metrics["device"].startswith("cpu")
+    assert after.metrics["train_seconds"] > 0
+    assert not working(pool).exists()
     assert after.history["epoch"].tolist() == [1, 2]
     changed = [
         name
@@ -187,40 +182,99 @@ def test_an_interrupted_fusion_writes_nothing(finetune_epochs: int, pool: Pool) 
     assert not (pool.run / "merged").exists()
 
 
-def test_an_interrupted_joint_training_goes_on_and_loses_nothing(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class StopAfter(Interruption):
+    """Asks for the end after so many checks, once there is a joint training."""
+
+    def __init__(self, folder: Path, checks: int) -> None:
+        super().__init__()
+        self.folder, self.left = folder, checks
+
+    def check(self) -> None:
+        if self.folder.exists():
+            self.left -= 1
+            if self.left < 0:
+                raise Interrupted("stopped by the test")
+
+
+def working(pool: Pool) -> Path:
+    return pool.run / "merged" / ".fused"
+
+
+@pytest.mark.parametrize("head", ["weights", "mlp"])
+def test_going_on_from_any_batch_equals_never_having_stopped(
+    head: HeadKind, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JointTraining, "_evaluate", lambda *_: 0.0)
     other = tmp_path / "other"
     shutil.copytree(pool.run, other)
-    arguments: dict[str, Any] = {"members": ["0002", "0004"], "finetune_epochs": 3}
-    expected = run_fuse(replace(pool, run=other), **arguments)
-    console = Console(record=True, width=200)
-    original = finetune.fit
-
-    def interrupted(*positional: Any, **options: Any) -> FitResult:
-        def stop(record: EpochRecord) -> None:
-            if record.epoch == 2:
-                raise Interrupted("interrupted by the user")
-
-        return original(*positional, **{**options, "on_epoch": stop})
-
-    monkeypatch.setattr(finetune, "fit", interrupted)
-    with pytest.raises(Interrupted):
-        run_fuse(pool, **arguments, console=console)
-    monkeypatch.setattr(finetune, "fit", original)
-    folder = merged_folder(pool.run, "fused")
-    assert "goes on after the last epoch" in console.export_text()
-    assert [path.name for path in merged_models(pool.run)] == []
-    resumed = run_fuse(pool, **arguments, console=console)
+    arguments: dict[str, Any] = {"members": ["0002", "0004"], "head": head, "finetune_epochs": 3}
+    unbroken = run_fuse(replace(pool, run=other), **arguments)
+    console = Console(record=True, width=400)
+    generator = random.Random(head)
+    pieces, broken = 0, None
+    while broken is None:
+        pieces += 1
+        # Those of the head's fitting come first once there is a folder.
+        interruption = StopAfter(working(pool), (5 if pieces > 1 else 0) + generator.randint(1, 5))
+        try:
+            broken = run_fuse(pool, **arguments, console=console, interruption=interruption)
+        except Interrupted:
+            assert working(pool).exists()
+            assert merged_models(pool.run) == ()
+    assert pieces > 3
     text = console.export_text()
-    assert "going on with the interrupted joint training" in text
-    assert "epoch 3/3" in text
-    assert "epoch 1/3" not in text
-    pd.testing.assert_frame_equal(resumed.scores, expected.scores)
-    columns = ["epoch", "train_loss", "learning_rate", "select_auc"]
-    pd.testing.assert_frame_equal(resumed.history[columns], expected.history[columns])
-    assert not list(folder.glob("training.*"))
+    assert "stopped by the test: the same command goes on from there" in text
+    assert "going on with the training in" in text
+    assert text.count("epoch 3/3") == 1
+    states = [load_file(candidate.path / "model.safetensors") for candidate in (unbroken, broken)]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    pd.testing.assert_frame_equal(unbroken.scores, broken.scores, check_exact=True)
+    timeless = [candidate.history.drop(columns="seconds") for candidate in (unbroken, broken)]
+    pd.testing.assert_frame_equal(*timeless, check_exact=True)
+    assert not working(pool).exists()
+
+
+def test_an_unfinished_joint_training_is_deleted_only_with_discard(pool: Pool) -> None:
+    arguments: dict[str, Any] = {"members": ["0002", "0004"], "head": "mean"}
+    with pytest.raises(Interrupted):
+        run_fuse(
+            pool, **arguments, finetune_epochs=2, interruption=StopAfter(working(pool), checks=3)
+        )
+    checkpoint = working(pool) / "checkpoint.pt"
+    before = checkpoint.read_bytes()
+    with pytest.raises(UserError, match=r"found epochs 3 instead of 2; go on .* --discard"):
+        run_fuse(pool, **arguments, finetune_epochs=3)
+    with pytest.raises(UserError, match="whose members must stay as they were"):
+        run_fuse(pool, members=["0002", "0001"], head="mean", finetune_epochs=2)
+    # Without a joint training nothing is in its way.
+    run_fuse(pool, **arguments)
+    assert checkpoint.read_bytes() == before
+    console = Console(record=True, width=400)
+    after = run_fuse(pool, **arguments, finetune_epochs=3, discard=True, console=console)
+    assert "discarded" in console.export_text()
+    assert len(after.history) == 3
+    assert not working(pool).exists()
+
+
+def test_a_kill_while_the_model_is_kept_repeats_no_training(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"members": ["0002", "0004"], "finetune_epochs": 1}
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ensemble.fuse.fuse.keep_merged", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_fuse(pool, **arguments)
+    console = Console(record=True, width=400)
+    after = run_fuse(pool, **arguments, console=console)
+    assert "epoch 1/1" not in console.export_text()
+    assert len(after.history) == 1
+    assert not working(pool).exists()
 
 
 def test_an_override_travels_into_the_spec(pool: Pool) -> None:

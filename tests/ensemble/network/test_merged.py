@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import resource
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from ensemble.network.model import (
     TeacherOrigin,
     build_model,
     check_budget,
+    finish_all_replacing,
     fuse_networks,
     keep_merged,
     load_model,
@@ -125,6 +129,9 @@ def test_a_merged_model_is_a_candidate_with_a_spec(pool: Pool) -> None:
     assert (metrics["views"], metrics["method"]) == (8, "distilled")
     assert metrics["overrides"] == ["an override"]
     assert metrics["notes"] == ["a note"]
+    assert metrics["device"].startswith("cpu")
+    assert metrics["precision"] == "fp32"
+    assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert [found.name for found in merged_models(pool.run)] == ["distilled"]
     assert "AUC" in summarise(kept)
 
@@ -158,18 +165,75 @@ def test_an_interrupted_save_leaves_the_old_model(pool: Pool) -> None:
     assert kept.report_scores is not None
 
 
-def test_a_half_written_folder_is_no_merged_model(
+def keep(pool: Pool, name: str) -> None:
+    """Keeps a candidate as the fused model."""
+    keep_merged(pool, "fused", pool.get(name).load(), spec_of(pool, name), pool.best.recipe)
+
+
+def kept_name(pool: Pool) -> str:
+    """Which candidate the whole fused model is."""
+    (kept,) = merged_models(pool.run)
+    assert kept.report_scores is not None
+    (name,) = load_model(kept.path)[1].merged_from
+    expected, found = pool.get(name).load().state_dict(), load_model(kept.path)[0].state_dict()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    return name
+
+
+def test_a_half_written_model_leaves_the_one_before(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep_merged(pool, "fused", pool.get("0002").load(), spec_of(pool, "0002"), pool.best.recipe)
+    keep(pool, "0002")
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("search.training.candidate.save_weights", fail)
-    with pytest.raises(OSError, match="no space"):
-        keep_merged(pool, "fused", pool.get("0000").load(), spec_of(pool, "0000"), pool.best.recipe)
-    assert merged_models(pool.run) == ()
+    with monkeypatch.context() as patch:
+        patch.setattr("search.training.candidate.save_weights", fail)
+        with pytest.raises(OSError, match="no space"):
+            keep(pool, "0000")
+    assert kept_name(pool) == "0002"
+    finish_all_replacing(pool.run)
+    assert kept_name(pool) == "0002"
+    keep(pool, "0000")
+    assert kept_name(pool) == "0000"
+    assert [path.name for path in (pool.run / "merged").iterdir()] == ["fused"]
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2, 3])
+def test_a_kill_while_a_model_takes_its_place_loses_neither(
+    moves: int, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the old one moves away, before the new one comes, and before the old one is
+    deleted; in the last case it was not."""
+    keep(pool, "0002")
+    (pool.run / "comparison.csv").write_text("of before")
+    done = 0
+
+    def step(original: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*arguments: Any) -> Any:
+            nonlocal done
+            # Only folders: files are replaced by renaming, too.
+            if Path(arguments[0]).is_dir():
+                if done == moves:
+                    raise KeyboardInterrupt
+                done += 1
+            return original(*arguments)
+
+        return killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", step(Path.rename))
+        patch.setattr("shutil.rmtree", step(shutil.rmtree))
+        if moves < 3:
+            with pytest.raises(KeyboardInterrupt):
+                keep(pool, "0000")
+        else:
+            keep(pool, "0000")
+    finish_all_replacing(pool.run)
+    assert kept_name(pool) == "0000"
+    assert not (pool.run / "comparison.csv").exists()
+    assert [path.name for path in (pool.run / "merged").iterdir()] == ["fused"]
 
 
 def test_a_run_without_merged_models_has_none(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def test_networks_from_scratch_share_a_start_only_by_their_seed() -> None:
     assert start_of(HUB) == start_of(replace(HUB, seed=1))
 
 
+def test_weights_files_that_were_moved_are_still_one_start() -> None:
+    first = replace(HUB, weights="file", weights_file="/old/a.safetensors")
+    assert start_of(first) == start_of(replace(first, weights_file="/new/b/a.safetensors"))
+    assert start_of(first) != start_of(replace(first, weights_file="/old/b.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
@@ -108,7 +114,9 @@ def test_a_soup_is_kept_whole(method: soup.SoupMethod, pool: Pool) -> None:
     assert metrics["params_exact"] == pool.get("0000").metrics["params_exact"]
     assert metrics["params_thop"] == pool.get("0000").metrics["params_thop"]
     assert metrics["pretraining"] == "none (from scratch)"
-    assert 0 <= metrics["report"]["auc"] <= 1
+    assert candidate.report_scores is not None
+    report = candidate.report_scores
+    assert metrics["report"]["auc"] == roc_auc(report["y_pred"], report["target"])
 
 
 def test_a_greedy_soup_is_never_worse_than_its_best_member(pool: Pool) -> None:

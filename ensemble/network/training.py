@@ -1,0 +1,211 @@
+"""The training of a merged model: in a working folder of its own until its result is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ensemble.network.model import MERGED
+from ensemble.pool import Pool
+from search.errors import UserError
+from search.interruption import Interruption
+from search.training.candidate import CHECKPOINT, Candidate, EpochRecord
+from search.training.loop import StepRecord
+from search.training.metrics import Metrics
+from search.training.progress import Bar, Bars
+from search.training.recipe import Recipe
+from search.training.train import (
+    CHECKPOINT_MINUTES,
+    Task,
+    Watch,
+    describe_training,
+    train,
+    unfinished_training,
+)
+
+IDENTITY = "training"
+"""Entry of a working folder's metrics.json: what it is a training of."""
+
+COSTS = (
+    *("train_seconds", "images_per_second", "peak_memory_mb", "micro_batch_size"),
+    *("device", "precision", "versions"),
+)
+"""Entries of a training's metrics.json that a merged model takes over."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What an earlier command left, and the settings of this one cannot go on with."""
+
+    folder: Path
+    what: str  # "an unfinished training"
+    wanted: Mapping[str, Any]
+    found: Mapping[str, Any]
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of what differs."""
+        return tuple(name for name in self.wanted if self.found.get(name) != self.wanted[name])
+
+    def describe(self) -> str:
+        """What it is, and what differs."""
+        told = [
+            f"{name} {self.wanted[name]} instead of {self.found.get(name)}"
+            for name in self.changed
+            # Others are tables, or hashes: nothing to read in one line.
+            if len(str(self.wanted[name])) <= LONGEST_TOLD
+        ]
+        found = f", found {', '.join(told)}" if told else ""
+        return (
+            f"{self.folder} holds {self.what}, whose {', '.join(self.changed)} must stay as they "
+            f"were{found}"
+        )
+
+
+LONGEST_TOLD = 40
+"""Characters of a value that an error tells."""
+
+
+def settle(leftovers: Sequence[Leftover], *, discard: bool, console: Console) -> None:
+    """Makes room for what these settings ask for: only if the user said so.
+
+    Raises:
+        UserError: if something would be lost that was not to be discarded; nothing is deleted then.
+    """
+    if leftovers and not discard:
+        raise UserError(
+            f"{', and '.join(leftover.describe() for leftover in leftovers)}; go on with the "
+            f"settings of before, or add --discard, which deletes "
+            f"{'it' if len(leftovers) == 1 else 'them'}"
+        )
+    for leftover in leftovers:
+        shutil.rmtree(leftover.folder)
+        console.print(
+            f"discarded {leftover.folder}: other {', '.join(leftover.changed)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class MergeTraining:
+    """One training of a merged model; its folder is hidden, and gone when the result is kept.
+
+    Attributes:
+        folder: the working folder, merged/.NAME.
+    """
+
+    def __init__(self, pool: Pool, name: str, recipe: Recipe, task: Task) -> None:
+        """
+        Args:
+            pool: the images, and the device.
+            name: of the merged model.
+            recipe: what is trained, as far as the task does not say it.
+            task: the kind of training.
+        """
+        self.pool, self.recipe, self.task = pool, recipe, task
+        self.folder = pool.run / MERGED / f".{name}"
+        self._wanted = describe_training(recipe, pool.splits, task)
+        self._found = self._find()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the trained network only waits to be kept."""
+        return Candidate(self.folder).is_complete
+
+    def leftover(self) -> Leftover | None:
+        """The training of before, if it is another."""
+        if self._found is None:
+            return None
+        leftover = Leftover(self.folder, "an unfinished training", self._wanted, self._found)
+        return leftover if leftover.changed else None
+
+    def complete(
+        self,
+        console: Console,
+        interruption: Interruption,
+        checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    ) -> Candidate:
+        """Trains to the end, or goes on with it; `leftover` must be settled.
+
+        Raises:
+            Interrupted: if it was interrupted; nothing is lost.
+        """
+        goes_on = self.is_complete or (self.folder / CHECKPOINT).exists()
+        if goes_on and self._found is not None:
+            console.print(
+                f"going on with the training in {self.folder}", highlight=False, soft_wrap=True
+            )
+        with Bars(console, time_left=True, transient=True) as bars:
+            bar = bars.add("training", unit="batches")
+            return train(
+                self.recipe,
+                self.pool.splits,
+                self.folder,
+                interruption=interruption,
+                runtime=self.pool.runtime,
+                quarantine=self.pool.quarantine,
+                task=self.task,
+                watch=_Shown(console, bar, self.recipe.epochs),
+                facts={IDENTITY: self._wanted},
+                checkpoint_minutes=checkpoint_minutes,
+            )
+
+    def clear(self) -> None:
+        """Removes the working folder, once the result is kept."""
+        shutil.rmtree(self.folder)
+
+    def _find(self) -> dict[str, Any] | None:
+        """What is known of the training that lies in the folder; None if there is none."""
+        candidate = Candidate(self.folder)
+        if candidate.is_complete:
+            found: dict[str, Any] = candidate.metrics.get(IDENTITY, {})
+            return found
+        return unfinished_training(self.folder)
+
+
+def costs_of(candidate: Candidate) -> dict[str, Any]:
+    """What a training took, and where it ran."""
+    metrics = candidate.metrics
+    return {name: metrics.get(name) for name in COSTS}
+
+
+def epochs_of(candidate: Candidate) -> tuple[EpochRecord, ...]:
+    """A training's history."""
+    rows: list[Any] = candidate.history.to_dict("records")
+    return tuple(EpochRecord(**row) for row in rows)
+
+
+class _Shown(Watch):
+    """Shows a training: a bar for its steps, a line for each epoch."""
+
+    def __init__(self, console: Console, bar: Bar, epochs: int) -> None:
+        self.console, self.bar, self.epochs = console, bar, epochs
+
+    def step(self, record: StepRecord) -> None:
+        """Moves the bar."""
+        if not self.bar.is_live:
+            return
+        loss = "" if record.loss is None else f", loss {record.loss:.3f}"
+        self.bar.update(
+            record.step,
+            record.steps,
+            description=f"epoch {record.epoch + 1}",
+            info=f"{record.images_per_second:.0f} images/s{loss}",
+        )
+
+    def epoch(self, record: EpochRecord, best: Metrics) -> None:
+        """Prints a line; the best one's figures are told at the end."""
+        del best
+        self.tell(
+            f"  epoch {record.epoch}/{self.epochs}: loss {record.train_loss:.3f}, "
+            f"AUC {record.select_auc:.4f}, {record.seconds:.1f} s"
+        )
+
+    def tell(self, line: str) -> None:
+        """Prints it."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
