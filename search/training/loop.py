@@ -33,6 +33,10 @@ STEPS_BETWEEN_LOOKS = 20
 """Steps between two looks at the summed loss; a look waits for the GPU, and NaN stays in a sum."""
 
 
+FEWEST_OVERFLOWS = 5
+"""Steps in a row, all of which overflow, that say that fp16 will not do."""
+
+
 class NonFiniteLossError(ArithmeticError):
     """The loss became NaN or infinite."""
 
@@ -240,7 +244,8 @@ class Training:
             "epoch": self.epoch,
             "batch": self.batch,
             "sums": {name: getattr(sums, name) for name in sums.__dataclass_fields__},
-            "random": random_state(self.runtime.device),
+            # Not those of now, if they still wait to be put back.
+            "random": self._random or random_state(self.runtime.device),
             "history": [asdict(record) for record in self.history],
             "images_seen": self.images_seen,
             "best_epoch": self.best_epoch,
@@ -304,7 +309,7 @@ class Training:
             # The forward pass has spoilt the statistics, whatever became of the step.
             _mend_batch_norm(self.network)
             _mend_batch_norm(self.averaged)
-        if new == steps or self.step.overflows_for_good:
+        if new == steps >= FEWEST_OVERFLOWS or self.step.overflows_for_good:
             self.step.fall_back()
             tell(
                 f"fp16 overflowed in epoch {self.epoch + 1} by step {self.batch}: the training "
