@@ -221,8 +221,9 @@ def collate(samples: list[Sample]) -> Read:
 def start_worker(_worker: int) -> None:
     """Prepares a worker process: one thread, since there are as many workers as cores to use."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches workers too; the main process closes them, without their tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both may reach a whole group of processes; the main one saves, then closes its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 __all__ = [
