@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -25,8 +26,10 @@ from search.files import drop_unfinished_writes
 from search.interruption import Interrupted, Interruption
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
+from search.report.recorded import read_metrics
 from search.report.terminal import StudyProgress, introduce, print_top, short_path
 from search.settings import (
+    BACKBONES,
     SearchSettings,
     check_resumable,
     load_settings,
@@ -49,11 +52,13 @@ from search.training.candidate import Candidate
 from search.training.device import Runtime, default_workers, resolve_device
 from search.training.scoring import evaluate
 
-BACKBONES = "backbones.yaml"
 LOCK = ".lock"
 QUARANTINE = "quarantine.csv"
 
 SCORING_BATCH = 64
+
+SCORING_SPEED = "scoring_images_per_second"
+"""Entry of metrics.json."""
 
 RESULTS_SECONDS = 10.0
 """Kept of the time limit for plots and pages before they were first made and measured."""
@@ -136,17 +141,23 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     except Timeout:
         _tell(console, "the search is running: the report split is left to its end")
         study = _study_of(settings, run, console)
+    except UserError as error:
+        _tell(console, f"the report split is left as it is: {error}")
+    except OSError as error:
+        # A folder that may only be read, as Kaggle mounts its input.
+        _tell(console, f"the report split is left as it is: {error}")
+        study = _study_of(settings, run, console)
     interruption.check()
     return write_projections(run, study, console)
 
 
 def _study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.Study | None:
     """The study of an existing run; None, and told, where its storage cannot be reached."""
-    fingerprint = str(check_data(run)["fingerprint"])
     try:
+        fingerprint = str(check_data(run)["fingerprint"])
         return open_study(settings, fingerprint, study_name(run))
-    except UserError as error:
-        _tell(console, f"the study cannot be opened: {error}")
+    except (UserError, OSError, StorageInternalError) as error:
+        _tell(console, f"the study cannot be opened: {' '.join(str(error).split())}")
         return None
 
 
@@ -190,11 +201,21 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
             quarantine = open_quarantine(run, console)
             quarantine.take_back_mended()
             yield _Opened(plan, run, study, quarantine, interruption, console)
+    except StorageInternalError as error:
+        raise UserError(
+            f"the storage of the study must stay within reach, found: "
+            f"{' '.join(str(error).split())}; the same command goes on"
+        ) from error
     except Timeout:
         raise UserError(
             f"{run} must be searched by one process at a time, and another one is at it; wait for "
             "it, or choose another --out"
         ) from None
+    except OSError as error:
+        raise UserError(
+            f"{run} must take what is written, found: {error}; make room, and the same command "
+            "goes on"
+        ) from error
 
 
 def _work(opened: _Opened, trials: int | None) -> None:
@@ -221,7 +242,7 @@ def _work(opened: _Opened, trials: int | None) -> None:
         interruption.reserved_seconds = reserve.seconds()
 
     search = Search(plan, run, study, opened.quarantine, progress, interruption, after_trial)
-    problem: UserError | None = None
+    problem: Exception | None = None
     interruption.reserved_seconds = reserve.seconds()
     try:
         with progress:
@@ -229,7 +250,9 @@ def _work(opened: _Opened, trials: int | None) -> None:
                 _train_baseline(search)
             else:
                 search.drive()
-        remaining = 0 if trials is None else trials - len(counted_trials(study))
+        remaining = (
+            _waiting_baselines(study) if trials is None else trials - len(counted_trials(study))
+        )
         stopped_by_time = interruption.timed_out and remaining > 0
         interruption.reserved_seconds = reserve.results_seconds
         if not interruption.requested:
@@ -242,7 +265,7 @@ def _work(opened: _Opened, trials: int | None) -> None:
                 interruption,
                 run,
             )
-    except UserError as error:
+    except (UserError, OSError, StorageInternalError) as error:
         # The candidates are there, and their figures on select: told first.
         problem = error
         stopped_by_time = False
@@ -261,6 +284,11 @@ def _work(opened: _Opened, trials: int | None) -> None:
     if interruption.requested:
         # All is written; a script must not go on as if the search had come to its end.
         raise KeyboardInterrupt
+
+
+def _waiting_baselines(study: optuna.Study) -> int:
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return sum(trial.user_attrs.get(PRESET) == BASELINE for trial in waiting)
 
 
 def _train_baseline(search: Search) -> None:
@@ -316,7 +344,11 @@ def _score_on_report(
         try:
             interruption.check()
             _tell(console, f"scoring candidate {candidate.name} on report")
-            network = candidate.load()
+            try:
+                network = candidate.load()
+            except UserError as error:
+                _tell(console, f"left without scores on report: {error}")
+                continue
             loader = eval_loader(
                 table,
                 network.image_size,
@@ -326,6 +358,11 @@ def _score_on_report(
                 pin_memory=runtime.on_cuda,
             )
             found = evaluate(network, loader, runtime, on_batch=interruption.check)
+        except (RuntimeError, FloatingPointError) as error:
+            # Damaged weights, or an image that does not fit into memory: the others are scored.
+            reason = " ".join(str(error).split())[:300]
+            _tell(console, f"candidate {candidate.name} could not be scored on report: {reason}")
+            continue
         except Interrupted:
             names = ", ".join(candidate.name for candidate in missing[done:])
             _tell(
@@ -352,8 +389,11 @@ class _Reserve:
         self.results_seconds, self.is_measured = 2 * seconds, True
 
     def seconds(self) -> float:
-        """For the kept candidates that are not scored yet, and one that may come."""
+        """For the kept candidates that are not scored yet, and one that may come; 0 without a
+        limit."""
         opened = self.opened
+        if opened.interruption.deadline is None:
+            return 0.0
         keep = opened.plan.settings.keep
         images = len(opened.plan.splits.report)
         folders = [
@@ -362,7 +402,7 @@ class _Reserve:
         ]
         costs = []
         for candidate in map(Candidate, folders):
-            speed = candidate.metrics.get("scoring_images_per_second")
+            speed = read_metrics(candidate.path, lambda _line: None).get(SCORING_SPEED)
             if speed and candidate.report_scores is None:
                 costs.append(images / float(speed))
         total = sum(costs) + max(costs, default=0.0) + self.results_seconds

@@ -204,6 +204,9 @@ def _plain(value: Any) -> Any:
 
 SETTINGS = "settings.yaml"
 
+BACKBONES = "backbones.yaml"
+"""A run's own copy of the catalogue."""
+
 FORMAT = 2
 """Of a run folder. 1 had neither a format nor checkpoints; its trials cannot go on."""
 
@@ -215,10 +218,10 @@ FREE_ON_RESUME = frozenset(
 
 MOVABLE = frozenset(
     {"train_labels", "train_images", "train_groups", "val_labels", "val_images", "val_groups"}
-    | {"weights_dir", "backbones"}
+    | {"weights_dir"}
 )
-"""Paths that a resumed run may find elsewhere: the fingerprint of the images and the copy of the
-backbones tell whether all is the same."""
+"""Paths that a resumed run may find elsewhere: the fingerprint of the images tells whether they are
+the same."""
 
 
 def write_settings(settings: SearchSettings, run: Path) -> None:
@@ -297,6 +300,9 @@ def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:
     for name in wanted.keys() | saved.keys():
         if name in FREE_ON_RESUME or wanted.get(name) == saved.get(name):
             continue
+        if name == "backbones" and wanted.get(name) is not None:
+            _check_same_backbones(settings)
+            continue
         if name in MOVABLE and None not in (wanted.get(name), saved.get(name)):
             continue
         if name == "storage":  # A URL may hold a password.
@@ -308,4 +314,23 @@ def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:
             f"{settings.out} holds a search with {flag(name)} {saved.get(name)}, found "
             f"{flag(name)} {wanted.get(name)}; leave the flag out to resume, or choose "
             "another --out"
+        )
+
+
+def _check_same_backbones(settings: SearchSettings) -> None:
+    """
+    Raises:
+        UserError: if --backbones is another file than the run's own copy of it.
+    """
+    assert settings.backbones is not None
+    assert settings.out is not None
+    copy = settings.out / BACKBONES
+    try:
+        same = settings.backbones.read_bytes() == copy.read_bytes()
+    except OSError as error:
+        raise UserError(f"--backbones must be a file that can be read, found: {error}") from None
+    if not same:
+        raise UserError(
+            f"{settings.out} holds a search with its own {BACKBONES}, found another one in "
+            f"{settings.backbones}; leave the flag out to resume, or choose another --out"
         )

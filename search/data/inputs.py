@@ -145,4 +145,12 @@ def _read_data(run: Path) -> dict[str, Any]:
         saved: dict[str, Any] = yaml.safe_load((run / DATA).read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{run} must be the folder of a search, but it has no {DATA}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{run / DATA} must be YAML that onefold wrote: {problem}") from None
+    if not isinstance(saved, dict) or not {"fingerprint", "splits"} <= saved.keys():
+        raise UserError(
+            f"{run / DATA} must hold the fingerprint and the splits of a search's images, but it "
+            "lacks them; restore it from a copy"
+        )
     return saved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import optuna
 import torch
 from optuna.trial import TrialState
+from pydantic import TypeAdapter, ValidationError
 
 from search.data.quarantine import Quarantine
 from search.errors import UserError
@@ -45,6 +46,9 @@ from search.training.train import HOW_NOT_WHAT, Watch, train
 
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
+
+LOST_DEVICE = "lost_device"
+"""User attribute of a trial during which the GPU was lost."""
 
 FEWEST_COMPLETE = 3
 """Nothing is pruned before so many candidates are complete: a pruned trial leaves no weights, and
@@ -131,9 +135,10 @@ class Search:
             self.after_trial(trial.number)
 
     def _run_trial(self, trial: optuna.Trial) -> str | None:
-        recipe = self.plan.space.recipe(trial)
+        recipe = self._recipe(trial)
         verdict = self.plan.judge_recipe(recipe)
-        row = recipe_row(recipe) | verdict_row(verdict)
+        # Figures that the trial had reached stay until there are others.
+        row = trial.user_attrs.get(ROW, {}) | recipe_row(recipe) | verdict_row(verdict)
         trial.set_user_attr(RECIPE, asdict(recipe))
         trial.set_user_attr(ROW, row)
         if not verdict.allowed:
@@ -143,6 +148,7 @@ class Search:
         folder = self.folder(trial)
         set_aside_orphan(folder, recipe, self.progress.tell)
         row["path"] = f"{CANDIDATES}/{folder.name}"
+        facts = recipe_row(recipe) | verdict_row(verdict) | {"path": row["path"]}
         watch = _TrialWatch(self, trial)
         goes_on = (folder / CHECKPOINT).exists()
         self.progress.trial_started(folder.name, recipe, goes_on=goes_on)
@@ -155,7 +161,7 @@ class Search:
                 runtime=self.plan.runtime,
                 quarantine=self.quarantine,
                 watch=watch,
-                facts=row,
+                facts=facts,
                 checkpoint_minutes=self.plan.settings.checkpoint_minutes,
             )
         except optuna.TrialPruned:
@@ -170,11 +176,21 @@ class Search:
             found = " ".join(str(error).split())[:200]
             if is_out_of_memory(error):
                 return self._fail(trial, found, row)
-            self._fail(trial, found, row)
+            if trial.user_attrs.get(LOST_DEVICE):
+                # Once is an accident, twice is what this recipe does.
+                self._fail(trial, found, row)
+            else:
+                trial.set_user_attr(LOST_DEVICE, True)
             # The GPU is lost to this process: every later trial would fail within seconds.
             raise UserError(
-                f"the GPU stopped working ({found}); the run is as it was after the last trial: "
-                "the same command goes on, in a new process"
+                f"the GPU stopped working ({found}); what was begun goes on from its last "
+                "checkpoint with the same command, in a new process"
+            ) from error
+        except OSError as error:
+            # No recipe is at fault: a full disk, say, would fail the next trial as well.
+            raise UserError(
+                f"the run folder must take what is written, found: {error}; make room, and the "
+                "same command goes on from the last checkpoint"
             ) from error
         except UserError:
             raise
@@ -189,6 +205,18 @@ class Search:
         auc = tell_complete(self.study, trial, candidate)
         self.progress.trial_finished("complete", auc)
         return None
+
+    def _recipe(self, trial: optuna.Trial) -> Recipe:
+        """What a trial proposes; one that goes on keeps the recipe that it began with."""
+        recipe = self.plan.space.recipe(trial)
+        begun = trial.user_attrs.get(RECIPE)
+        if begun is None or not (self.folder(trial) / CHECKPOINT).exists():
+            return recipe
+        try:
+            kept = TypeAdapter(Recipe).validate_python(begun)
+        except ValidationError:
+            return recipe
+        return replace(kept, **{name: getattr(recipe, name) for name in HOW_NOT_WHAT})
 
     def _close(
         self,
@@ -221,15 +249,10 @@ class _TrialWatch(Watch):
     def __init__(self, search: Search, trial: optuna.Trial) -> None:
         self.search, self.trial = search, trial
         self.best: Metrics | None = None
-        path = search.folder(trial) / HISTORY
-        history = Candidate(path.parent).history if path.exists() else None
-        self.seconds = 0.0 if history is None else float(history["seconds"].sum())
-        if history is not None:
-            # The process may have died between an epoch and its report.
-            told = trial.storage.get_trial(trial._trial_id).intermediate_values
-            for epoch, auc in zip(history["epoch"], history["select_auc"], strict=True):
-                if int(epoch) not in told:
-                    trial.report(float(auc), step=int(epoch))
+        self.told = set(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        # The process may have died between an epoch and its report.
+        for epoch, auc in self._reached():
+            self._report(epoch, auc)
 
     def step(self, record: StepRecord) -> None:
         self.search.progress.step(record)
@@ -239,9 +262,8 @@ class _TrialWatch(Watch):
 
     def epoch(self, record: EpochRecord, best: Metrics) -> None:
         self.best = best
-        self.seconds += record.seconds
         self.search.progress.epoch(record)
-        self.trial.report(record.select_auc, step=record.epoch)
+        self._report(record.epoch, record.select_auc)
         is_baseline = self.trial.user_attrs.get(PRESET) == BASELINE
         if is_baseline or record.epoch == self.search.plan.space.epochs:
             return
@@ -253,7 +275,22 @@ class _TrialWatch(Watch):
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """The trial's row with the figures it has reached."""
         figures = {} if self.best is None else self.best.to_dict()
-        return {**row, **figures, "train_seconds": round(self.seconds, 2)}
+        path = self.search.folder(self.trial) / HISTORY
+        seconds = float(Candidate(path.parent).history["seconds"].sum()) if path.exists() else 0.0
+        return {**row, **figures, "train_seconds": round(seconds, 2)}
+
+    def _reached(self) -> Iterator[tuple[int, float]]:
+        path = self.search.folder(self.trial) / HISTORY
+        if path.exists():
+            history = Candidate(path.parent).history
+            for epoch, auc in zip(history["epoch"], history["select_auc"], strict=True):
+                yield int(epoch), float(auc)
+
+    def _report(self, epoch: int, auc: float) -> None:
+        """Reports an epoch once: it may come again after a kill."""
+        if epoch not in self.told:
+            self.told.add(epoch)
+            self.trial.report(auc, step=epoch)
 
 
 def next_trial(study: optuna.Study) -> optuna.Trial:
@@ -274,9 +311,13 @@ def kept_candidates(study: optuna.Study, run: Path) -> list[Candidate]:
     return [candidate for candidate in found if candidate.has_weights and candidate.is_complete]
 
 
+ORPHANS = "orphans"
+
+
 def set_aside_orphan(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> None:
-    """Moves a trial's folder away if it is another training's: the study lost a trial (restored
-    from a copy, say) and gave its number to this one. What lies there is not deleted."""
+    """Moves a trial's folder to the run's orphans/ if it is another training's: the study lost a
+    trial (restored from a copy, say) and gave its number to this one. Its figures stay; its weights
+    and its checkpoint, which nothing could use, are deleted."""
     path = folder / RECIPE_FILE
     if not path.exists():
         return
@@ -286,11 +327,18 @@ def set_aside_orphan(folder: Path, recipe: Recipe, tell: Callable[[str], None]) 
         found = None
     if found is not None and _what(found) == _what(recipe):
         return
+    orphans = folder.parent.parent / ORPHANS
+    orphans.mkdir(exist_ok=True)
     number = 1
-    while (orphan := folder.with_name(f"{folder.name}.orphan{number}")).exists():
+    while (orphan := orphans / f"{folder.name}-{number}").exists():
         number += 1
     folder.rename(orphan)
-    tell(f"{folder.name} held another training, which is now {orphan.name}")
+    Candidate(orphan).drop_weights()
+    Candidate(orphan).drop_checkpoint()
+    tell(
+        f"{folder.name} held another training: its figures are in {ORPHANS}/{orphan.name}, its "
+        "weights are deleted"
+    )
 
 
 def _what(recipe: Recipe) -> Recipe:

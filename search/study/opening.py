@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
 from search.settings import SearchSettings
@@ -19,6 +22,7 @@ from search.study.space import BASELINE, PRESET
 from search.study.storage import open_storage
 from search.study.trials import (
     PAUSED,
+    RECIPE,
     ROW,
     STATE,
     add_rejected,
@@ -29,6 +33,7 @@ from search.study.trials import (
     trial_name,
 )
 from search.training.candidate import Candidate
+from search.training.train import HOW_NOT_WHAT
 
 CANDIDATES = "candidates"
 
@@ -132,11 +137,26 @@ def recover(study: optuna.Study, run: Path) -> None:
     for found in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         candidate = Candidate(run / CANDIDATES / trial_name(found))
         running = optuna.Trial(study, found._trial_id)
-        if candidate.is_complete:
+        if candidate.is_complete and _is_of(candidate, found):
             tell_complete(study, running, candidate)
             continue
         record_outcome(running, PAUSED, "the process ended while it was running")
         put_back(study, running)
+
+
+def _is_of(candidate: Candidate, trial: FrozenTrial) -> bool:
+    """Whether a complete folder is a trial's: the study may have lost one that had its number."""
+    begun = trial.user_attrs.get(RECIPE)
+    try:
+        found = asdict(candidate.recipe)
+        _ = candidate.metrics
+    except UserError:
+        return False
+    # As a storage gives it back, without tuples.
+    same: dict[str, Any] = json.loads(json.dumps(found))
+    return begun is None or all(
+        same.get(name) == value for name, value in begun.items() if name not in HOW_NOT_WHAT
+    )
 
 
 def enqueue_first_trials(study: optuna.Study, plan: SearchPlan) -> None:
@@ -152,8 +172,9 @@ def enqueue_first_trials(study: optuna.Study, plan: SearchPlan) -> None:
     for _, verdict in plan.rejected:
         if verdict.backbone not in rejected:
             add_rejected(study, verdict, plan.catalogue.budget)
-    enqueue_baseline(study)
     presets = {trial.user_attrs.get(PRESET) for trial in trials}
+    if BASELINE not in presets:
+        enqueue_baseline(study)
     for backbone in plan.space.backbones:
         preset = f"{DEFAULT}:{backbone.name}"
         if preset not in presets:

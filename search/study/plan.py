@@ -49,7 +49,9 @@ class SearchPlan:
     def judge_recipe(self, recipe: Recipe) -> Verdict:
         """The verdict of the rules on a recipe that the space proposed."""
         backbones = (*self.space.backbones, self.space.baseline)
-        backbone = next(b for b in backbones if b is not None and b.name == recipe.backbone)
+        known = (b for b in backbones if b is not None and b.name == recipe.backbone)
+        # A trial that goes on keeps the backbone that it began with.
+        backbone = next(known, None) or self.catalogue.get(recipe.backbone)
         return judge(backbone, recipe.image_size, self.catalogue.budget, weights=recipe.weights)
 
 
@@ -163,7 +165,7 @@ def _baseline(
         )
     except UserError:
         note = (
-            f"The baseline's own weights ({BASELINE_BACKBONE}) are not at hand: its settings were "
+            f"The baseline's own backbone ({BASELINE_BACKBONE}) is not at hand: its settings were "
             f"applied to {allowed[0].name}."
         )
         return allowed[0], (note,)

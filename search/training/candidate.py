@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -200,8 +202,13 @@ def copy_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes a state dict as safetensors."""
-    write_atomically(path, lambda temporary: save_file(dict(state), temporary))
+    """Writes a state dict as safetensors.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with _telling_full_disks(path):
+        write_atomically(path, lambda temporary: save_file(dict(state), temporary))
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
@@ -218,8 +225,24 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes a training state (tensors, numbers, lists and dicts of them)."""
-    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    """Writes a training state (tensors, numbers, lists and dicts of them).
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with _telling_full_disks(path):
+        write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+@contextmanager
+def _telling_full_disks(path: Path) -> Iterator[None]:
+    """torch and safetensors have errors of their own for what the system said."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(errno.EIO, f"it cannot be written: {error}", str(path)) from error
 
 
 def load_state(path: Path) -> dict[str, Any]:

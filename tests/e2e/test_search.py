@@ -25,8 +25,9 @@ from search.cli import main
 from search.data.batches import eval_loader
 from search.data.inputs import read_splits
 from search.report.terminal import StudyProgress
-from search.settings import load_settings
+from search.settings import FORMAT, load_settings
 from search.study.storage import open_storage
+from search.training import scoring
 from search.training.candidate import Candidate
 from search.training.device import Runtime
 from search.training.loop import StepRecord
@@ -280,6 +281,35 @@ def test_a_killed_process_leaves_a_run_that_goes_on(
     assert study_of(run).trials[1].state.name == "WAITING"
 
 
+def test_a_signal_to_the_workers_as_well_saves_the_training(
+    data_set: DataSet, quick: list[str], tmp_path: Path
+) -> None:
+    """As batch systems send it: to the whole group of processes."""
+    run, flags = tmp_path / "run", [*quick]
+    flags[flags.index("--workers") + 1] = "2"
+    arguments = ["run", *data_set.flags, *flags, "--epochs", "300", "--trials", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search", *arguments, "--out", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert any("epoch 2/" in line for line in process.stdout)
+    assert any("epoch 3/" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, error = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert "resume with" in out
+    table = leaderboard(run)
+    assert table["state"].tolist() == ["complete", "paused"]
+    assert table["reason"].iloc[1] == "interrupted by the user"
+    assert (run / "candidates" / "0001" / "checkpoint.pt").exists()
+
+
 def test_a_candidate_that_is_complete_on_disk_is_never_trained_again(
     data_set: DataSet, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +367,16 @@ def test_moved_folders_go_on_with_their_new_paths(
     assert main(["run", *there.flags, "--out", str(moved), "--trials", "2"]) == 0
     assert main(["run", "--out", str(moved), "--trials", "3"]) == 0
     assert len(leaderboard(moved)) == 3
+    # The run's own catalogue stays; the file that it was copied from may move, too.
+    catalogue = tmp_path / "catalogue.yaml"
+    same = ["run", *there.flags, "--out", str(moved), "--trials", "3", "--backbones"]
+    assert main([*same, str(catalogue)]) == 2
+    assert "--backbones must be a file" in capsys.readouterr().err
+    catalogue.write_bytes((moved / "backbones.yaml").read_bytes())
+    assert main([*same, str(catalogue)]) == 0
+    (tmp_path / "other.yaml").write_text(catalogue.read_text() + "# another one")
+    assert main([*same, str(tmp_path / "other.yaml")]) == 2
+    assert "its own backbones.yaml" in capsys.readouterr().err
     other = make_data_set(tmp_path / "other", val=40)
     assert main(["run", *other.flags, "--out", str(moved)]) == 2
     assert "another data set" in capsys.readouterr().err
@@ -364,13 +404,83 @@ def test_a_report_needs_the_folder_alone(
     assert "torch " in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "damage", ["no data", "no yaml", "no fingerprint", "weights", "candidate", "lock"]
+)
+def test_a_report_survives_damage(
+    damage: str,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "damaged"
+    shutil.copytree(finished_run, run)
+    (best,) = leaderboard(run).query("rank == 1")["candidate"]
+    if damage == "no data":
+        (run / "data.yaml").unlink()
+    elif damage == "no yaml":
+        (run / "data.yaml").write_text("{")
+    elif damage == "no fingerprint":
+        (run / "data.yaml").write_text("notes: []\n")
+    elif damage == "weights":
+        (run / "candidates" / best / "model.safetensors").write_bytes(b"no weights")
+        (run / "candidates" / best / "scores_report.csv").unlink()
+    elif damage == "candidate":
+        shutil.rmtree(run / "candidates" / best)
+    else:
+
+        def read_only(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("search.run.FileLock.acquire", read_only)
+    capsys.readouterr()
+    assert main(["report", "--out", str(run)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert (run / "report.html").stat().st_mtime_ns > (
+        finished_run / "report.html"
+    ).stat().st_mtime_ns
+    if damage in ("weights", "candidate"):
+        # A search goes on, too.
+        assert main(["run", "--out", str(run)]) == 0
+
+
+def test_a_model_that_cannot_be_scored_costs_itself_only(
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "finished"
+    shutil.copytree(finished_run, run)
+    for path in run.glob("candidates/*/scores_report.csv"):
+        path.unlink()
+    calls = []
+
+    def evaluate(*arguments: object, **more: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise FloatingPointError("1 of 24 scores are not finite")
+        return scoring.evaluate(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("search.run.evaluate", evaluate)
+    (run / "report.html").unlink()
+    assert main(["run", "--out", str(run)]) == 0
+    assert "could not be scored on report: 1 of 24" in capsys.readouterr().out
+    kept = {path.parent.name for path in run.glob("candidates/*/model.safetensors")}
+    scored = {path.parent.name for path in run.glob("candidates/*/scores_report.csv")}
+    assert len(kept - scored) == 1
+    assert (run / "report.html").exists()
+
+
 def test_a_run_of_another_format_is_refused_with_one_line(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "old"
     shutil.copytree(finished_run, run)
     settings = yaml.safe_load((run / "settings.yaml").read_text())
-    for saved in (None, 1, 3):
+    for saved in (None, 1, FORMAT + 1):
         settings["format"] = saved
         (run / "settings.yaml").write_text(
             yaml.safe_dump({k: v for k, v in settings.items() if v is not None})

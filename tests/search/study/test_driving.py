@@ -4,7 +4,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +37,7 @@ from search.study.opening import (
 )
 from search.study.space import BASELINE, PRESET
 from search.study.trials import PAUSED, REASON, ROW, STATE, paused_trials, record_outcome
+from search.study.trials import RECIPE as RECIPE_ATTRIBUTE
 from search.training.candidate import (
     CHECKPOINT,
     METRICS,
@@ -196,12 +197,66 @@ def test_a_lost_gpu_ends_the_search_and_no_other_trial(
     if raised:
         with pytest.raises(UserError, match="the GPU stopped working"):
             search.run_trial(trial)
+        # Once is an accident, and costs nothing; one that kills the GPU each time is not tried
+        # for ever.
+        assert [trial.number for trial in paused_trials(study)] == [0]
+        with pytest.raises(UserError, match="the GPU stopped working"):
+            search.run_trial(next_trial(study))
     else:
         assert text in (search.run_trial(trial) or "")
-    # It counts: one that kills the GPU each time must not be tried for ever.
     (failed,) = study.trials
     assert failed.state is TrialState.FAIL
     assert text in failed.user_attrs[REASON]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), UserError("too many images are broken")]
+)
+def test_what_no_recipe_is_to_blame_for_stops_the_search_and_loses_nothing(
+    error: Exception, make_search: Callable[..., Search], study: optuna.Study, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "candidates" / "0000" / CHECKPOINT
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"state")
+    search = make_search(raising(error))
+    with pytest.raises(UserError, match=str(error.args[-1])):
+        search.drive()
+    assert checkpoint.exists()
+    assert [trial.number for trial in paused_trials(study)] == [0]
+    assert len(study.trials) == 1
+
+
+def test_a_trial_that_is_paused_again_keeps_its_figures(
+    make_search: Callable[..., Search], study: optuna.Study
+) -> None:
+    search = make_search(raising(Interrupted("stopped")))
+    trial = study.ask()
+    trial.set_user_attr(ROW, {"auc": 0.75, "train_seconds": 3.0})
+    search.run_trial(trial)
+    assert study.trials[0].user_attrs[ROW]["auc"] == 0.75
+
+
+def test_a_trial_goes_on_with_the_recipe_that_it_began_with(
+    make_search: Callable[..., Search], study: optuna.Study, tmp_path: Path
+) -> None:
+    trained: list[Recipe] = []
+
+    def train(recipe: Recipe, _splits: Any, folder: Path, **_: Any) -> Candidate:
+        trained.append(recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CHECKPOINT).write_bytes(b"state")
+        raise Interrupted("stopped")
+
+    search = make_search(train)
+    search.run_trial(study.ask())
+    # The baseline's weights have come since, say; and another machine computes otherwise.
+    other = replace(RECIPE, backbone="other", precision="bf16")
+    search.plan.space.recipe = lambda _: other  # type: ignore[method-assign]
+    search.run_trial(next_trial(study))
+    assert trained == [RECIPE, replace(RECIPE, precision="bf16")]
+    (tmp_path / "candidates" / "0000" / CHECKPOINT).unlink()
+    search.run_trial(next_trial(study))
+    assert trained[-1] == other
 
 
 def test_a_failed_trial_leaves_no_checkpoint(
@@ -300,7 +355,9 @@ def pruned_after(
     study.add_trials([create_trial(value=0.7, user_attrs={ROW: row})] * complete)
 
     def train(_recipe: Recipe, _splits: Any, folder: Path, *, watch: Watch, **_: Any) -> Candidate:
-        watch.epoch(EpochRecord(epoch, 0.6, 1e-3, 0.5, 0.7, 1.5), FIGURES)
+        record = EpochRecord(epoch, 0.6, 1e-3, 0.5, 0.7, 1.5)
+        save_progress(folder, RECIPE, [record])
+        watch.epoch(record, FIGURES)
         return leave_complete(folder)
 
     search = make_search(train)
@@ -443,7 +500,7 @@ def test_trials_of_a_killed_process_are_complete_or_go_on(
 ) -> None:
     complete, half = study.ask(), study.ask()
     half.suggest_float("x", 0, 1)
-    leave_complete(tmp_path / "candidates" / "0000", 0.75)
+    save_progress(leave_complete(tmp_path / "candidates" / "0000", 0.75).path, RECIPE, [])
     # It was killed between its last file and its state.
     save_progress(tmp_path / "candidates" / "0001", RECIPE, [])
     recover(study, tmp_path)
@@ -457,6 +514,20 @@ def test_trials_of_a_killed_process_are_complete_or_go_on(
     recover(study, tmp_path)
     assert len(study.trials) == 2
     assert complete.number == 0
+
+
+def test_a_complete_folder_of_another_training_is_not_told(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    trial = study.ask()
+    trial.set_user_attr(RECIPE_ATTRIBUTE, asdict(replace(RECIPE, learning_rate=0.5)))
+    save_progress(leave_complete(tmp_path / "candidates" / "0000").path, RECIPE, [])
+    recover(study, tmp_path)
+    assert study.trials[0].state is TrialState.WAITING
+    trial = next_trial(study)
+    trial.set_user_attr(RECIPE_ATTRIBUTE, asdict(RECIPE))
+    recover(study, tmp_path)
+    assert study.trials[0].state is TrialState.COMPLETE
 
 
 @pytest.mark.parametrize("url", [None, "sqlite:///{folder}/study.db"])
@@ -499,13 +570,18 @@ def test_the_best_and_the_baseline_keep_their_weights(study: optuna.Study, tmp_p
 
 def test_a_folder_of_another_training_is_set_aside(tmp_path: Path) -> None:
     told: list[str] = []
-    folder = tmp_path / "0003"
+    folder = tmp_path / "candidates" / "0003"
     set_aside_orphan(folder, RECIPE, told.append)
     save_progress(folder, RECIPE, [])
     # How it is computed may change.
     set_aside_orphan(folder, replace(RECIPE, precision="bf16", micro_batch_size=4), told.append)
     assert told == []
+    for name in (WEIGHTS, CHECKPOINT):
+        (folder / name).write_bytes(b"of nobody")
     set_aside_orphan(folder, replace(RECIPE, learning_rate=0.5), told.append)
     assert not folder.exists()
-    assert Candidate(tmp_path / "0003.orphan1").recipe == RECIPE
+    orphan = Candidate(tmp_path / "orphans" / "0003-1")
+    assert orphan.recipe == RECIPE
+    assert not orphan.has_weights
+    assert not (orphan.path / CHECKPOINT).exists()
     assert len(told) == 1
