@@ -3,9 +3,11 @@ number of worker processes, nor on when a broken image was found."""
 
 from __future__ import annotations
 
+import atexit
 import errno
 import shutil
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,12 +220,30 @@ def collate(samples: list[Sample]) -> Read:
     return Read(Batch(stacked, targets, indices, seeds), broken)
 
 
+GRACE_SECONDS = 30
+"""A worker lives on for so long after SIGTERM."""
+
+
 def start_worker(_worker: int) -> None:
     """Prepares a worker process: one thread, since there are as many workers as cores to use."""
     torch.set_num_threads(1)
-    # Both may reach a whole group of processes; the main one saves, then closes its workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Both may reach a whole group of processes: the main one saves, then closes its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_SECONDS))
+
+
+_LOADERS: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
+"""Those that may have workers."""
+
+
+@atexit.register
+def _close_workers() -> None:
+    """Lets workers end by themselves; multiprocessing, which comes next, would wait out their
+    grace."""
+    for loader in _LOADERS:
+        iterator: Any = getattr(loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 __all__ = [
@@ -302,6 +322,8 @@ class Loader:
             # Its own: seeding workers would advance the global generator.
             generator=torch.Generator(),
         )
+        if workers:
+            _LOADERS.add(self._batches)
 
     def __len__(self) -> int:
         """Number of batches of an epoch; broken images may leave fewer."""

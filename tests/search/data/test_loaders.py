@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from search.data.augment import eval_transform, train_transform
 from search.data.batches import (
+    GRACE_SECONDS,
     NO_TARGET,
     Batch,
     Images,
@@ -304,3 +306,17 @@ def refuse(*_: object) -> torch.Tensor:
 def test_pinned_batches(table: pd.DataFrame) -> None:
     batches = epoch_of(eval_loader(table, SIZE, batch_size=5, pin_memory=True))
     assert all(batch.images.is_pinned() for batch in batches)
+
+
+def test_workers_that_are_left_end_with_the_process(tmp_path: Path) -> None:
+    """They outlive a SIGTERM for a while, and a process that waited for that would seem to hang."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    program = f"""
+import pandas as pd
+from search.data.batches import GRACE_SECONDS, eval_loader
+table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
+batches = iter(eval_loader(table, 8, batch_size=1, workers=1))
+next(batches)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=GRACE_SECONDS, check=False)
+    assert ended.returncode == 0
