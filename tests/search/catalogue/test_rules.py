@@ -296,7 +296,7 @@ def test_thop_is_imported_late_and_without_a_word(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "always::DeprecationWarning:thop.profile", "-c", program],
         env={"PATH": "", "ONEFOLD_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,
