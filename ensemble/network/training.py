@@ -97,6 +97,7 @@ class MergeTraining:
 
     Attributes:
         folder: the working folder, merged/.NAME.
+        wanted: what tells this training from others, see `describe_training`.
     """
 
     def __init__(self, pool: Pool, name: str, recipe: Recipe, task: Task) -> None:
@@ -109,7 +110,7 @@ class MergeTraining:
         """
         self.pool, self.recipe, self.task = pool, recipe, task
         self.folder = pool.run / MERGED / f".{name}"
-        self._wanted = describe_training(recipe, pool.splits, task)
+        self.wanted = describe_training(recipe, pool.splits, task)
         self._found = self._find()
 
     @property
@@ -121,7 +122,7 @@ class MergeTraining:
         """The training of before, if it is another."""
         if self._found is None:
             return None
-        leftover = Leftover(self.folder, "an unfinished training", self._wanted, self._found)
+        leftover = Leftover(self.folder, "an unfinished training", self.wanted, self._found)
         return leftover if leftover.changed else None
 
     def complete(
@@ -151,7 +152,7 @@ class MergeTraining:
                 quarantine=self.pool.quarantine,
                 task=self.task,
                 watch=_Shown(console, bar, self.recipe.epochs),
-                facts={IDENTITY: self._wanted},
+                facts={IDENTITY: self.wanted},
                 checkpoint_minutes=checkpoint_minutes,
             )
 
