@@ -26,7 +26,7 @@ from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_
 from ensemble.pool import EVALUATION_BATCH, Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
-from search.interruption import Interrupted, Interruption
+from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, load_weights
 from search.training.loss import Loss, training_batches
 from search.training.network import build_network
@@ -59,30 +59,26 @@ def run_distill(
             many images are broken.
         Interrupted: if it was interrupted; nothing is lost.
     """
-    plan = plan_distillation(pool, settings, console)
+    plan = plan_distillation(pool, settings, console, interruption.check)
     for line in plan.describe():
         console.print(line, highlight=False, soft_wrap=True)
     task = Distillation(pool, plan)
     training = MergeTraining(pool, DISTILLED, plan.recipe, task)
     leftovers = (training.leftover(), task.other_views())
     settle([found for found in leftovers if found], discard=settings.discard, console=console)
-    try:
-        if not training.is_complete:
-            task.record(console, interruption, settings.checkpoint_minutes)
-        trained = training.complete(console, interruption, settings.checkpoint_minutes)
-        candidate = keep_merged(
-            pool,
-            DISTILLED,
-            trained.load(),
-            plan.spec(),
-            plan.recipe,
-            history=epochs_of(trained),
-            figures=_figures(plan, trained, settings.flags()),
-            on_batch=interruption.check,
-        )
-    except Interrupted as reason:
-        console.print(f"{reason}: the same command goes on from there", highlight=False)
-        raise
+    if not training.is_complete:
+        task.record(console, interruption, settings.checkpoint_minutes)
+    trained = training.complete(console, interruption, settings.checkpoint_minutes)
+    candidate = keep_merged(
+        pool,
+        DISTILLED,
+        trained.load(),
+        plan.spec(),
+        plan.recipe,
+        history=epochs_of(trained),
+        figures=_figures(plan, trained, settings.flags()),
+        on_batch=interruption.check,
+    )
     training.clear()
     console.print(summarise(candidate), highlight=False, soft_wrap=True)
     return candidate
