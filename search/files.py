@@ -106,9 +106,14 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, private: bool
         temporary.unlink(missing_ok=True)
 
 
-def drop_unfinished_writes(folder: Path) -> None:
-    """Deletes what killed writers left in a folder; only for whoever knows that none is at work."""
-    for path in folder.glob(".*.part"):
+def drop_unfinished_writes(folder: Path, names: str = "*") -> None:
+    """Deletes what killed writers left in a folder; only for whoever knows that none is at work.
+
+    Args:
+        folder: not its sub-folders.
+        names: pattern of the files that were to be written.
+    """
+    for path in folder.glob(f".{names}.part"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
