@@ -45,15 +45,18 @@ class Leftover:
     folder: Path
     what: str  # "an unfinished training"
     wanted: Mapping[str, Any]
-    found: Mapping[str, Any]
+    found: Mapping[str, Any] | None  # None if that cannot be told any more
 
     @property
     def changed(self) -> tuple[str, ...]:
         """Names of what differs."""
-        return tuple(name for name in self.wanted if self.found.get(name) != self.wanted[name])
+        found = self.found or {}
+        return tuple(name for name in self.wanted if found.get(name) != self.wanted[name])
 
     def describe(self) -> str:
         """What it is, and what differs."""
+        if self.found is None:
+            return f"{self.folder} holds {self.what}"
         told = [
             f"{name} {self.wanted[name]} instead of {self.found.get(name)}"
             for name in self.changed
@@ -78,15 +81,17 @@ def settle(leftovers: Sequence[Leftover], *, discard: bool, console: Console) ->
         UserError: if something would be lost that was not to be discarded; nothing is deleted then.
     """
     if leftovers and not discard:
+        known = all(leftover.found is not None for leftover in leftovers)
         raise UserError(
-            f"{', and '.join(leftover.describe() for leftover in leftovers)}; go on with the "
-            f"settings of before, or add --discard, which deletes "
-            f"{'it' if len(leftovers) == 1 else 'them'}"
+            f"{', and '.join(leftover.describe() for leftover in leftovers)}; "
+            f"{'go on with the settings of before, or ' if known else ''}add --discard, which "
+            f"deletes {'it' if len(leftovers) == 1 else 'them'}"
         )
     for leftover in leftovers:
         shutil.rmtree(leftover.folder)
+        told = leftover.what if leftover.found is None else f"other {', '.join(leftover.changed)}"
         console.print(
-            f"discarded {leftover.folder}: other {', '.join(leftover.changed)}",
+            f"discarded {leftover.folder}: {told}",
             highlight=False,
             soft_wrap=True,
         )
