@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from ensemble.distill.outputs import Teacher
 from ensemble.distill.plan import DistillPlan, plan_distillation
 from ensemble.distill.recordings import (
     RecordedViews,
@@ -20,7 +21,6 @@ from ensemble.distill.recordings import (
     view_loader,
 )
 from ensemble.distill.student import DistillationLoss, Student
-from ensemble.distill.teacher import Teacher
 from ensemble.network.model import MERGED, keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
 from ensemble.pool import EVALUATION_BATCH, Pool

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ensemble.distill.teacher import Teacher, TeacherOutputs
+from ensemble.distill.outputs import Teacher, TeacherOutputs
 from ensemble.network.training import Leftover
 from ensemble.teachers import TeacherEntry
 from search.data.augment import train_transform

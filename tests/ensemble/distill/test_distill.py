@@ -19,9 +19,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ensemble.distill.distill import VIEWS, Distillation, run_distill
+from ensemble.distill.outputs import Teacher
 from ensemble.distill.plan import plan_distillation
 from ensemble.distill.recordings import RecordedViews
-from ensemble.distill.teacher import Teacher
 from ensemble.fuse.fuse import run_fuse
 from ensemble.network.model import finish_all_replacing, load_model, merged_models
 from ensemble.pool import Pool, open_pool

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from ensemble.distill import recordings
+from ensemble.distill.outputs import Teacher, TeacherOutputs, ensemble_margin
 from ensemble.distill.recordings import (
     MANIFEST,
     RecordedViews,
@@ -23,7 +24,6 @@ from ensemble.distill.recordings import (
     view_loader,
 )
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
-from ensemble.distill.teacher import Teacher, TeacherOutputs, ensemble_margin
 from ensemble.network.training import settle
 from search.data.augment import train_transform
 from search.data.batches import Batch, Loader, read_image, train_loader, view, view_seed
@@ -531,7 +531,7 @@ def test_a_teacher_that_says_no_number_is_named(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "ensemble.distill.teacher.margin", lambda logits: logits[:, 0] * float("nan")
+        "ensemble.distill.outputs.margin", lambda logits: logits[:, 0] * float("nan")
     )
     with pytest.raises(UserError, match="finite numbers, found others among those of 0001, 0002"):
         recorder()
