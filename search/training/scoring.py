@@ -38,9 +38,6 @@ class Evaluation:
     metrics: Metrics
 
 
-Evaluator = Callable[[nn.Module], Evaluation]
-
-
 def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) -> Batch:
     """Moves a batch to the device, and its images from uint8 to floats in [0, 1] if they are not
     floats yet."""
