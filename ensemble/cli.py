@@ -275,8 +275,8 @@ def _alone(run: Path) -> Iterator[None]:
     Raises:
         UserError: if another one is at it, or the folder is no run or cannot be written to.
     """
-    from ensemble.network.model import COMPARISON, MERGED, finish_all_replacing
-    from search.files import drop_unfinished_writes
+    from ensemble.network.model import finish_all_replacing
+    from search.files import COMPARISON, MERGED, drop_unfinished_writes
     from search.settings import load_settings
 
     load_settings(run)  # no lock is left where there is no run

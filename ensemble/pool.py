@@ -20,7 +20,7 @@ from search.data.inputs import check_data, read_splits, tables
 from search.data.quarantine import Quarantine
 from search.data.splits import Splits
 from search.errors import UserError
-from search.files import suggestion
+from search.files import BACKBONES, CANDIDATES, LEADERBOARD, QUARANTINE, suggestion
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import METRICS, Candidate
 from search.training.device import Runtime, default_workers, resolve_device
@@ -30,8 +30,6 @@ from search.training.scoring import Evaluation, evaluate
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-BACKBONES, CANDIDATES, QUARANTINE = "backbones.yaml", "candidates", "quarantine.csv"
-LEADERBOARD = "leaderboard.csv"
 EVALUATION_BATCH = 64
 
 

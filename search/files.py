@@ -15,6 +15,12 @@ from pydantic import ValidationError
 
 from search.errors import UserError
 
+CANDIDATES, MERGED = "candidates", "merged"
+BACKBONES, QUARANTINE = "backbones.yaml", "quarantine.csv"
+LEADERBOARD, COMPARISON = "leaderboard.csv", "comparison.csv"
+"""What lies in a run folder, for all rooms that read or write it; a file of one room alone has its
+name there."""
+
 
 class _StrictLoader(yaml.SafeLoader):
     """A SafeLoader to which a repeated key is an error, not a silent overwrite."""

@@ -22,14 +22,13 @@ from search.data.batches import eval_loader
 from search.data.inputs import check_data, read_splits, study_name, write_data
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.files import drop_unfinished_writes
+from search.files import BACKBONES, CANDIDATES, QUARANTINE, drop_unfinished_writes
 from search.interruption import Interrupted, Interruption
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.recorded import read_metrics
 from search.report.terminal import StudyProgress, introduce, print_top, short_path
 from search.settings import (
-    BACKBONES,
     SearchSettings,
     check_resumable,
     load_settings,
@@ -38,7 +37,6 @@ from search.settings import (
 )
 from search.study.driving import Search, kept_candidates
 from search.study.opening import (
-    CANDIDATES,
     enqueue_baseline,
     enqueue_first_trials,
     open_study,
@@ -53,7 +51,6 @@ from search.training.device import Runtime, default_workers, resolve_device
 from search.training.scoring import evaluate
 
 LOCK = ".lock"
-QUARANTINE = "quarantine.csv"
 
 SCORING_BATCH = 64
 

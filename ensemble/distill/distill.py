@@ -21,11 +21,12 @@ from ensemble.distill.recordings import (
     view_loader,
 )
 from ensemble.distill.student import DistillationLoss, Student
-from ensemble.network.model import MERGED, keep_merged, summarise
+from ensemble.network.model import keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
 from ensemble.pool import EVALUATION_BATCH, Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
+from search.files import MERGED
 from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, load_weights
 from search.training.loss import Loss, training_batches

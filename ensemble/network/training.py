@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ensemble.network.model import MERGED, OLD, finish_all_replacing
+from ensemble.network.model import OLD, finish_all_replacing
 from ensemble.pool import Pool
 from search.errors import UserError
+from search.files import MERGED
 from search.interruption import Interruption
 from search.training.candidate import CHECKPOINT, Candidate, EpochRecord
 from search.training.loop import StepRecord
