@@ -18,7 +18,6 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH
-from search.data.batches import eval_loader
 from search.data.inputs import check_data, read_splits, study_name, write_data
 from search.data.quarantine import Quarantine
 from search.errors import UserError
@@ -46,13 +45,10 @@ from search.study.plan import SearchPlan, prepare
 from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
-from search.training.candidate import Candidate
+from search.training.candidate import Candidate, score_on_report
 from search.training.device import Runtime, default_workers, resolve_device
-from search.training.scoring import evaluate
 
 LOCK = ".lock"
-
-SCORING_BATCH = 64
 
 SCORING_SPEED = "scoring_images_per_second"
 """Entry of metrics.json."""
@@ -346,15 +342,7 @@ def _score_on_report(
             except UserError as error:
                 _tell(console, f"left without scores on report: {error}")
                 continue
-            loader = eval_loader(
-                table,
-                network.image_size,
-                batch_size=SCORING_BATCH,
-                workers=runtime.workers,
-                quarantine=quarantine,
-                pin_memory=runtime.on_cuda,
-            )
-            found = evaluate(network, loader, runtime, on_batch=interruption.check)
+            score_on_report(candidate, network, table, runtime, quarantine, interruption.check)
         except (RuntimeError, FloatingPointError) as error:
             # Damaged weights, or an image that does not fit into memory: the others are scored.
             reason = " ".join(str(error).split())[:300]
@@ -368,7 +356,6 @@ def _score_on_report(
                 f"{short_path(run)}` scores them",
             )
             return
-        candidate.save_report(table, found.predictions, found.metrics.to_dict())
 
 
 class _Reserve:

@@ -23,7 +23,7 @@ from ensemble.distill.recordings import (
 from ensemble.distill.student import DistillationLoss, Student
 from ensemble.network.model import keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
-from ensemble.pool import EVALUATION_BATCH, Pool
+from ensemble.pool import Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
 from search.files import MERGED
@@ -32,6 +32,7 @@ from search.training.candidate import WEIGHTS, Candidate, load_weights
 from search.training.loss import Loss, training_batches
 from search.training.network import build_network
 from search.training.progress import Bars
+from search.training.scoring import SCORING_BATCH
 
 DISTILLED = "distilled"
 VIEWS = "views"
@@ -163,7 +164,7 @@ class Distillation:
                 self._manifest,
                 self._teacher,
                 self.pool.splits.fit,
-                batch_size=EVALUATION_BATCH,
+                batch_size=SCORING_BATCH,
                 runtime=self.pool.runtime,
                 quarantine=self.pool.quarantine,
                 console=console,

@@ -20,6 +20,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Output = TypeVar("Output")
 
+SCORING_BATCH = 64
+"""Images of one forward pass, where nothing is trained."""
+
 
 @dataclass(frozen=True)
 class Predictions:
