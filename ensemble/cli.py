@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ensemble.settings import (
@@ -22,7 +24,7 @@ from ensemble.settings import (
     SubmitSettings,
     TrainedMergeSettings,
 )
-from search.errors import loading, run_app
+from search.errors import UserError, loading, run_app
 from search.settings import AtLeastZero
 
 if TYPE_CHECKING:
@@ -38,6 +40,45 @@ app = App(
 )
 
 
+LOCK = ".merging.lock"
+"""Held by whoever merges in a run folder; a search may go on meanwhile, for candidates are only
+read."""
+
+GOES_ON = "the same command goes on from there"
+STARTS_ANEW = "the same command starts anew"
+
+
+@dataclass
+class _Merging:
+    """A run that this process alone merges."""
+
+    settings: RunSettings
+    console: Console
+    interruption: Interruption
+    after_stop: str = GOES_ON
+    """How to go on if it is stopped now; what is scored while the pool is opened is kept."""
+
+    def open_pool(self, after_stop: str) -> Pool:
+        """Opens the run's pool.
+
+        Args:
+            after_stop: how to go on if it is stopped after that.
+        """
+        from ensemble.pool import open_pool
+
+        settings = self.settings
+        pool = open_pool(
+            settings.run,
+            device=settings.device,
+            workers=settings.workers,
+            allow_tainted=isinstance(settings, MergeSettings) and settings.allow_tainted,
+            console=self.console,
+            on_batch=self.interruption.check,
+        )
+        self.after_stop = after_stop
+        return pool
+
+
 @app.command
 def distill(*, settings: DistillSettings) -> None:
     """Distil the best candidates into one student, then compare it with all other models."""
@@ -47,9 +88,11 @@ def distill(*, settings: DistillSettings) -> None:
         from ensemble.compare.compare import run_compare
         from ensemble.distill.distill import run_distill
 
-    with _opened(settings, console, started) as (pool, interruption):
-        run_distill(pool, settings, console, interruption)
-        run_compare(pool, console, interruption.check)
+    with _merging(settings, console, started) as merging:
+        pool = merging.open_pool(GOES_ON)
+        run_distill(pool, settings, console, merging.interruption)
+        merging.after_stop = _comparison(settings)
+        run_compare(pool, console, merging.interruption.check)
 
 
 @app.command
@@ -76,18 +119,18 @@ def fuse(
     with loading(console):
         from ensemble.fuse.fuse import run_fuse
 
-    with _opened(settings, console, started) as (pool, interruption):
+    with _merging(settings, console, started) as merging:
         run_fuse(
-            pool,
+            merging.open_pool(GOES_ON if finetune_epochs else STARTS_ANEW),
             members=_names(members),
             head=head,
             finetune_epochs=finetune_epochs,
             discard=settings.discard,
             checkpoint_minutes=settings.checkpoint_minutes,
             console=console,
-            interruption=interruption,
+            interruption=merging.interruption,
         )
-    _point_to_comparison(settings, console)
+        _tell(console, _comparison(settings))
 
 
 @app.command
@@ -111,9 +154,15 @@ def soup(
     with loading(console):
         from ensemble.soup.soup import run_soup
 
-    with _opened(settings, console, started) as (pool, interruption):
-        run_soup(pool, method, members=_names(members), console=console, interruption=interruption)
-    _point_to_comparison(settings, console)
+    with _merging(settings, console, started) as merging:
+        run_soup(
+            merging.open_pool(STARTS_ANEW),
+            method,
+            members=_names(members),
+            console=console,
+            interruption=merging.interruption,
+        )
+        _tell(console, _comparison(settings))
 
 
 @app.command
@@ -124,8 +173,8 @@ def compare(*, settings: RunSettings) -> None:
     with loading(console):
         from ensemble.compare.compare import run_compare
 
-    with _opened(settings, console, started) as (pool, interruption):
-        run_compare(pool, console, interruption.check)
+    with _merging(settings, console, started) as merging:
+        run_compare(merging.open_pool(STARTS_ANEW), console, merging.interruption.check)
 
 
 @app.command
@@ -198,42 +247,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _opened(
-    settings: RunSettings, console: Console, started: float
-) -> Iterator[tuple[Pool, Interruption]]:
-    """Opens a run's pool; Ctrl-C and the time limit, which counts from `started`, ask for a clean
-    end."""
-    from ensemble.network.model import finish_all_replacing
-    from ensemble.pool import open_pool
+def _merging(settings: RunSettings, console: Console, started: float) -> Iterator[_Merging]:
+    """Merges a run in this process alone.
+
+    Ctrl-C and the time limit, which counts from `started`, ask for a clean end: what runs inside
+    ends there, and a line tells how to go on. The time limit was the user's wish and no failure;
+    after Ctrl-C a script must not go on as if the merge had come to its end.
+    """
     from search.interruption import Interrupted, Interruption
 
     timeout = settings.timeout if isinstance(settings, MergeSettings) else None
     interruption = Interruption(None if timeout is None else timeout.total_seconds(), started)
-    with interruption.handling_signals():
+    merging = _Merging(settings, console, interruption)
+    with _alone(settings.run), interruption.handling_signals():
         try:
-            pool = open_pool(
-                settings.run,
-                device=settings.device,
-                workers=settings.workers,
-                allow_tainted=isinstance(settings, MergeSettings) and settings.allow_tainted,
-                console=console,
-                on_batch=interruption.check,
-            )
-            finish_all_replacing(settings.run)
-            yield pool, interruption
+            yield merging
         except Interrupted as reason:
-            if not interruption.requested:
-                console.print(str(reason))
-            raise KeyboardInterrupt from None
+            _tell(console, f"{reason}: {merging.after_stop}")
+            if interruption.requested:
+                raise KeyboardInterrupt from None
 
 
-def _point_to_comparison(settings: RunSettings, console: Console) -> None:
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Lets one process at a time merge in a run folder, and tidies up after one that was killed.
+
+    Raises:
+        UserError: if another one is at it, or the folder is no run or cannot be written to.
+    """
+    from ensemble.network.model import finish_all_replacing
+    from search.files import COMPARISON, MERGED, drop_unfinished_writes
+    from search.settings import load_settings
+
+    load_settings(run)  # no lock is left where there is no run
+    lock = FileLock(run / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{run} must be merged by one process at a time, and another one is at it; wait for it"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{run} must be a folder that merging can write to, found: {error}; copy it to one"
+        ) from None
+    try:
+        # A search may be at work on other files of the run.
+        drop_unfinished_writes(run, f"{Path(COMPARISON).stem}*")
+        for folder in (run / MERGED).glob("*"):
+            drop_unfinished_writes(folder)
+        finish_all_replacing(run)
+        yield
+    finally:
+        lock.release()
+
+
+def _comparison(settings: RunSettings) -> str:
     """A comparison of before is gone: it recommends what it measured."""
-    console.print(
-        f"compare all models with: python -m ensemble compare --run {settings.run}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    return f"compare all models with: python -m ensemble compare --run {settings.run}"
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _names(members: str) -> list[str] | None:

@@ -20,19 +20,15 @@ from search.data.inputs import check_data, read_splits, tables
 from search.data.quarantine import Quarantine
 from search.data.splits import Splits
 from search.errors import UserError
-from search.files import suggestion
+from search.files import BACKBONES, CANDIDATES, LEADERBOARD, QUARANTINE, suggestion
 from search.settings import SearchSettings, load_settings
-from search.training.candidate import METRICS, Candidate
+from search.training.candidate import METRICS, Candidate, score_on_report
 from search.training.device import Runtime, default_workers, resolve_device
 from search.training.recipe import Recipe
-from search.training.scoring import Evaluation, evaluate
+from search.training.scoring import SCORING_BATCH, Evaluation, evaluate
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-BACKBONES, CANDIDATES, QUARANTINE = "backbones.yaml", "candidates", "quarantine.csv"
-LEADERBOARD = "leaderboard.csv"
-EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +126,14 @@ class Pool:
 
     def loader(self, split: str, image_size: int) -> Loader:
         """The images of "fit", "select" or "report" as they are, in the table's order."""
-        return _loader(tables(self.splits)[split], image_size, self.runtime, self.quarantine)
+        return eval_loader(
+            tables(self.splits)[split],
+            image_size,
+            batch_size=SCORING_BATCH,
+            workers=self.runtime.workers,
+            quarantine=self.quarantine,
+            pin_memory=self.runtime.on_cuda,
+        )
 
     def evaluate(
         self,
@@ -226,10 +229,7 @@ def _score_on_report(
         console.print(
             f"scoring candidate {candidate.name} on report", highlight=False, soft_wrap=True
         )
-        network = candidate.load()
-        loader = _loader(table, network.image_size, runtime, quarantine)
-        found = evaluate(network, loader, runtime, on_batch)
-        candidate.save_report(table, found.predictions, found.metrics.to_dict())
+        score_on_report(candidate, candidate.load(), table, runtime, quarantine, on_batch)
 
 
 def _names(quarantine: Quarantine, table: pd.DataFrame) -> set[str]:
@@ -249,19 +249,6 @@ def _align(
         _names(quarantine, split),
         limit_fraction=quarantine.limit_fraction,
         tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
-    )
-
-
-def _loader(
-    table: pd.DataFrame, image_size: int, runtime: Runtime, quarantine: Quarantine
-) -> Loader:
-    return eval_loader(
-        table,
-        image_size,
-        batch_size=EVALUATION_BATCH,
-        workers=runtime.workers,
-        quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from ensemble.network.model import TeacherOrigin, load_model, load_spec
 from ensemble.pool import Pool, judge_origin, judge_recipe
 from search.errors import UserError
-from search.files import file_sha256
+from search.files import MERGED, file_sha256
 from search.training.candidate import WEIGHTS, Candidate
 from search.training.metrics import Metrics, measure, roc_auc
 
@@ -110,7 +110,7 @@ def _origins(
 
 
 def _fused_teacher(pool: Pool, allow_tainted: bool) -> TeacherPlan:
-    folder = pool.run / "merged" / FUSED
+    folder = pool.run / MERGED / FUSED
     if not (folder / WEIGHTS).exists():
         raise UserError(
             f"--teachers {FUSED} needs a fused network, but {folder} has none; make it with "

@@ -15,6 +15,12 @@ from pydantic import ValidationError
 
 from search.errors import UserError
 
+CANDIDATES, MERGED = "candidates", "merged"
+BACKBONES, QUARANTINE = "backbones.yaml", "quarantine.csv"
+LEADERBOARD, COMPARISON = "leaderboard.csv", "comparison.csv"
+"""What lies in a run folder, for all rooms that read or write it; a file of one room alone has its
+name there."""
+
 
 class _StrictLoader(yaml.SafeLoader):
     """A SafeLoader to which a repeated key is an error, not a silent overwrite."""
@@ -106,9 +112,14 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, private: bool
         temporary.unlink(missing_ok=True)
 
 
-def drop_unfinished_writes(folder: Path) -> None:
-    """Deletes what killed writers left in a folder; only for whoever knows that none is at work."""
-    for path in folder.glob(".*.part"):
+def drop_unfinished_writes(folder: Path, names: str = "*") -> None:
+    """Deletes what killed writers left in a folder; only for whoever knows that none is at work.
+
+    Args:
+        folder: not its sub-folders.
+        names: pattern of the files that were to be written.
+    """
+    for path in folder.glob(f".{names}.part"):
         if path.is_file():
             path.unlink(missing_ok=True)
 

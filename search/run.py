@@ -18,18 +18,16 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH
-from search.data.batches import eval_loader
 from search.data.inputs import check_data, read_splits, study_name, write_data
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.files import drop_unfinished_writes
+from search.files import BACKBONES, CANDIDATES, QUARANTINE, drop_unfinished_writes
 from search.interruption import Interrupted, Interruption
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.recorded import read_metrics
 from search.report.terminal import StudyProgress, introduce, print_top, short_path
 from search.settings import (
-    BACKBONES,
     SearchSettings,
     check_resumable,
     load_settings,
@@ -38,7 +36,6 @@ from search.settings import (
 )
 from search.study.driving import Search, kept_candidates
 from search.study.opening import (
-    CANDIDATES,
     enqueue_baseline,
     enqueue_first_trials,
     open_study,
@@ -48,14 +45,10 @@ from search.study.plan import SearchPlan, prepare
 from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
-from search.training.candidate import Candidate
+from search.training.candidate import Candidate, score_on_report
 from search.training.device import Runtime, default_workers, resolve_device
-from search.training.scoring import evaluate
 
 LOCK = ".lock"
-QUARANTINE = "quarantine.csv"
-
-SCORING_BATCH = 64
 
 SCORING_SPEED = "scoring_images_per_second"
 """Entry of metrics.json."""
@@ -349,15 +342,7 @@ def _score_on_report(
             except UserError as error:
                 _tell(console, f"left without scores on report: {error}")
                 continue
-            loader = eval_loader(
-                table,
-                network.image_size,
-                batch_size=SCORING_BATCH,
-                workers=runtime.workers,
-                quarantine=quarantine,
-                pin_memory=runtime.on_cuda,
-            )
-            found = evaluate(network, loader, runtime, on_batch=interruption.check)
+            score_on_report(candidate, network, table, runtime, quarantine, interruption.check)
         except (RuntimeError, FloatingPointError) as error:
             # Damaged weights, or an image that does not fit into memory: the others are scored.
             reason = " ".join(str(error).split())[:300]
@@ -371,7 +356,6 @@ def _score_on_report(
                 f"{short_path(run)}` scores them",
             )
             return
-        candidate.save_report(table, found.predictions, found.metrics.to_dict())
 
 
 class _Reserve:

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from search.errors import UserError
-from search.files import write_text_atomically
+from search.files import BACKBONES, write_text_atomically
 
 AtLeastOne = Parameter(validator=Number(gte=1))
 AtLeastZero = Parameter(validator=Number(gte=0))
@@ -203,9 +203,6 @@ def _plain(value: Any) -> Any:
 
 
 SETTINGS = "settings.yaml"
-
-BACKBONES = "backbones.yaml"
-"""A run's own copy of the catalogue."""
 
 FORMAT = 2
 """Of a run folder. 1 had neither a format nor checkpoints; its trials cannot go on."""

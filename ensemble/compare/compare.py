@@ -16,12 +16,12 @@ from torch import nn
 from ensemble.compare.display import draw_comparison, print_comparison, recommendation
 from ensemble.compare.speed import BATCH_SIZES, measure_speed
 from ensemble.network.evidence import find_breaches, record_networks
-from ensemble.network.model import COMPARISON, load_model, merged_models
+from ensemble.network.model import load_model, merged_models
 from ensemble.pool import Pool
 from ensemble.teachers import choose_teachers
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
-from search.files import write_atomically
+from search.files import COMPARISON, write_atomically
 from search.report.figure import DARK, LIGHT
 from search.training.candidate import Candidate
 from search.training.metrics import Metrics, delong_test, measure

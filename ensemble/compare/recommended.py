@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ensemble.network.model import COMPARISON
 from search.errors import UserError
-from search.files import suggestion
+from search.files import CANDIDATES, COMPARISON, MERGED, suggestion
 from search.training.candidate import RECIPE, WEIGHTS, Candidate
 
 AUTO = "auto"
 
-_PARENTS = ("candidates", "merged")
+_PARENTS = (CANDIDATES, MERGED)
 _TRUE = frozenset({"true", "yes", "1"})
 
 

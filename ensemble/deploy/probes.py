@@ -41,11 +41,18 @@ def probe_images(seed: int, image_size: int, count: int = COUNT) -> Tensor:
 
 
 def score_probes(model: nn.Module, seed: int, image_size: int) -> Probes:
-    """Scores the probe images on the CPU in fp32, wherever the model was."""
+    """Scores the probe images on the CPU in fp32, wherever the model was.
+
+    One at a time: a model from elsewhere may ask for large ones, and for little memory at once.
+    """
     model.cpu().eval()
-    images = probe_images(seed, image_size).float().div_(255.0)
     with torch.inference_mode(), exact_float32():
-        margins = margin(model(images).double())
+        margins = torch.cat(
+            [
+                margin(model(image.float().div_(255.0)).double())
+                for image in probe_images(seed, image_size).split(1)
+            ]
+        )
     return Probes(
         seed,
         image_size,

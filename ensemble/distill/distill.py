@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from ensemble.distill.outputs import Teacher
 from ensemble.distill.plan import DistillPlan, plan_distillation
 from ensemble.distill.recordings import (
     RecordedViews,
@@ -20,17 +21,18 @@ from ensemble.distill.recordings import (
     view_loader,
 )
 from ensemble.distill.student import DistillationLoss, Student
-from ensemble.distill.teacher import Teacher
-from ensemble.network.model import MERGED, keep_merged, summarise
+from ensemble.network.model import keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
-from ensemble.pool import EVALUATION_BATCH, Pool
+from ensemble.pool import Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
-from search.interruption import Interrupted, Interruption
+from search.files import MERGED
+from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, load_weights
 from search.training.loss import Loss, training_batches
 from search.training.network import build_network
 from search.training.progress import Bars
+from search.training.scoring import SCORING_BATCH
 
 DISTILLED = "distilled"
 VIEWS = "views"
@@ -59,30 +61,26 @@ def run_distill(
             many images are broken.
         Interrupted: if it was interrupted; nothing is lost.
     """
-    plan = plan_distillation(pool, settings, console)
+    plan = plan_distillation(pool, settings, console, interruption.check)
     for line in plan.describe():
         console.print(line, highlight=False, soft_wrap=True)
     task = Distillation(pool, plan)
     training = MergeTraining(pool, DISTILLED, plan.recipe, task)
     leftovers = (training.leftover(), task.other_views())
     settle([found for found in leftovers if found], discard=settings.discard, console=console)
-    try:
-        if not training.is_complete:
-            task.record(console, interruption, settings.checkpoint_minutes)
-        trained = training.complete(console, interruption, settings.checkpoint_minutes)
-        candidate = keep_merged(
-            pool,
-            DISTILLED,
-            trained.load(),
-            plan.spec(),
-            plan.recipe,
-            history=epochs_of(trained),
-            figures=_figures(plan, trained, settings.flags()),
-            on_batch=interruption.check,
-        )
-    except Interrupted as reason:
-        console.print(f"{reason}: the same command goes on from there", highlight=False)
-        raise
+    if not training.is_complete:
+        task.record(console, interruption, settings.checkpoint_minutes)
+    trained = training.complete(console, interruption, settings.checkpoint_minutes)
+    candidate = keep_merged(
+        pool,
+        DISTILLED,
+        trained.load(),
+        plan.spec(),
+        plan.recipe,
+        history=epochs_of(trained),
+        figures=_figures(plan, trained, settings.flags()),
+        on_batch=interruption.check,
+    )
     training.clear()
     console.print(summarise(candidate), highlight=False, soft_wrap=True)
     return candidate
@@ -166,7 +164,7 @@ class Distillation:
                 self._manifest,
                 self._teacher,
                 self.pool.splits.fit,
-                batch_size=EVALUATION_BATCH,
+                batch_size=SCORING_BATCH,
                 runtime=self.pool.runtime,
                 quarantine=self.pool.quarantine,
                 console=console,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from typing import Any
@@ -87,7 +88,10 @@ class DistillPlan:
 
 
 def plan_distillation(
-    pool: Pool, settings: DistillSettings, console: Console | None = None
+    pool: Pool,
+    settings: DistillSettings,
+    console: Console | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> DistillPlan:
     """Chooses student and teachers, and checks them before anything is written.
 
@@ -95,6 +99,7 @@ def plan_distillation(
         pool: of the run.
         settings: see there.
         console: shows the download of the student's starting weights.
+        on_progress: called as they arrive; what it raises ends it.
 
     Raises:
         UserError: if the student breaks a rule, its starting weights are not at hand, or a teacher
@@ -104,7 +109,7 @@ def plan_distillation(
     recipe, start = _plan_student(pool, settings)
     # A view that cannot be made should not be found out after the teachers were loaded.
     train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size)
-    verdict, overrides = _check_student(pool, recipe, start, settings, console)
+    verdict, overrides = _check_student(pool, recipe, start, settings, console, on_progress)
     return DistillPlan(
         recipe=recipe,
         start=start,
@@ -220,6 +225,7 @@ def _check_student(
     start: Candidate | None,
     settings: DistillSettings,
     console: Console | None,
+    on_progress: Callable[[], None],
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on a student that may be trained, and the rules that the user overrode for it."""
     backbone, budget = pool.catalogue.get(recipe.backbone), pool.catalogue.budget
@@ -251,6 +257,7 @@ def _check_student(
             weights=recipe.weights,
             weights_dir=pool.settings.weights_dir,
             console=console,
+            on_progress=on_progress,
         )
     elif start.name in pool.tainted:
         return verdict, pool.overrides((start.name,))

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ensemble.distill.teacher import Teacher, TeacherOutputs
+from ensemble.distill.outputs import Teacher, TeacherOutputs
 from ensemble.network.training import Leftover
 from ensemble.teachers import TeacherEntry
 from search.data.augment import train_transform
@@ -34,9 +35,10 @@ from search.data.batches import (
     shuffled,
     view_seeds,
 )
+from search.data.images import BrokenImage, read_image
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.files import write_atomically, write_json_atomically
+from search.files import drop_unfinished_writes, write_atomically, write_json_atomically
 from search.interruption import Interrupted
 from search.training.device import Runtime
 from search.training.scoring import MemoryBackOff, to_device
@@ -79,19 +81,14 @@ class RecordedViews:
         """
         Raises:
             ValueError: if the batch holds a view that was not recorded.
-            UserError: if an image could not be read when the views were recorded.
         """
         rows = batch.indices.cpu().numpy()
         is_view = self.seeds[:, rows] == batch.seeds.cpu().numpy()
-        if not is_view.any(axis=0).all():
-            raise ValueError(f"only recorded views have teacher outputs; {self.folder} lacks some")
         rounds = is_view.argmax(axis=0)
         margins = self.margins[rounds, rows]
-        if not np.isfinite(margins).all():
-            raise UserError(
-                f"{self.folder} must hold the teacher's outputs for every image, but some images "
-                "could not be read when they were recorded; delete the folder to record anew"
-            )
+        # Images that could not be read have NaN.
+        if not is_view.any(axis=0).all() or not np.isfinite(margins).all():
+            raise ValueError(f"only recorded views have teacher outputs; {self.folder} lacks some")
         device = batch.images.device
         features = None
         if self.features is not None:
@@ -113,7 +110,8 @@ def record_views(
     on_batch: Callable[[int, int], None] = lambda _finished, _batches: None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> RecordedViews:
-    """Has the teacher look once at every view that is not recorded yet.
+    """Has the teacher look once at every view that is not recorded yet; at those of an image that
+    was broken then, and is mended, as soon as it is.
 
     Args:
         folder: where the outputs lie or shall lie; those of another manifest must be settled, see
@@ -133,22 +131,26 @@ def record_views(
         UserError: if the disk is too small, or the teacher says something that is no number.
     """
     _open_folder(folder, manifest, console)
+    asked, back_off = cache(teacher), MemoryBackOff()
+
+    def ask(batch: Batch) -> TeacherOutputs:
+        outputs = _join(back_off(asked().ask, to_device(batch, runtime).images))
+        _check_finite(outputs, manifest)
+        return outputs
+
     missing = [r for r in range(manifest.views) if not _round_file(folder, MARGINS, r).exists()]
+    batches = -(-len(table) // batch_size)
     if missing:
-        asked, back_off = teacher(), MemoryBackOff()
-        _check_space(folder, manifest, asked.feature_size, len(missing))
+        _check_space(folder, manifest, asked().feature_size, len(missing))
         loader = round_loader(
             table, manifest, batch_size=batch_size, runtime=runtime, quarantine=quarantine
         )
-        batches = len(loader)
         for round_ in missing:
             loader.set_epoch(round_)
-            record = _Round(folder, round_, manifest, asked.feature_size, batch_size)
+            record = _Round(folder, round_, manifest, asked().feature_size, batch_size)
             saved = time.monotonic()
             for number, batch in loader.numbered(record.batches):
-                outputs = _join(back_off(asked.ask, to_device(batch, runtime).images))
-                _check_finite(outputs, manifest)
-                record.add(number, batch.indices.numpy(), outputs)
+                record.add(number, batch.indices.numpy(), ask(batch))
                 try:
                     on_batch(round_ * batches + number + 1, manifest.views * batches)
                 except Interrupted:
@@ -158,7 +160,57 @@ def record_views(
                     record.save()
                     saved = time.monotonic()
             record.finish()
+    for round_ in range(manifest.views):
+        rows = _mended(folder, round_, table, quarantine)
+        if len(rows):
+            loader = round_loader(
+                *(table, manifest, rows),
+                batch_size=batch_size,
+                runtime=runtime,
+                quarantine=quarantine,
+            )
+            loader.set_epoch(round_)
+            said = []
+            for batch in loader:
+                said.append((batch.indices.numpy().copy(), ask(batch)))
+                on_batch(manifest.views * batches, manifest.views * batches)
+            _add_to_round(folder, round_, said)
     return RecordedViews(folder, manifest)
+
+
+def _mended(
+    folder: Path, round_: int, table: pd.DataFrame, quarantine: Quarantine | None
+) -> NDArray[np.int64]:
+    """Rows of images that could not be read when a round was recorded, and may be read now."""
+    lacking = np.isnan(np.load(_round_file(folder, MARGINS, round_)))
+    known = set() if quarantine is None else quarantine.paths
+    rows = np.flatnonzero(lacking & ~table["path"].isin(known).to_numpy())
+    # Read beforehand: a loader refuses a set of which nothing is left.
+    return np.array([row for row in rows if _is_readable(table["path"].iloc[row])], np.int64)
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        read_image(path)
+    except BrokenImage:
+        return False
+    return True
+
+
+def _add_to_round(
+    folder: Path, round_: int, said: list[tuple[NDArray[np.int64], TeacherOutputs]]
+) -> None:
+    """Adds what the teacher said of some images to a round that is whole but for them."""
+    margins_file, features_file = (_round_file(folder, k, round_) for k in (MARGINS, FEATURES))
+    margins = np.load(margins_file)
+    for rows, outputs in said:
+        margins[rows] = outputs.margins.cpu().numpy()
+        if outputs.features is not None:
+            features = np.load(features_file, mmap_mode="r+")
+            features[rows] = outputs.features.cpu().numpy()
+            features.flush()
+    # Last: it says which images are recorded.
+    _write(margins_file, lambda file: np.save(file, margins))
 
 
 class _Round:
@@ -254,29 +306,27 @@ def _join(parts: list[TeacherOutputs]) -> TeacherOutputs:
 
 
 def other_views(folder: Path, manifest: ViewManifest) -> Leftover | None:
-    """Recorded views that a manifest cannot use; how many there are does not matter."""
+    """Recorded views that a manifest cannot use, or of which none can be read; how many there are
+    does not matter."""
     found = _read_manifest(folder)
+    if found is None and not any(folder.glob("*.np*")):
+        return None  # A kill came before anything was recorded.
     if found is None:
-        return None
+        what = f"recorded views whose {MANIFEST} cannot be read"
+        return Leftover(folder, what, manifest.compared(), None)
     leftover = Leftover(folder, "recorded views", manifest.compared(), _compared(found))
     return leftover if leftover.changed else None
 
 
 def _open_folder(folder: Path, manifest: ViewManifest, console: Console) -> None:
     """Leaves a folder with this manifest, or one of other patches of the libraries."""
+    assert other_views(folder, manifest) is None
     found = _read_manifest(folder)
     if found is None:
-        if folder.exists():
-            console.print(
-                f"{folder / MANIFEST} cannot be read: its views are recorded anew",
-                highlight=False,
-                soft_wrap=True,
-            )
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        # Last: without a manifest the folder counts as empty.
+        folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / MANIFEST, manifest.to_json())
         return
+    _drop_leftovers(folder)
     before, now = found["versions"], manifest.to_json()["versions"]
     patches = [f"{name} {before[name]}" for name in now if before.get(name) != now[name]]
     if patches:
@@ -286,6 +336,15 @@ def _open_folder(folder: Path, manifest: ViewManifest, console: Console) -> None
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _drop_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left half-written, and what was saved of rounds that are whole
+    by now."""
+    drop_unfinished_writes(folder)
+    for begun in folder.glob(".begun_*.npz"):
+        if _round_file(folder, MARGINS, int(begun.stem.removeprefix(".begun_"))).exists():
+            begun.unlink()
 
 
 def _check_space(folder: Path, manifest: ViewManifest, feature_size: int, rounds: int) -> None:
@@ -409,16 +468,18 @@ def view_loader(
 def round_loader(
     table: pd.DataFrame,
     manifest: ViewManifest,
+    rows: NDArray[np.int64] | None = None,
     *,
     batch_size: int,
     runtime: Runtime,
     quarantine: Quarantine | None = None,
 ) -> Loader:
-    """All images in the table's order; epoch r shows view r of each."""
-    rows, seeds = np.arange(len(table)), manifest.seeds()
+    """Images in the table's order, all or those of some rows; epoch r shows view r of each."""
+    seeds = manifest.seeds()
+    shown = np.arange(len(table)) if rows is None else rows
     plan = BatchPlan(
-        lambda round_: (rows, seeds[round_]),
-        len(table),
+        lambda round_: (shown, seeds[round_, shown]),
+        len(shown),
         batch_size=batch_size,
         smallest_batch=1,
         drop_last=False,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.distill import losses
-from ensemble.distill.teacher import TeacherSource
+from ensemble.distill.outputs import TeacherSource
 from search.data.batches import Batch
 from search.training.network import Network
 

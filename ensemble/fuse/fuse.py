@@ -82,15 +82,19 @@ def run_fuse(
     if finetune_epochs:
         hashes = [[c.name, file_sha256(c.path / WEIGHTS)] for c in chosen]
         joint = JointTraining(pool, model, recipe, {"members": hashes, "head": asdict(head_spec)})
-        leftover = joint.training.leftover()
+        leftover = joint.leftover()
         settle([leftover] if leftover else [], discard=discard, console=console)
-    figures: dict[str, Any] = {}
-    if head != "mean":
-        figures |= _fit_head(pool, model, chosen[0].recipe, console, interruption)
+
+    def fit() -> dict[str, Any]:
+        if head == "mean":
+            return {}
+        return _fit_head(pool, model, chosen[0].recipe, console, interruption)
+
     history: tuple[EpochRecord, ...] = ()
-    if joint is not None:
-        history, more = joint.complete(console, interruption, checkpoint_minutes)
-        figures |= more
+    if joint is None:
+        figures = fit()
+    else:
+        history, figures = joint.complete(fit, console, interruption, checkpoint_minutes)
     names = tuple(c.name for c in chosen)
     spec = ModelSpec(
         kind="fused",

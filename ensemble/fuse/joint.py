@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +11,25 @@ from rich.console import Console
 from torch import nn
 
 from ensemble.network.model import FusedNetwork
-from ensemble.network.training import MergeTraining, costs_of, epochs_of
+from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of
 from ensemble.pool import Pool
-from search.interruption import Interrupted, Interruption
-from search.training.candidate import WEIGHTS, EpochRecord, copy_state, load_weights
+from search.files import write_json_atomically
+from search.interruption import Interruption
+from search.training.candidate import (
+    WEIGHTS,
+    EpochRecord,
+    copy_state,
+    load_weights,
+    save_weights,
+)
 from search.training.device import resolve_precision
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES, Classification
 
 FUSED = "fused"
+
+HEAD, START = "head.safetensors", "start.json"
+"""What a joint training starts from, in its folder: the fitted head, and what is known of it."""
 
 FINETUNE_RATE = 0.1
 """Of the best member's learning rate: trained trunks need smaller steps than untrained ones."""
@@ -67,6 +78,9 @@ class FusedClassification(Classification):
 class JointTraining:
     """One joint training of a fused network, from its start to the decision to keep it.
 
+    The start, a fitted head and its AUC on select, is kept in the training's folder: it is made
+    once, however often the training stops.
+
     Attributes:
         training: see `MergeTraining`.
     """
@@ -87,14 +101,16 @@ class JointTraining:
 
     def complete(
         self,
+        fit: Callable[[], Mapping[str, Any]],
         console: Console,
         interruption: Interruption,
         checkpoint_minutes: float = CHECKPOINT_MINUTES,
     ) -> tuple[tuple[EpochRecord, ...], dict[str, Any]]:
-        """Trains the model, whose head must be fitted; it stays as it was if no epoch is better on
-        select.
+        """Fits the model's head, then trains all of it; it stays as it was fitted if no epoch is
+        better on select.
 
         Args:
+            fit: fits the head in place and returns figures of that.
             console: is told what happens.
             interruption: asked between batches.
             checkpoint_minutes: see `train`.
@@ -105,12 +121,9 @@ class JointTraining:
         Raises:
             Interrupted: if asked to stop; the same training goes on from its last batch.
         """
-        start, state = self._evaluate(interruption), copy_state(self.model)
-        try:
-            candidate = self.training.complete(console, interruption, checkpoint_minutes)
-        except Interrupted as reason:
-            console.print(f"{reason}: the same command goes on from there", highlight=False)
-            raise
+        figures, start = self._started(fit, console, interruption)
+        state = copy_state(self.model)
+        candidate = self.training.complete(console, interruption, checkpoint_minutes)
         metrics = candidate.metrics
         reached = metrics["auc"]
         kept = reached > start
@@ -125,10 +138,55 @@ class JointTraining:
             soft_wrap=True,
         )
         return epochs_of(candidate), {
+            **figures,
             **costs_of(candidate),
             "finetune_kept": kept,
             "best_epoch": metrics["best_epoch"] if kept else 0,
         }
+
+    def leftover(self) -> Leftover | None:
+        """What an earlier command began from other settings or members, if it is in the way."""
+        found = self._kept_start()
+        begun = found and Leftover(
+            self.training.folder, "a fitted head", self.training.wanted, found["training"]
+        )
+        return self.training.leftover() or (begun if begun and begun.changed else None)
+
+    def _started(
+        self, fit: Callable[[], Mapping[str, Any]], console: Console, interruption: Interruption
+    ) -> tuple[dict[str, Any], float]:
+        """Makes the model the start of the training, or takes up the one that was kept; returns
+        the figures of its fitting, and its AUC on select."""
+        folder = self.training.folder
+        kept = self._kept_start()
+        if kept is None:
+            if (folder / START).exists():
+                console.print(
+                    f"{folder / START} cannot be read: the head is fitted anew",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            figures = dict(fit())
+            folder.mkdir(parents=True, exist_ok=True)
+            save_weights(folder / HEAD, copy_state(self.model.head))
+            kept = {"training": self.training.wanted, "figures": figures, "auc": None}
+            # Last: with it the head is taken up.
+            write_json_atomically(folder / START, kept)
+        else:
+            load_weights(folder / HEAD, self.model.head)
+        if kept["auc"] is None:
+            kept["auc"] = self._evaluate(interruption)
+            write_json_atomically(folder / START, kept)
+        return kept["figures"], kept["auc"]
+
+    def _kept_start(self) -> dict[str, Any] | None:
+        """start.json, of whichever training; None if there is none that can be read."""
+        try:
+            content = json.loads((self.training.folder / START).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        known = isinstance(content, dict) and content.keys() == {"training", "figures", "auc"}
+        return content if known else None
 
     def _evaluate(self, interruption: Interruption) -> float:
         size, check = self.model.image_size, interruption.check

@@ -27,8 +27,12 @@ BUDGET = 200_000_000
 """The competition's limit on parameters; a run's own budget may be lower, never higher."""
 
 LARGEST_NUMBER = 4096
-"""Of any argument and image size: a depth or width beyond it makes even a network without content
-slow or endless to build."""
+"""Of any argument: a depth or width beyond it makes even a network without content slow or endless
+to build."""
+
+LARGEST_IMAGE_SIZE = 1024
+"""In pixels: what no network for this task needs, and memory for one image still allows. The
+largest of timm's pretrained networks are at 1,024 (timm 1.0.31)."""
 
 MOST_ARGUMENTS = 256
 """Of one trunk, with the items of lists and mappings inside them."""
@@ -99,8 +103,10 @@ def _check_arguments(recipe: Recipe) -> None:
     Raises:
         UserError: if a number is too large, or there are too many arguments.
     """
-    if not 1 <= recipe.image_size <= LARGEST_NUMBER:
-        raise UserError(f"image_size must be in [1, {LARGEST_NUMBER}], found {recipe.image_size}")
+    if not 1 <= recipe.image_size <= LARGEST_IMAGE_SIZE:
+        raise UserError(
+            f"image_size must be in [1, {LARGEST_IMAGE_SIZE}], found {recipe.image_size}"
+        )
     for number, value in enumerate(_leaves(recipe.model_args)):
         if number >= MOST_ARGUMENTS:
             raise UserError(f"model_args must have at most {MOST_ARGUMENTS} items, found more")

@@ -18,7 +18,14 @@ from ensemble.network.heads import Head, HeadKind, build_head, head_cost, head_o
 from ensemble.pool import Pool, judge_recipe
 from search.catalogue.rules import Counts, count_parameters, counter, over_budget
 from search.errors import UserError
-from search.files import first_problem, load_yaml, write_atomically, write_text_atomically
+from search.files import (
+    COMPARISON,
+    MERGED,
+    first_problem,
+    load_yaml,
+    write_atomically,
+    write_text_atomically,
+)
 from search.training.candidate import (
     METRICS,
     RECIPE,
@@ -225,10 +232,6 @@ def load_model(folder: Path) -> tuple[Network | FusedNetwork, ModelSpec]:
     model = build_model(spec)
     load_weights(folder / WEIGHTS, model)
     return model, spec
-
-
-MERGED = "merged"
-COMPARISON = "comparison.csv"
 
 
 def merged_folder(run: Path, name: str) -> Path:

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ensemble.network.model import MERGED
+from ensemble.network.model import OLD, finish_all_replacing
 from ensemble.pool import Pool
 from search.errors import UserError
+from search.files import MERGED
 from search.interruption import Interruption
 from search.training.candidate import CHECKPOINT, Candidate, EpochRecord
 from search.training.loop import StepRecord
@@ -45,15 +46,18 @@ class Leftover:
     folder: Path
     what: str  # "an unfinished training"
     wanted: Mapping[str, Any]
-    found: Mapping[str, Any]
+    found: Mapping[str, Any] | None  # None if that cannot be told any more
 
     @property
     def changed(self) -> tuple[str, ...]:
         """Names of what differs."""
-        return tuple(name for name in self.wanted if self.found.get(name) != self.wanted[name])
+        found = self.found or {}
+        return tuple(name for name in self.wanted if found.get(name) != self.wanted[name])
 
     def describe(self) -> str:
         """What it is, and what differs."""
+        if self.found is None:
+            return f"{self.folder} holds {self.what}"
         told = [
             f"{name} {self.wanted[name]} instead of {self.found.get(name)}"
             for name in self.changed
@@ -78,15 +82,17 @@ def settle(leftovers: Sequence[Leftover], *, discard: bool, console: Console) ->
         UserError: if something would be lost that was not to be discarded; nothing is deleted then.
     """
     if leftovers and not discard:
+        known = all(leftover.found is not None for leftover in leftovers)
         raise UserError(
-            f"{', and '.join(leftover.describe() for leftover in leftovers)}; go on with the "
-            f"settings of before, or add --discard, which deletes "
-            f"{'it' if len(leftovers) == 1 else 'them'}"
+            f"{', and '.join(leftover.describe() for leftover in leftovers)}; "
+            f"{'go on with the settings of before, or ' if known else ''}add --discard, which "
+            f"deletes {'it' if len(leftovers) == 1 else 'them'}"
         )
     for leftover in leftovers:
         shutil.rmtree(leftover.folder)
+        told = leftover.what if leftover.found is None else f"other {', '.join(leftover.changed)}"
         console.print(
-            f"discarded {leftover.folder}: other {', '.join(leftover.changed)}",
+            f"discarded {leftover.folder}: {told}",
             highlight=False,
             soft_wrap=True,
         )
@@ -97,6 +103,7 @@ class MergeTraining:
 
     Attributes:
         folder: the working folder, merged/.NAME.
+        wanted: what tells this training from others, see `describe_training`.
     """
 
     def __init__(self, pool: Pool, name: str, recipe: Recipe, task: Task) -> None:
@@ -109,7 +116,7 @@ class MergeTraining:
         """
         self.pool, self.recipe, self.task = pool, recipe, task
         self.folder = pool.run / MERGED / f".{name}"
-        self._wanted = describe_training(recipe, pool.splits, task)
+        self.wanted = describe_training(recipe, pool.splits, task)
         self._found = self._find()
 
     @property
@@ -121,7 +128,7 @@ class MergeTraining:
         """The training of before, if it is another."""
         if self._found is None:
             return None
-        leftover = Leftover(self.folder, "an unfinished training", self._wanted, self._found)
+        leftover = Leftover(self.folder, "an unfinished training", self.wanted, self._found)
         return leftover if leftover.changed else None
 
     def complete(
@@ -151,13 +158,17 @@ class MergeTraining:
                 quarantine=self.pool.quarantine,
                 task=self.task,
                 watch=_Shown(console, bar, self.recipe.epochs),
-                facts={IDENTITY: self._wanted},
+                facts={IDENTITY: self.wanted},
                 checkpoint_minutes=checkpoint_minutes,
             )
 
     def clear(self) -> None:
-        """Removes the working folder, once the result is kept."""
-        shutil.rmtree(self.folder)
+        """Removes the working folder, once the result is kept.
+
+        It is gone at once: a part of it would be taken for a training that is to begin.
+        """
+        self.folder.rename(self.folder.with_name(f"{self.folder.name}{OLD}"))
+        finish_all_replacing(self.pool.run)
 
     def _find(self) -> dict[str, Any] | None:
         """What is known of the training that lies in the folder; None if there is none."""

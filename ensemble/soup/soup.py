@@ -53,7 +53,8 @@ def run_soup(
 
     Raises:
         UserError: if the members cannot be averaged, or no two candidates can.
-        Interrupted: if asked to stop; nothing is written then.
+        Interrupted: if asked to stop; nothing is written then, and the next time starts anew: a
+            greedy soup repeats its pass over select for each member.
     """
     if method not in get_args(SoupMethod):
         raise UserError(f"--method must be greedy or uniform, found '{method}'")

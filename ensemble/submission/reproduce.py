@@ -20,12 +20,12 @@ import timm
 import yaml
 from huggingface_hub import try_to_load_from_cache
 
-from ensemble.network.model import MERGED, SPEC, ModelSpec
+from ensemble.network.model import SPEC, ModelSpec
 from ensemble.settings import SubmitSettings
 from ensemble.teachers import AUTO, FUSED
 from search.catalogue.downloads import HUB_FILES
 from search.data.inputs import DATA
-from search.files import file_sha256
+from search.files import BACKBONES, CANDIDATES, MERGED, file_sha256
 from search.settings import SETTINGS, SearchSettings, flag, load_settings
 from search.training.candidate import METRICS, RECIPE, WEIGHTS, Candidate
 from search.training.recipe import Recipe
@@ -74,7 +74,7 @@ def write_reproduction(
     settings = load_settings(run)
     folder.mkdir()
     _write_yaml(folder / SETTINGS, portable_settings(settings))
-    for name in (DATA, "backbones.yaml"):
+    for name in (DATA, BACKBONES):
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
     recipes = dict(_recipes(run, model, spec))
@@ -124,7 +124,7 @@ def versions() -> dict[str, str]:
 def _recipes(run: Path, model: Path, spec: ModelSpec) -> Iterable[tuple[str, Recipe]]:
     """Recipes of the candidates behind a model, and its own, by name."""
     for name in sources_of(run, spec):
-        path = run / "candidates" / name / RECIPE
+        path = run / CANDIDATES / name / RECIPE
         if path.exists():
             yield name, Recipe.load(path)
     if (model / RECIPE).exists():
@@ -132,9 +132,7 @@ def _recipes(run: Path, model: Path, spec: ModelSpec) -> Iterable[tuple[str, Rec
 
 
 def _weights(run: Path, model: Path, spec: ModelSpec) -> dict[str, str | None]:
-    folders = [
-        run / kind / name for name in sources_of(run, spec) for kind in ("candidates", "merged")
-    ]
+    folders = [run / kind / name for name in sources_of(run, spec) for kind in (CANDIDATES, MERGED)]
     return {
         last_parts(folder / WEIGHTS): _hash(folder / WEIGHTS)
         for folder in [model, *folders]

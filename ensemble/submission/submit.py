@@ -26,7 +26,7 @@ from ensemble.submission.verify import verify
 from search.catalogue.backbones import Catalogue, load_backbones
 from search.data.labels import read_list
 from search.errors import UserError
-from search.files import file_sha256
+from search.files import BACKBONES, file_sha256
 from search.settings import load_settings
 from search.training.candidate import Candidate
 from search.training.device import describe_device
@@ -63,7 +63,7 @@ def run_submit(
     _check_quota(ledger, settings, clock())
     choice = choose_model(run, settings.model)
     model, spec = load_model(choice.folder)
-    catalogue = load_backbones(run / "backbones.yaml")
+    catalogue = load_backbones(run / BACKBONES)
     rules = _judge(model, spec, catalogue, choice)
     table = read_list(settings.names, settings.images)
     console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)

@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import timm
 import torch
@@ -20,20 +21,31 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils.tqdm import tqdm
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from search.errors import UserError
+from search.errors import Interrupted, UserError
+from search.files import write_atomically
+from search.training.progress import Bar, Bars
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What timm looks for in a repository of the hub, in this order."""
 
 HUB_TIMEOUT_SECONDS = 5.0
 
+SILENCE_SECONDS = 30.0
+"""After which another server is given up."""
+
+PIECE_BYTES = 2**20
+"""Of what comes from other servers: so often it is asked whether to go on."""
+
 Advance = Callable[[float], None]
 """Told of the bytes that came since the last call."""
 
 
-def fetch_weights(names: Sequence[str], console: Console | None = None) -> None:
+def fetch_weights(
+    names: Sequence[str],
+    console: Console | None = None,
+    on_progress: Callable[[], None] = lambda: None,
+) -> None:
     """Downloads the weights that are not cached to where timm looks for them.
 
     What was fetched stays: after an interruption it goes on with the rest, within a file of the hub
@@ -42,6 +54,7 @@ def fetch_weights(names: Sequence[str], console: Console | None = None) -> None:
     Args:
         names: timm's `architecture.tag`.
         console: shows a bar on a terminal, else a line for each weight; default: quiet.
+        on_progress: called as bytes arrive and after every file; what it raises ends the download.
 
     Raises:
         UserError: if some cannot be had: which, why, and what to do instead.
@@ -53,22 +66,47 @@ def fetch_weights(names: Sequence[str], console: Console | None = None) -> None:
         raise _unavailable("is switched off (HF_HUB_OFFLINE)", absent, len(names))
     if not _hub_answers(absent[0]):
         raise _unavailable("does not answer", absent, len(names))
+    console = console or Console(quiet=True)
     failed: dict[str, str] = {}
-    with _Bar(console or Console(quiet=True), len(absent)) as bar:
-        for name in absent:
-            size = _size(name)
-            bar.start(name, size)
+    with Bars(console, of_bytes=True) as bars:
+        bar: Bar | None = None
+        for number, name in enumerate(absent, start=1):
+            # Here too: the hub's client may swallow what is raised while bytes arrive.
+            on_progress()
+            if bar is not None:
+                bar.hide()
+            size, text = _size(name), f"weights {number}/{len(absent)}: {name}"
+            bar = bars.add(text, size)
+            if not bar.is_live:
+                told = "" if size is None else f", {size / 1e6:,.0f} MB"
+                console.print(f"fetching {text}{told}", highlight=False, soft_wrap=True)
             try:
-                _download(name, bar.advance)
+                _download(name, _counting(bar, on_progress))
+            except Interrupted:
+                raise
             except Exception as error:  # The hub's client chooses its HTTP library and its errors.
                 failed[name] = " ".join(str(error).split())[:200] or type(error).__name__
                 if not _hub_answers(name):
                     break
+        on_progress()
     missing = [name for name in absent if not is_cached(name)]
     if missing:
         first = next(iter(failed), missing[0])
         reason = failed.get(first, "it is not in the cache")
         raise _unavailable(f"failed at {first} ({reason})", missing, len(names))
+
+
+def _counting(bar: Bar, on_progress: Callable[[], None]) -> Advance:
+    """Shows the bytes that came in a bar, and asks whether to go on."""
+    came = 0.0
+
+    def advance(size: float) -> None:
+        nonlocal came
+        came += size
+        bar.update(int(came))
+        on_progress()
+
+    return advance
 
 
 def is_cached(name: str) -> bool:
@@ -120,7 +158,7 @@ def _download(name: str, advance: Advance) -> None:
     if not config.hf_hub_id:
         path = _cached_file(config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(config.url, str(path), progress=False)
+        write_atomically(path, lambda temporary: _stream(config.url, temporary, advance))
         return
     repository, revision = _repository(config)
     arguments: dict[str, Any] = {"revision": revision}
@@ -135,6 +173,14 @@ def _download(name: str, advance: Advance) -> None:
             continue
         return
     hf_hub_download(repository, last, **arguments)
+
+
+def _stream(url: str, path: Path, advance: Advance) -> None:
+    """Fetches a file in pieces; torch.hub's own function cannot be stopped between them."""
+    with urlopen(url, timeout=SILENCE_SECONDS) as answer, path.open("wb") as file:  # noqa: S310 - timm's own addresses
+        while piece := answer.read(PIECE_BYTES):
+            file.write(piece)
+            advance(len(piece))
 
 
 def _reporting_to(advance: Advance) -> type[tqdm]:
@@ -183,39 +229,3 @@ def _hub_answers(name: str) -> bool:
     except Exception:  # Connection errors come from an HTTP library that the hub's client chooses.
         return False
     return True
-
-
-class _Bar:
-    """A bar of the present file's bytes on a terminal, a line for each file elsewhere."""
-
-    def __init__(self, console: Console, files: int) -> None:
-        self._console, self._files, self._started = console, files, 0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("", total=None, start=False)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, name: str, size: int | None) -> None:
-        """The next file, of so many bytes."""
-        self._started += 1
-        text = f"weights {self._started}/{self._files}: {name}"
-        if self._progress.disable:
-            told = "" if size is None else f", {size / 1e6:,.0f} MB"
-            self._console.print(f"fetching {text}{told}", highlight=False, soft_wrap=True)
-            return
-        self._progress.reset(self._task, total=size, description=text)
-
-    def advance(self, size: float) -> None:
-        self._progress.advance(self._task, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def check_weights(
     weights: WeightsSource,
     weights_dir: Path | None,
     console: Console | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Makes sure that every backbone's starting weights can be loaded; those of the hub that are
     not cached are fetched.
@@ -59,6 +60,7 @@ def check_weights(
         weights: where they come from.
         weights_dir: the folder of one's own.
         console: shows the progress of downloads; default: quiet.
+        on_progress: called as bytes arrive; what it raises ends the download.
 
     Raises:
         UserError: naming every file that is missing and where to put it; if a file does not fit its
@@ -67,7 +69,7 @@ def check_weights(
     if weights == "file":
         _check_files(backbones, weights_dir)
     elif weights == "hub":
-        fetch_weights([backbone.name for backbone in backbones], console)
+        fetch_weights([backbone.name for backbone in backbones], console, on_progress)
 
 
 def _check_files(backbones: Sequence[Backbone], weights_dir: Path | None) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from search.errors import UserError
-from search.files import write_atomically
-from search.report.recorded import CANDIDATES, has_candidate, read_metrics, report_figures_of
+from search.files import CANDIDATES, write_atomically
+from search.report.recorded import has_candidate, read_metrics, report_figures_of
 
 if TYPE_CHECKING:
     import optuna
@@ -33,8 +33,6 @@ COLUMNS = (
 )
 STATES = ("complete", "paused", "pruned", "failed", "rejected")
 """In the order of the table."""
-
-LEADERBOARD = "leaderboard.csv"
 
 
 def rows_from_study(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from search.files import write_text_atomically
+from search.files import CANDIDATES, COMPARISON, write_text_atomically
 from search.report.figure import DARK, LIGHT, Theme
 from search.report.leaderboard import COLUMNS, STATES, TEXTS
 from search.report.plots import (
@@ -26,7 +26,6 @@ from search.report.plots import (
     parameter_importance,
 )
 from search.report.recorded import (
-    CANDIDATES,
     EPOCH_COLUMNS,
     MISSING,
     SCORE_COLUMNS,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     import optuna
 
 REPORT = "report.html"
-COMPARISON = "comparison.csv"
 """Left by merging."""
 
 HIGHLIGHTED = ("notes",)

@@ -12,9 +12,9 @@ import optuna
 import pandas as pd
 from rich.console import Console
 
+from search.files import LEADERBOARD
 from search.report.dashboard import publish
 from search.report.leaderboard import (
-    LEADERBOARD,
     read_leaderboard,
     rows_from_study,
     write_leaderboard,

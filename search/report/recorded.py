@@ -14,11 +14,9 @@ import pandas as pd
 
 from search.data.inputs import DATA
 from search.errors import UserError
-from search.files import load_yaml
+from search.files import CANDIDATES, load_yaml
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import HISTORY, METRICS
-
-CANDIDATES = "candidates"
 
 MISSING = "\N{EN DASH}"
 """Stands for what is not known."""

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from search.data.quarantine import Quarantine
 from search.errors import UserError
+from search.files import CANDIDATES
 from search.interruption import Interrupted, Interruption
-from search.study.opening import CANDIDATES
 from search.study.plan import SearchPlan
 from search.study.space import BASELINE, PRESET
 from search.study.trials import (

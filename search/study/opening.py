@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
+from search.files import CANDIDATES
 from search.settings import SearchSettings
 from search.study.plan import SearchPlan
 from search.study.space import BASELINE, PRESET
@@ -34,8 +35,6 @@ from search.study.trials import (
 )
 from search.training.candidate import Candidate
 from search.training.train import HOW_NOT_WHAT
-
-CANDIDATES = "candidates"
 
 FINGERPRINT = "fingerprint"
 """User attribute of a study: of the splits that its trials were trained and scored on."""

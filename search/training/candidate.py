@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -17,11 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from search.data.batches import eval_loader
+from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.files import write_atomically, write_json_atomically
+from search.training.device import Runtime
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
-from search.training.scoring import Predictions
+from search.training.scoring import SCORING_BATCH, Predictions, evaluate
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
@@ -167,6 +170,36 @@ def save_progress(folder: Path, recipe: Recipe, history: Sequence[EpochRecord]) 
     write_atomically(folder / RECIPE, recipe.save)
     columns = [field.name for field in fields(EpochRecord)]
     _write_csv(folder / HISTORY, pd.DataFrame(map(asdict, history), columns=columns))
+
+
+def score_on_report(
+    candidate: Candidate,
+    network: Network,
+    table: pd.DataFrame,
+    runtime: Runtime,
+    quarantine: Quarantine,
+    on_batch: Callable[[], None],
+) -> None:
+    """Scores a candidate on the report split and keeps scores and figures; nothing chooses by them.
+
+    Args:
+        candidate: whose folder they go to.
+        network: the candidate's, loaded.
+        table: the split.
+        runtime: the device, and how many processes decode images.
+        quarantine: is told of broken images.
+        on_batch: called after every batch; what it raises ends the scoring, and nothing is kept.
+    """
+    loader = eval_loader(
+        table,
+        network.image_size,
+        batch_size=SCORING_BATCH,
+        workers=runtime.workers,
+        quarantine=quarantine,
+        pin_memory=runtime.on_cuda,
+    )
+    found = evaluate(network, loader, runtime, on_batch)
+    candidate.save_report(table, found.predictions, found.metrics.to_dict())
 
 
 def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:

@@ -8,12 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 BAR_WIDTH = 24
@@ -34,6 +36,7 @@ class Bars:
         *,
         time_left: bool = False,
         transient: bool = False,
+        of_bytes: bool = False,
         plain_lines: int = PLAIN_LINES,
     ) -> None:
         """
@@ -41,6 +44,7 @@ class Bars:
             console: where to write.
             time_left: show an estimate of it, from the speed so far.
             transient: leave nothing on the terminal at the end.
+            of_bytes: what is counted are bytes, shown as such with their speed.
             plain_lines: how many lines tell of each bar where there is no terminal.
         """
         self.console = console
@@ -50,9 +54,11 @@ class Bars:
             columns: list[ProgressColumn] = [
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=BAR_WIDTH),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}"),
             ]
+            if of_bytes:
+                columns += [DownloadColumn(), TransferSpeedColumn()]
+            else:
+                columns += [MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
             if time_left:
                 columns += [TimeRemainingColumn(compact=True), TextColumn("left")]
             columns.append(TextColumn("{task.fields[info]}", markup=False))

@@ -20,6 +20,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Output = TypeVar("Output")
 
+SCORING_BATCH = 64
+"""Images of one forward pass, where nothing is trained."""
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -36,9 +39,6 @@ class Evaluation:
 
     predictions: Predictions
     metrics: Metrics
-
-
-Evaluator = Callable[[nn.Module], Evaluation]
 
 
 def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) -> Batch:

@@ -464,7 +464,7 @@ def test_a_model_that_cannot_be_scored_costs_itself_only(
             raise FloatingPointError("1 of 24 scores are not finite")
         return scoring.evaluate(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("search.run.evaluate", evaluate)
+    monkeypatch.setattr("search.training.candidate.evaluate", evaluate)
     (run / "report.html").unlink()
     assert main(["run", "--out", str(run)]) == 0
     assert "could not be scored on report: 1 of 24" in capsys.readouterr().out

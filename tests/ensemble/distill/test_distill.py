@@ -19,11 +19,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ensemble.distill.distill import VIEWS, Distillation, run_distill
+from ensemble.distill.outputs import Teacher
 from ensemble.distill.plan import plan_distillation
 from ensemble.distill.recordings import RecordedViews
-from ensemble.distill.teacher import Teacher
 from ensemble.fuse.fuse import run_fuse
-from ensemble.network.model import load_model, merged_models
+from ensemble.network.model import finish_all_replacing, load_model, merged_models
 from ensemble.pool import Pool, open_pool
 from ensemble.settings import DATA_EPOCHS, DEMO_EPOCHS, DistillSettings
 from search.errors import UserError
@@ -284,7 +284,6 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
         try:
             broken = distil(StopAfter(generator.randint(3, 8)), **changes)
         except Interrupted:
-            assert "the same command goes on from there" in distil.output
             assert not distil.folder.exists()
             assert merged_models(distil.pool.run) == ()
     assert pieces > 3
@@ -309,6 +308,26 @@ def test_a_kill_while_the_student_is_kept_repeats_no_training(
     distil()
     assert "epoch" not in distil.output.replace("2 epochs with", "")
     assert not distil.working.exists()
+
+
+def test_a_kill_while_the_training_is_cleared_leaves_no_part_of_it(
+    distil: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part would be taken for a training that is to begin, and nobody would delete it."""
+
+    def killed(folder: Path, *_: Any, **__: Any) -> None:
+        (folder / "metrics.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distil()
+    assert not distil.working.exists()
+    assert Candidate(distil.folder).is_complete
+    finish_all_replacing(distil.pool.run)
+    left = {path.name for path in (distil.pool.run / "merged").iterdir()}
+    assert left == {"distilled", "views"}
 
 
 @pytest.mark.parametrize(
@@ -436,6 +455,22 @@ def test_a_students_own_taint_is_recorded_too(distil: Run, monkeypatch: pytest.M
     settings = quick(pool, student="test_convnext.r160_in1k", allow_tainted=True)
     (line,) = plan_distillation(pool, settings).overrides
     assert "student test_convnext.r160_in1k is tainted" in line
+
+
+def test_a_stop_reaches_the_download_of_a_students_weights(
+    distil: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = with_backbone(distil.pool, "test_convnext.r160_in1k", {"image_sizes": [32]})
+    pool = replace(pool, settings=replace(pool.settings, weights="hub"))
+
+    def fetch(names: list[str], _: Console | None, on_progress: Callable[[], None]) -> None:
+        assert names == ["test_convnext.r160_in1k"]
+        on_progress()
+        raise AssertionError("nobody was asked")
+
+    monkeypatch.setattr("search.catalogue.weights.fetch_weights", fetch)
+    with pytest.raises(Interrupted):
+        Run(pool)(StopAfter(1), student="test_convnext.r160_in1k")
 
 
 def test_a_terminal_shows_bars(distil: Run) -> None:

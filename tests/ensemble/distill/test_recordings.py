@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from ensemble.distill import recordings
+from ensemble.distill.outputs import Teacher, TeacherOutputs, ensemble_margin
 from ensemble.distill.recordings import (
     MANIFEST,
     RecordedViews,
@@ -23,7 +24,7 @@ from ensemble.distill.recordings import (
     view_loader,
 )
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
-from ensemble.distill.teacher import Teacher, TeacherOutputs, ensemble_margin
+from ensemble.network.training import settle
 from search.data.augment import train_transform
 from search.data.batches import Batch, Loader, read_image, train_loader, view, view_seed
 from search.data.quarantine import Quarantine
@@ -311,6 +312,28 @@ def test_a_recording_is_saved_when_it_is_due(recorder: Recorder) -> None:
     assert seen[0] == 3
 
 
+def test_what_a_kill_left_beside_whole_rounds_goes(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    def stop(finished: int, _: int) -> None:
+        if finished == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        recorder(on_batch=stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", kill)  # the round is whole by then
+        with pytest.raises(KilledError):
+            recorder()
+    (recorder.folder / ".margins_0001.npy.123.part").write_bytes(b"half")
+    assert [path.name for path in recorder.folder.glob(".begun*")] == [".begun_0000.npz"]
+    recorder()
+    assert list(recorder.folder.glob(".*")) == []
+
+
 @pytest.mark.parametrize("damage", ["features", "begun", "batches"])
 def test_a_begun_round_that_cannot_be_gone_on_with_is_recorded_anew(
     damage: str, recorder: Recorder, tmp_path: Path, table: pd.DataFrame
@@ -412,13 +435,35 @@ def test_a_librarys_patch_keeps_recorded_views(
     assert all("made with timm 1.0.31, another patch" in line for line in lines)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[1]"])
-def test_a_damaged_manifest_records_anew_and_says_so(recorder: Recorder, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"seed": 7}', None])
+def test_views_whose_manifest_cannot_be_read_are_told_and_stay(
+    recorder: Recorder, damage: str | None
+) -> None:
+    """They used to be deleted unasked: hours of the teachers' work."""
     recorder()
-    (recorder.folder / MANIFEST).write_text(damage)
+    manifest = recorder.folder / MANIFEST
+    if damage is None:
+        manifest.unlink()
+    else:
+        manifest.write_text(damage)
+    leftover = other_views(recorder.folder, MANIFEST_OF_TEST)
+    assert leftover is not None
+    console = Console(file=recorder.output, width=200)
+    with pytest.raises(UserError, match=r"manifest.json cannot be read; add --discard") as error:
+        settle([leftover], discard=False, console=console)
+    assert "settings of before" not in str(error.value)
+    assert len(list(recorder.folder.glob("margins_*.npy"))) == VIEWS
+    settle([leftover], discard=True, console=console)
+    assert "discarded" in recorder.output.getvalue()
     recorder()
     assert recorder.teachers == 2
-    assert "manifest.json cannot be read: its views are recorded anew" in recorder.output.getvalue()
+
+
+def test_a_folder_in_which_nothing_was_recorded_is_in_nobodys_way(recorder: Recorder) -> None:
+    recorder.folder.mkdir()
+    assert other_views(recorder.folder, MANIFEST_OF_TEST) is None
+    recorder()
+    assert recorder.teachers == 1
 
 
 def test_views_that_were_not_recorded_are_refused(recorder: Recorder, table: pd.DataFrame) -> None:
@@ -438,18 +483,55 @@ def test_broken_images_get_no_outputs_and_are_not_trained_on(
     assert np.flatnonzero(np.isnan(recorded.margins[0])).tolist() == [4]
     for batch in loader(table, MANIFEST_OF_TEST, quarantine=quarantine):
         assert recorded(to_device(batch, CPU)).margins.isfinite().all()
-    Image.new("RGB", (64, 64)).save(table["path"][4])
-    batches = list(loader(table, MANIFEST_OF_TEST))
-    (with_it,) = [batch for batch in batches if 4 in batch.indices]
-    with pytest.raises(UserError, match=r"every image.*delete the folder to record anew"):
-        recorded(to_device(with_it, CPU))
+
+
+@pytest.mark.parametrize("with_features", [False, True])
+def test_the_teacher_is_asked_about_a_mended_image_alone(
+    recorder: Recorder,
+    table: pd.DataFrame,
+    tmp_path: Path,
+    with_features: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Training on it used to end with the advice to record everything anew."""
+    manifest = replace(MANIFEST_OF_TEST, with_features=with_features)
+    path = Path(table["path"][4])
+    whole = path.read_bytes()
+    path.write_bytes(b"broken")
+    quarantine = Quarantine(None, limit_fraction=0.2)
+    recorder(manifest, quarantine=quarantine)
+    # Nobody is asked while it is in quarantine, nor if it is broken still.
+    for still in (quarantine, Quarantine(None, limit_fraction=0.2)):
+        recorder(manifest, quarantine=still)
+    assert recorder.teachers == 1
+    path.write_bytes(whole)
+    recorder(manifest, quarantine=quarantine)
+    assert recorder.teachers == 1
+    assert quarantine.take_back_mended() == 1
+    asked: list[int] = []
+    original = Teacher.ask
+
+    def counted(teacher: Teacher, images: torch.Tensor) -> TeacherOutputs:
+        asked.append(len(images))
+        return original(teacher, images)
+
+    monkeypatch.setattr(Teacher, "ask", counted)
+    found = recorder(manifest, quarantine=quarantine)
+    # With features, a blank image measures them first.
+    assert asked == [1] * with_features + [1] * VIEWS
+    expected = Recorder(tmp_path / "whole", table)(manifest)
+    np.testing.assert_allclose(found.margins, expected.margins, atol=1e-5)
+    if found.features is not None and expected.features is not None:
+        np.testing.assert_allclose(found.features, expected.features, rtol=0, atol=2e-3)
+    for batch in loader(table, manifest, quarantine=quarantine):
+        assert found(to_device(batch, CPU)).margins.isfinite().all()
 
 
 def test_a_teacher_that_says_no_number_is_named(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "ensemble.distill.teacher.margin", lambda logits: logits[:, 0] * float("nan")
+        "ensemble.distill.outputs.margin", lambda logits: logits[:, 0] * float("nan")
     )
     with pytest.raises(UserError, match="finite numbers, found others among those of 0001, 0002"):
         recorder()

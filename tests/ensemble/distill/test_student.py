@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ensemble.distill import losses
+from ensemble.distill.outputs import TeacherOutputs
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
-from ensemble.distill.teacher import TeacherOutputs
 from search.data.batches import Batch
 from search.training.device import Runtime
 from search.training.loop import Training

@@ -16,7 +16,7 @@ import search.catalogue.downloads
 from search.catalogue.backbones import load_backbones
 from search.catalogue.downloads import fetch_weights, is_cached
 from search.catalogue.weights import check_weights
-from search.errors import UserError
+from search.errors import Interrupted, UserError
 
 CATALOGUE = load_backbones()
 VIT = CATALOGUE.get("test_vit.r160_in1k")
@@ -175,12 +175,52 @@ def test_weights_of_another_server_go_where_timm_looks(
     config = SimpleNamespace(hf_hub_id=None, hf_hub_filename=None, url="https://x.org/a/b-01.pth")
     monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: config)
 
-    def download(url: str, path: str, **_: object) -> None:
-        assert url == config.url
-        Path(path).write_bytes(b"")
+    content = b"weights" * 500_000  # a few pieces
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    def answer(url: str, timeout: float) -> io.BytesIO:
+        assert url == config.url
+        assert timeout <= 60
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(search.catalogue.downloads, "urlopen", answer)
+    with pytest.raises(Interrupted):
+        fetch_weights(["vit.x"], on_progress=Until(2))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
     fetch_weights(["vit.x"])
-    assert (tmp_path / "checkpoints" / "b-01.pth").is_file()
+    assert (tmp_path / "checkpoints" / "b-01.pth").read_bytes() == content
     assert is_cached("vit.x")
     assert not hub.asked
+
+
+class Until:
+    """Asks for the end when it is called for the so-manieth time."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted("the time limit was reached")
+
+
+@pytest.mark.parametrize(
+    ("calls", "fetched"),
+    # Before each file, when its bar begins, and twice as its bytes arrive; and at the very end.
+    [(1, 0), (2, 0), (3, 0), (4, 0), (5, 1), (8, 1), (12, 2), (13, 3)],
+)
+def test_a_stop_reaches_a_download_between_its_bytes(hub: Hub, calls: int, fetched: int) -> None:
+    """The first signal only asks for the end: nobody asked until all was fetched."""
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with pytest.raises(Interrupted):
+        fetch_weights(NAMES, console, Until(calls))
+    assert not console._live_stack
+    assert len(hub.fetched) == fetched
+    fetch_weights(NAMES, console)
+    assert len(hub.fetched) == len(NAMES)
+
+
+def test_a_check_of_weights_can_be_stopped(hub: Hub) -> None:
+    with pytest.raises(Interrupted):
+        check_weights((VIT,), weights="hub", weights_dir=None, on_progress=Until(3))
+    assert not hub.fetched

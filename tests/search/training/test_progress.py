@@ -75,3 +75,11 @@ def test_a_bar_learns_its_total_later_and_can_be_hidden() -> None:
         assert (task.completed, task.total, task.visible) == (1, 4, True)
         bar.hide()
         assert not task.visible
+
+
+def test_bytes_are_shown_as_such() -> None:
+    stream = io.StringIO()
+    with Bars(Console(file=stream, force_terminal=True, width=120), of_bytes=True) as bars:
+        bars.add("weights", 3_000_000).update(1_500_000)
+    assert "1.5/3.0 MB" in stream.getvalue()
+    assert "1500000/" not in stream.getvalue()

@@ -1,4 +1,4 @@
-"""What a student is taught: several networks as one teacher."""
+"""What teachers say of a batch: several networks as one, asked about what a student is taught."""
 
 from __future__ import annotations
 
