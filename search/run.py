@@ -371,7 +371,7 @@ class _Reserve:
 
 def _clean(settings: SearchSettings, run: Path, console: Console) -> None:
     """Deletes what killed processes left half-written; only under the run's lock."""
-    for folder in (run, *(run / CANDIDATES).glob("*")):
+    for folder in (run, run / "plots", *(run / CANDIDATES).glob("*")):
         drop_unfinished_writes(folder)
     if settings.storage is None and drop_torn_line(run):
         _tell(
