@@ -36,7 +36,7 @@ from search.data.batches import (
 )
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.files import write_atomically, write_json_atomically
+from search.files import drop_unfinished_writes, write_atomically, write_json_atomically
 from search.interruption import Interrupted
 from search.training.device import Runtime
 from search.training.scoring import MemoryBackOff, to_device
@@ -277,6 +277,7 @@ def _open_folder(folder: Path, manifest: ViewManifest, console: Console) -> None
         # Last: without a manifest the folder counts as empty.
         write_json_atomically(folder / MANIFEST, manifest.to_json())
         return
+    _drop_leftovers(folder)
     before, now = found["versions"], manifest.to_json()["versions"]
     patches = [f"{name} {before[name]}" for name in now if before.get(name) != now[name]]
     if patches:
@@ -286,6 +287,15 @@ def _open_folder(folder: Path, manifest: ViewManifest, console: Console) -> None
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _drop_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left half-written, and what was saved of rounds that are whole
+    by now."""
+    drop_unfinished_writes(folder)
+    for begun in folder.glob(".begun_*.npz"):
+        if _round_file(folder, MARGINS, int(begun.stem.removeprefix(".begun_"))).exists():
+            begun.unlink()
 
 
 def _check_space(folder: Path, manifest: ViewManifest, feature_size: int, rounds: int) -> None:

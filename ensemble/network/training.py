@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ensemble.network.model import MERGED
+from ensemble.network.model import MERGED, OLD, finish_all_replacing
 from ensemble.pool import Pool
 from search.errors import UserError
 from search.interruption import Interruption
@@ -156,8 +156,12 @@ class MergeTraining:
             )
 
     def clear(self) -> None:
-        """Removes the working folder, once the result is kept."""
-        shutil.rmtree(self.folder)
+        """Removes the working folder, once the result is kept.
+
+        It is gone at once: a part of it would be taken for a training that is to begin.
+        """
+        self.folder.rename(self.folder.with_name(f"{self.folder.name}{OLD}"))
+        finish_all_replacing(self.pool.run)
 
     def _find(self) -> dict[str, Any] | None:
         """What is known of the training that lies in the folder; None if there is none."""

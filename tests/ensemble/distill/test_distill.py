@@ -23,7 +23,7 @@ from ensemble.distill.plan import plan_distillation
 from ensemble.distill.recordings import RecordedViews
 from ensemble.distill.teacher import Teacher
 from ensemble.fuse.fuse import run_fuse
-from ensemble.network.model import load_model, merged_models
+from ensemble.network.model import finish_all_replacing, load_model, merged_models
 from ensemble.pool import Pool, open_pool
 from ensemble.settings import DATA_EPOCHS, DEMO_EPOCHS, DistillSettings
 from search.errors import UserError
@@ -309,6 +309,26 @@ def test_a_kill_while_the_student_is_kept_repeats_no_training(
     distil()
     assert "epoch" not in distil.output.replace("2 epochs with", "")
     assert not distil.working.exists()
+
+
+def test_a_kill_while_the_training_is_cleared_leaves_no_part_of_it(
+    distil: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part would be taken for a training that is to begin, and nobody would delete it."""
+
+    def killed(folder: Path, *_: Any, **__: Any) -> None:
+        (folder / "metrics.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distil()
+    assert not distil.working.exists()
+    assert Candidate(distil.folder).is_complete
+    finish_all_replacing(distil.pool.run)
+    left = {path.name for path in (distil.pool.run / "merged").iterdir()}
+    assert left == {"distilled", "views"}
 
 
 @pytest.mark.parametrize(

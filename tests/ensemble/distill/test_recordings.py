@@ -311,6 +311,28 @@ def test_a_recording_is_saved_when_it_is_due(recorder: Recorder) -> None:
     assert seen[0] == 3
 
 
+def test_what_a_kill_left_beside_whole_rounds_goes(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    def stop(finished: int, _: int) -> None:
+        if finished == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        recorder(on_batch=stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", kill)  # the round is whole by then
+        with pytest.raises(KilledError):
+            recorder()
+    (recorder.folder / ".margins_0001.npy.123.part").write_bytes(b"half")
+    assert [path.name for path in recorder.folder.glob(".begun*")] == [".begun_0000.npz"]
+    recorder()
+    assert list(recorder.folder.glob(".*")) == []
+
+
 @pytest.mark.parametrize("damage", ["features", "begun", "batches"])
 def test_a_begun_round_that_cannot_be_gone_on_with_is_recorded_anew(
     damage: str, recorder: Recorder, tmp_path: Path, table: pd.DataFrame
