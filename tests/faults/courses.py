@@ -1,13 +1,16 @@
-"""The search's way from nothing to its end, and what must hold on it after each blow."""
+"""The ways from nothing to an end that are struck; the search's, and what must hold on it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
+from search.report.leaderboard import LEADERBOARD
 from search.study.driving import kept_candidates
 from search.study.space import PRESET
 from search.study.storage import open_storage
@@ -24,16 +27,57 @@ MEASURED = ["train_seconds", "images_per_second", "peak_memory_mb"]
 """Columns of the leaderboard that differ between two runs alike."""
 
 
-class SearchCourse:
-    """A search in a folder of its own.
+@dataclass(frozen=True)
+class Command:
+    """A command line.
 
     Attributes:
-        program: of a victim's order.
+        program: "search" or "ensemble".
+        arguments: its words, the command's name first.
+    """
+
+    program: str
+    arguments: tuple[str, ...]
+
+
+class Course(Protocol):
+    """A run folder's way, in one command or several, gone on with after each blow.
+
+    Attributes:
         phases: those that can be struck on it.
         run: its folder.
     """
 
-    program = "search"
+    phases: tuple[Phase, ...]
+    run: Path
+
+    @property
+    def finished(self) -> frozenset[str]:
+        """Names of the trainings that were seen complete."""
+
+    def command(self) -> Command | None:
+        """The next process's; None at the end."""
+
+    def reachable(self) -> tuple[Phase, ...]:
+        """The phases that the next process will come to."""
+
+    def succeeded(self) -> None:
+        """Told that the last process did all it was asked for."""
+
+    def examine(self, *, gracefully: bool) -> list[Problem]:
+        """What is wrong after a process has ended.
+
+        Args:
+            gracefully: whether it was asked to end, and could.
+        """
+
+    def examine_end(self) -> list[Problem]:
+        """What is wrong once the course came to its end."""
+
+
+class SearchCourse:
+    """A search in a folder of its own: a Course of one command."""
+
     phases: tuple[Phase, ...] = SEARCH
 
     def __init__(
@@ -53,17 +97,29 @@ class SearchCourse:
             trials: to ask for.
             epochs: of each.
             in_database: keep the study in SQLite instead of the journal.
-            unbroken: the leaderboard of the same search without a blow; None compares nothing.
+            unbroken: the folder of the same search without a blow; None compares nothing.
         """
         self.run, self.trials, self.unbroken = folder, trials, unbroken
         self.storage = f"sqlite:///{folder}.db" if in_database else None
-        self.arguments: tuple[str, ...] = (
-            *("run", *data.flags, *QUICK, "--epochs", str(epochs), "--trials", str(trials)),
+        self._has_ended = False
+        self._running: set[int] = set()
+        self._arguments: tuple[str, ...] = (
+            *("run", *data.flags, *QUICK, "--pool", "tiny"),
+            *("--backbones", str(data.folder / "backbones.yaml")),
+            *("--epochs", str(epochs), "--trials", str(trials)),
             *("--checkpoint-minutes", str(CHECKPOINT_MINUTES), "--out", str(folder)),
             *(() if self.storage is None else ("--storage", self.storage)),
         )
         self._finished = FinishedCandidates(folder / "candidates")
         self._told: dict[int, tuple[str, float | None]] = {}
+
+    def command(self) -> Command | None:
+        """The same from beginning to end."""
+        return None if self._has_ended else Command("search", self._arguments)
+
+    def succeeded(self) -> None:
+        """One success is the end."""
+        self._has_ended = True
 
     @property
     def finished(self) -> frozenset[str]:
@@ -89,10 +145,13 @@ class SearchCourse:
         if study is None:
             return problems
         problems += self._examine_told(study)
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if len(running) > (0 if gracefully else 1):
-            names = ", ".join(str(trial.number) for trial in running)
+        found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        running = {trial.number for trial in found}
+        # One that was asked to end may have ended before it came to what another had left.
+        if len(running) > 1 or (gracefully and not running <= self._running):
+            names = ", ".join(map(str, sorted(running)))
             problems.append(Problem("broken", f"trials are left RUNNING: {names}"))
+        self._running = running
         return problems
 
     def examine_end(self) -> list[Problem]:
@@ -164,14 +223,15 @@ class SearchCourse:
     def _compare(self, study: optuna.Study) -> list[Problem]:
         """The presets' rows equal those of an unbroken run, to the digit; what TPE proposes
         depends on how often it was asked anew."""
-        path = self.run / "leaderboard.csv"
-        found = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("trial")
+        found = _read_leaderboard(self.run)
         if len(found) != len(self._told):
             found_rows = f"{len(found)} rows for {len(self._told)} trials"
             return [Problem("broken", f"leaderboard.csv has {found_rows}")]
         if self.unbroken is None:
             return []
-        wanted = pd.read_csv(self.unbroken, dtype=str, keep_default_na=False).set_index("trial")
+        wanted = pd.read_csv(
+            self.unbroken / LEADERBOARD, dtype=str, keep_default_na=False
+        ).set_index("trial")
         numbers = [str(t.number) for t in study.get_trials() if PRESET in t.user_attrs]
         dropped = [*MEASURED, "rank"]
         compared = (
@@ -192,3 +252,7 @@ class SearchCourse:
 
 def _is(trial: FrozenTrial, state: str) -> bool:
     return trial.state.name == state
+
+
+def _read_leaderboard(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / LEADERBOARD, dtype=str, keep_default_na=False).set_index("trial")

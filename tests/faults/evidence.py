@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
@@ -76,6 +77,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     ".pt": load_state,
     ".png": _read_image,
     ".html": _read_page,
+    ".npy": np.load,
 }
 """How a whole file of a kind is told from a part of one."""
 
@@ -85,12 +87,14 @@ def half_written(run: Path) -> list[Problem]:
     problems = []
     for path in sorted(run.rglob("*")):
         read = READERS.get(path.suffix)
-        if read is None or path.name.startswith("."):
+        name = path.relative_to(run)
+        # The names say so themselves.
+        is_part = path.name.startswith(".") or any(part.endswith("part") for part in name.parts)
+        if read is None or is_part:
             continue
         try:
             read(path)
         except Exception as error:
-            name = path.relative_to(run)
             found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             problems.append(Problem("broken", f"{name} is half-written: {found}"))
     return problems

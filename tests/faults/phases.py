@@ -41,7 +41,40 @@ LEADERBOARD = Phase("leaderboard", ("search.report.projections:write_leaderboard
 REPORT_SCORING = Phase("report scoring", ("search.run:_score_on_report",))
 RESULTS = Phase("results", ("search.run:write_projections",))
 
+VIEWS = Phase("recorded views", ("ensemble.distill.distill:record_views",))
+STUDENT = Phase("student training", ("search.training.loop:Training.run_epoch",), 2)
+JOINT = Phase("joint training", ("search.training.loop:Training.run_epoch",), 2)
+KEEPING = Phase(
+    "merged model save",
+    (
+        "ensemble.distill.distill:keep_merged",
+        "ensemble.fuse.fuse:keep_merged",
+        "ensemble.network.training:MergeTraining.clear",
+    ),
+    2,
+)
+PACKAGING = Phase(
+    "packaging",
+    ("ensemble.submission.submit:write_package", "ensemble.submission.submit:_check"),
+    2,
+)
+LEDGER = Phase("ledger", ("ensemble.submission.submit:_count",))
+
 SEARCH = (
     *(SPLITS, OPENING, TRAINING, EVALUATION, CHECKPOINT, CANDIDATE, TELLING, LEADERBOARD),
     *(REPORT_SCORING, RESULTS),
 )
+DISTILL = (VIEWS, STUDENT, KEEPING)
+FUSE = (JOINT, KEEPING)
+SUBMIT = (PACKAGING, LEDGER)
+MERGE = (VIEWS, STUDENT, JOINT, KEEPING, PACKAGING, LEDGER)
+
+EVERY = (*SEARCH, *MERGE)
+
+COMMANDS = {
+    ("search", "run"): SEARCH,
+    ("ensemble", "distill"): DISTILL,
+    ("ensemble", "fuse"): FUSE,
+    ("ensemble", "submit"): SUBMIT,
+}
+"""What each command comes to, by its program and its name."""

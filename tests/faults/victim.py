@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.phases import SEARCH, TELLING, Phase
+from tests.faults.phases import COMMANDS, TELLING, Phase
 from tests.faults.trace import TraceWriter
 
 STEP_PAUSE = 0.03
@@ -33,8 +33,21 @@ RENAME_PAUSE = 0.01
 LINE_PAUSE = 0.005
 """Seconds between the halves of what is appended to the journal while a trial is told."""
 
-PROGRAMS = {"search": "search.cli"}
-PHASES: dict[str, tuple[Phase, ...]] = {"search": SEARCH}
+PROGRAMS = {"search": "search.cli", "ensemble": "ensemble.cli"}
+
+HEAVY = (
+    *("search.run", "matplotlib.pyplot", "ensemble.distill.distill", "ensemble.fuse.fuse"),
+    *("ensemble.compare.compare", "ensemble.submission.submit"),
+)
+"""What the programs import when they are told what to do."""
+
+CONSTANTS = {
+    # A round of these few images shall be several batches.
+    "ensemble.distill.distill:EVALUATION_BATCH": 16,
+    # No phase that is struck, and most of a merge's time.
+    "ensemble.compare.speed:SECONDS_PER_MEASUREMENT": 0.001,
+}
+"""What is another number in a victim."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Order:
 def serve() -> None:
     """Forks a process for each order; tells `{"pid": ...}` at once and `{"status": ...}`, negative
     for a signal, at its end."""
-    for module in ("search.run", "matplotlib.pyplot", *PROGRAMS.values()):
+    for module in (*HEAVY, *PROGRAMS.values()):
         importlib.import_module(module)
     _tell({"ready": True})
     for line in sys.stdin:
@@ -88,8 +101,11 @@ def _live(order: Order) -> None:
         for new, number in ((nothing, 0), (output, 1), (output, 2)):
             os.dup2(new, number)
         print(f"== process {order.victim}: {' '.join(order.arguments)}", flush=True)
-        wrap_phases(TraceWriter(Path(order.trace), order.victim), PHASES[order.program])
+        phases = COMMANDS[order.program, order.arguments[0]]
+        wrap_phases(TraceWriter(Path(order.trace), order.victim), phases)
         status = importlib.import_module(PROGRAMS[order.program]).main(list(order.arguments))
+    except KeyboardInterrupt:
+        status = 130  # it came before or after the program's own care
     except BaseException:
         traceback.print_exc()
     finally:
@@ -108,15 +124,23 @@ def wrap_phases(trace: TraceWriter, phases: tuple[Phase, ...]) -> None:
     for place in TRAININGS:
         _wrap(place, training.traced_train)
     _wrap("search.training.loop:Training.run_epoch", training.traced_epoch)
-    _wrap("pathlib:Path.replace", _slow_rename)
+    _wrap("ensemble.distill.recordings:_Round.add", training.traced_answer)
+    for place, value in CONSTANTS.items():
+        owner, name = find(place)
+        setattr(owner, name, value)
+    for place in ("pathlib:Path.replace", "pathlib:Path.rename"):
+        _wrap(place, _slow_rename)
     _wrap(
         "optuna.storages.journal:JournalFileBackend.append_logs",
         functools.partial(_in_halves, trace),
     )
 
 
-TRAININGS = ("search.study.driving:train",)
-"""Where a training is begun: its folder is the second positional or the third argument."""
+TRAININGS = ("search.study.driving:train", "ensemble.network.training:train")
+"""Where a training is begun: its folder is the third argument."""
+
+VIEWS = "views"
+"""What the teachers' answers are called among the trainings: a round is an epoch."""
 
 
 def _wrap(place: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -144,7 +168,7 @@ def _traced(trace: TraceWriter, name: str, function: Callable[..., Any]) -> Call
 
 
 class _Steps:
-    """Tells of every training step, once the network has made it."""
+    """Tells of every training step, and of every batch that the teachers were asked about."""
 
     def __init__(self, trace: TraceWriter) -> None:
         self.trace = trace
@@ -176,10 +200,22 @@ class _Steps:
 
         return traced
 
+    def traced_answer(self, add: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(add)
+        def traced(round_: Any, number: int, *args: Any) -> None:
+            started = time.monotonic()
+            time.sleep(STEP_PAUSE)
+            add(round_, number, *args)
+            values = {"epoch": int(round_.margins_file.stem.split("_")[1]), "batch": number}
+            seconds = time.monotonic() - started
+            self.trace.write("step", training=VIEWS, seconds=seconds, **values)
+
+        return traced
+
 
 def _slow_rename(replace: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(replace)
-    def slow(path: Path, target: Path) -> Path:
+    def slow(path: Path, target: Any) -> Path:
         time.sleep(RENAME_PAUSE)
         result: Path = replace(path, target)
         return result
