@@ -43,7 +43,7 @@ from search.study.opening import (
 )
 from search.study.plan import SearchPlan, prepare
 from search.study.space import BASELINE, PRESET
-from search.study.storage import JOURNAL, drop_torn_line
+from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
 from search.training.candidate import Candidate, score_on_report
 from search.training.device import Runtime, default_workers, resolve_device
@@ -395,9 +395,12 @@ class _Reserve:
 
 def _clean(settings: SearchSettings, run: Path, console: Console) -> None:
     """Deletes what killed processes left half-written; only under the run's lock."""
-    for folder in (run, *(run / CANDIDATES).glob("*")):
+    for folder in (run, run / "plots", *(run / CANDIDATES).glob("*")):
         drop_unfinished_writes(folder)
-    if settings.storage is None and drop_torn_line(run):
+    if settings.storage is not None:
+        return
+    drop_stale_lock(run)
+    if drop_torn_line(run):
         _tell(
             console,
             f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was running "

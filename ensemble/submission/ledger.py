@@ -36,6 +36,11 @@ class Entry:
     forced: bool  # made although the rules of the ledger forbade it
     time_zone: str  # IANA name of the zone whose days were counted
 
+    def is_for(self, phase: str, model: str, prediction_sha256: str) -> bool:
+        """Whether it is of these predictions of a model in a phase."""
+        wanted = (phase, model, prediction_sha256)
+        return (self.phase, self.model, self.prediction_sha256) == wanted
+
 
 HEADER = tuple(field.name for field in fields(Entry))
 
@@ -157,6 +162,8 @@ class Ledger:
         """Keeps other processes from counting between this one's check and its entry."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            for unfinished in self.path.parent.glob(f".{self.path.name}.*.part"):
+                unfinished.unlink()  # of a process that was killed: this one holds the lock
             yield
 
     def add(self, entry: Entry) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ensemble.network.model import FusedNetwork, ModelSpec, load_model
 from ensemble.pool import judge_origin
 from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import LEDGER, Entry, Ledger
+from ensemble.submission.manifest import MANIFEST
 from ensemble.submission.package import Content, write_package
 from ensemble.submission.verify import verify
 from search.catalogue.backbones import Catalogue, load_backbones
@@ -33,6 +33,8 @@ from search.training.device import describe_device
 from search.training.network import Network
 
 SUBMISSION = "submission"
+_WAITING = f".{SUBMISSION}."
+"""Begins the hidden names of packages that are being made, or wait to take their place."""
 
 
 def run_submit(
@@ -43,7 +45,8 @@ def run_submit(
     """Scores the listed images, writes RUN/submission, verifies it and records it in the ledger.
 
     The folder is complete or not there. One that is there already is not lost: it becomes
-    submission-<time>.
+    submission-<time>. If a process is killed, the same command goes on; what it has counted is not
+    counted again.
 
     Args:
         settings: see there.
@@ -60,7 +63,9 @@ def run_submit(
     run = settings.run
     seed = load_settings(run).seed
     ledger = Ledger(run / LEDGER, settings.time_zone)
-    _check_quota(ledger, settings, clock())
+    begun = _finish_begun(run, ledger)
+    if begun is None:
+        _check_quota(ledger, settings, clock())
     choice = choose_model(run, settings.model)
     model, spec = load_model(choice.folder)
     catalogue = load_backbones(run / BACKBONES)
@@ -84,18 +89,18 @@ def run_submit(
         "unreadable_score": settings.broken_score if scored.broken else None,
     }
     content = Content(choice, model, spec, rules, prediction, seed)
-    with _temporary_folder(run) as folder:
+    with ledger.lock(), _temporary_folder(run) as folder:
         manifest = write_package(folder, settings, content)
         _check(folder)
-        with ledger.lock():
-            now = clock()
-            forced = _check_quota(ledger, settings, now)
-            sha256 = file_sha256(folder / PREDICTION)
-            twin = ledger.find(settings.phase, sha256)
-            # First the entry: a submission that nobody counted would be worse than a lost one.
-            ledger.add(Entry(settings.phase, now, choice.name, sha256, forced, ledger.zone.key))
-            kept = _make_room(run / SUBMISSION, now)
-            folder.rename(run / SUBMISSION)
+        now = clock()
+        sha256 = file_sha256(folder / PREDICTION)
+        if begun is not None and begun.is_for(settings.phase, choice.name, sha256):
+            _tell_begun(console, run / SUBMISSION, begun, ledger)
+            return run / SUBMISSION
+        forced = _check_quota(ledger, settings, now)
+        twin = ledger.find(settings.phase, sha256)
+        entry = Entry(settings.phase, now, choice.name, sha256, forced, ledger.zone.key)
+        kept = _count(folder, entry, ledger)
     if twin is not None:
         console.print(
             f"these predictions equal, byte for byte, those of {twin.model} that were submitted at "
@@ -176,9 +181,55 @@ def _check(folder: Path) -> None:
         raise UserError(f"the new submission must pass its own verification, but {told}")
 
 
+def _count(folder: Path, entry: Entry, ledger: Ledger) -> Path | None:
+    """Enters a whole package in the ledger, and lets it take its place; returns where the one
+    before it is now."""
+    run = folder.parent
+    # Its name says which entry is its own: killed amid this, the next command knows what to do.
+    waiting = run / f"{_WAITING}{_stamp(entry.time)}"
+    folder.rename(waiting)
+    # First the entry: a submission that nobody counted would be worse than a lost one.
+    ledger.add(entry)
+    return _place(waiting, entry)
+
+
+def _place(waiting: Path, entry: Entry) -> Path | None:
+    """Gives a package that is counted the submission's name; see `_make_room`."""
+    folder = waiting.with_name(SUBMISSION)
+    kept = _make_room(folder, entry.time)
+    waiting.rename(folder)
+    return kept
+
+
+def _finish_begun(run: Path, ledger: Ledger) -> Entry | None:
+    """Takes up what killed processes left: what is counted takes its place, else it is deleted.
+
+    Returns:
+        The entry of what took its place, which must not be counted again.
+    """
+    if not any(run.glob(f"{_WAITING}*")):
+        return None
+    begun: Entry | None = None
+    with ledger.lock():
+        counted = {_stamp(entry.time): entry for entry in ledger.entries}
+        for waiting in sorted(run.glob(f"{_WAITING}*")):
+            entry = counted.get(waiting.name.removeprefix(_WAITING))
+            if entry is None:
+                shutil.rmtree(waiting)
+            else:
+                _place(waiting, entry)
+                begun = entry
+    return begun
+
+
+def _stamp(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
+
+
 @contextmanager
 def _temporary_folder(run: Path) -> Iterator[Path]:
-    folder = run / f".{SUBMISSION}.{os.getpid()}.part"
+    """Only under the ledger's lock, by which leftovers are known as such."""
+    folder = run / f"{_WAITING}part"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -215,4 +266,15 @@ def _tell(
         f"{settings.phase} phase: {quota.made} of {quota.limit} submissions made today "
         f"({ledger.zone.key}), {left} left",
         highlight=False,
+    )
+
+
+def _tell_begun(console: Console, folder: Path, begun: Entry, ledger: Ledger) -> None:
+    console.print(
+        f"{folder} was verified and counted at "
+        f"{begun.time.astimezone(ledger.zone).isoformat(timespec='minutes')} by a process that "
+        "ended before it could say so: it is in its place now, and not counted again; manifest "
+        f"SHA-256 {file_sha256(folder / MANIFEST)}",
+        highlight=False,
+        soft_wrap=True,
     )

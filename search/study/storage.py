@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
@@ -71,6 +72,30 @@ def drop_torn_line(run: Path) -> bool:
     with path.open("rb+") as file:
         file.truncate(whole)
     return True
+
+
+def drop_stale_lock(run: Path) -> None:
+    """Deletes the lock on the journal that a killed process left: Optuna would wait half a minute
+    for it, and say nothing.
+
+    Only for the process that holds the run's lock. A dashboard locks the journal for moments: what
+    has not changed after a second is nobody's.
+    """
+    path = run / f"{JOURNAL}.lock"
+    found = _modified(path)
+    if found is None:
+        return
+    time.sleep(1.0)
+    if _modified(path) == found:
+        path.unlink(missing_ok=True)
+
+
+def _modified(path: Path) -> int | None:
+    """When a file was last written, in ns; None without a file."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -31,11 +31,11 @@ class DataSet:
         ]
 
 
-def make_data_set(folder: Path, train: int = 64, val: int = 48) -> DataSet:
-    """Noise images of 40 px; fakes carry a faint stripe pattern that a network can learn, but
-    not at once: trials differ, and some are pruned."""
+def make_data_set(folder: Path, train: int = 64, val: int = 48, contrast: int = 16) -> DataSet:
+    """Noise images of 40 px; fakes carry a stripe pattern of a contrast that a network can learn
+    at 16, but not at once: trials differ, and some are pruned."""
     generator = np.random.default_rng(0)
-    stripes = 16 * (np.arange(40) // 2 % 2)[None, :, None]
+    stripes = contrast * (np.arange(40) // 2 % 2)[None, :, None]
     for name, size in (("trainset", train), ("valset", val)):
         (folder / name).mkdir(parents=True)
         labels, groups = ["img_name,target"], ["img_name,group"]

@@ -664,6 +664,17 @@ def test_the_report_is_written_anew(finished_run: Path, tmp_path: Path) -> None:
     assert "onefold" in (run / "report.html").read_text()
 
 
+def test_what_killed_processes_left_half_written_is_deleted(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    for folder in (run, run / "plots", run / "candidates" / "0000"):
+        (folder / ".roc.png.123.part").write_bytes(b"half")
+    assert main(["report", "--out", str(run)]) == 0
+    assert list(run.rglob(".*.part")) == []
+
+
 def test_a_report_of_a_running_search_leaves_the_report_split_alone(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

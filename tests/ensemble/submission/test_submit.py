@@ -18,7 +18,7 @@ from ensemble.network.model import HeadSpec, ModelSpec, TeacherOrigin, build_mod
 from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import Ledger
 from ensemble.submission.manifest import find_changes
-from ensemble.submission.submit import run_submit
+from ensemble.submission.submit import _make_room, run_submit
 from search.data.batches import eval_loader
 from search.data.labels import read_list
 from search.errors import UserError
@@ -187,6 +187,73 @@ def test_an_earlier_submission_is_kept(settings: SubmitSettings) -> None:
     assert (settings.run / "submission-20250304T120000Z-2").is_dir()
     assert str(kept) in text
     assert not list(settings.run.glob(".submission*part"))
+
+
+def counted(run: Path) -> list[str]:
+    """Names of the candidates that the ledger counts."""
+    return [Path(entry.model).name for entry in Ledger(run / "ledger.csv").entries]
+
+
+class KilledError(BaseException):
+    """Like a kill, it leaves no time to tidy up."""
+
+
+@pytest.mark.parametrize(
+    ("place", "is_counted"), [("Ledger.add", False), ("_place", True), ("_make_room", True)]
+)
+def test_a_kill_around_the_ledger_is_gone_on_with_and_counted_once(
+    settings: SubmitSettings, monkeypatch: pytest.MonkeyPatch, place: str, is_counted: bool
+) -> None:
+    """Before the entry, after it, and when the earlier submission has made room."""
+    submit(replace(settings, model="0001"))
+    name = f"ensemble.submission.submit.{place}"
+    original = _make_room
+
+    def kill(*arguments: Any) -> None:
+        if place == "_make_room":
+            original(*arguments)
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name, kill)
+        with pytest.raises(KilledError):
+            submit(settings, NOON + timedelta(minutes=1))
+    assert counted(settings.run) == ["0001", "0000"][: 1 + is_counted]
+    # The day's second and last: refused, if it were counted again.
+    text = submit(settings, NOON + timedelta(minutes=2))
+    assert ("not counted again" in text) == is_counted
+    assert counted(settings.run) == ["0001", "0000"]
+    folders = sorted(path.name for path in settings.run.glob("*submission*"))
+    assert len(folders) == 2
+    assert folders[0] == "submission"
+    for folder in folders:
+        assert find_changes(settings.run / folder) == []
+    assert list(settings.run.glob(".submission.*")) == []
+
+
+def test_another_submission_after_a_kill_is_counted_for_itself(
+    settings: SubmitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ensemble.submission.submit._place", kill)
+        with pytest.raises(KilledError):
+            submit(settings)
+    submit(replace(settings, model="0001"), NOON + timedelta(minutes=1))
+    assert counted(settings.run) == ["0000", "0001"]
+    assert len(list(settings.run.glob("submission*"))) == 2
+
+
+def test_what_a_killed_process_left_half_written_goes(settings: SubmitSettings) -> None:
+    half = settings.run / ".submission.part"
+    half.mkdir()
+    (half / "manifest.json").write_text("{")
+    (settings.run / ".ledger.csv.123.part").write_text("phase,ti")
+    submit(settings)
+    assert list(settings.run.glob(".*.part")) == []
+    assert find_changes(settings.run / "submission") == []
 
 
 def test_the_same_predictions_twice_are_told(settings: SubmitSettings) -> None:

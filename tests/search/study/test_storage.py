@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileOpenLock
 
 from search.errors import UserError
-from search.study.storage import JOURNAL, drop_torn_line, open_storage
+from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line, open_storage
 
 
 def test_the_default_is_one_file_that_two_processes_share(tmp_path: Path) -> None:
@@ -68,3 +70,25 @@ def test_a_torn_last_line_costs_nothing_else(lost: int, tmp_path: Path) -> None:
 
 def test_a_run_without_a_journal_has_no_torn_line(tmp_path: Path) -> None:
     assert not drop_torn_line(tmp_path)
+
+
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_only_a_killed_processs_lock_is_dropped(
+    is_alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_locks(_: float) -> None:
+        if is_alive:
+            (lock,) = tmp_path.iterdir()
+            os.utime(lock, ns=(1, 1))
+
+    monkeypatch.setattr("search.study.storage.time.sleep", another_locks)
+    JournalFileOpenLock(str(tmp_path / JOURNAL)).acquire()
+    drop_stale_lock(tmp_path)
+    assert len(list(tmp_path.iterdir())) == is_alive
+
+
+def test_a_journal_that_nobody_locks_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.study.storage.time.sleep", pytest.fail)
+    drop_stale_lock(tmp_path)
