@@ -10,7 +10,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from search.report.leaderboard import LEADERBOARD
+from search.files import LEADERBOARD
 from search.study.driving import kept_candidates
 from search.study.space import PRESET
 from search.study.storage import open_storage
