@@ -183,8 +183,9 @@ class Harness:
         self.is_unbroken_there = True
         with Progress(console=self.console, disable=not self.console.is_terminal) as bar:
             task = bar.add_task("killing", total=self.settings.kills, completed=len(self.blows))
+            number = max((blow.run for blow in self.blows), default=0)
             while len(self.blows) < self.settings.kills:
-                number = max((blow.run for blow in self.blows), default=0) + 1
+                number += 1
                 new = self._kill_run(number)
                 self.blows += new
                 self._write_blows()
@@ -263,11 +264,8 @@ class Harness:
                 problems.append(Problem("broken", text))
                 break
             else:
-                blows.append(
-                    Blow(
-                        number, victim, target.phase.name, target.signal, status, round(seconds, 2)
-                    )
-                )
+                struck = (target.phase.name, target.signal)
+                blows.append(Blow(number, victim, *struck, status, round(seconds, 2)))
                 problems += _judge_end(target, status, seconds)
             problems += course.examine(gracefully=status in (0, 130))
             known = course.finished
@@ -280,9 +278,10 @@ class Harness:
             problems.append(Problem("lost", "the course comes to no end"))
         problems += course.examine_end()
         self._count_repeated(blows, trace)
-        if blows:
-            for problem in problems:
-                blows[-1].blame(problem)
+        for problem in problems:
+            if not blows:
+                raise RuntimeError(f"without a blow a course must end well: {problem.text}")
+            blows[-1].blame(problem)
         for phase, lengths in phase_lengths(trace.events).items():
             self.lengths.setdefault(phase, []).extend(lengths)
         if not any(blow.problems for blow in blows):
@@ -357,7 +356,9 @@ class Harness:
         """Steps that were done twice, held against what a blow may cost."""
         by_victim = {blow.victim: blow for blow in blows}
         for victim, seconds in repeated_steps(trace.events).items():
-            blow = by_victim[victim]
+            blow = by_victim.get(victim)
+            if blow is None:
+                raise RuntimeError(f"process {victim} was not struck, and its steps were repeated")
             blow.seconds_repeated = round(sum(seconds), 3)
             if blow.signal != "KILL":
                 text = f"{len(seconds)} steps were repeated after SIG{blow.signal}"
