@@ -23,7 +23,7 @@ from ensemble.distill.recordings import (
 from ensemble.distill.student import DistillationLoss, Student
 from ensemble.network.model import keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
 from search.files import MERGED
