@@ -28,7 +28,7 @@ from search.errors import UserError, loading, run_app
 from search.settings import AtLeastZero
 
 if TYPE_CHECKING:
-    from ensemble.pool import Pool
+    from ensemble.pool.pool import Pool
     from search.interruption import Interruption
 
 app = App(
@@ -64,7 +64,7 @@ class _Merging:
         Args:
             after_stop: how to go on if it is stopped after that.
         """
-        from ensemble.pool import open_pool
+        from ensemble.pool.pool import open_pool
 
         settings = self.settings
         pool = open_pool(

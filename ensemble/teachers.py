@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ensemble.network.model import TeacherOrigin, load_model, load_spec
-from ensemble.pool import Pool, judge_origin, judge_recipe
+from ensemble.pool.eligibility import judge_origin, judge_recipe
+from ensemble.pool.pool import Pool
 from search.errors import UserError
 from search.files import MERGED, file_sha256
 from search.training.candidate import WEIGHTS, Candidate

@@ -17,7 +17,7 @@ from ensemble.compare.display import draw_comparison, print_comparison, recommen
 from ensemble.compare.speed import BATCH_SIZES, measure_speed
 from ensemble.network.evidence import find_breaches, record_networks
 from ensemble.network.model import load_model, merged_models
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from ensemble.teachers import choose_teachers
 from search.catalogue.rules import count_parameters
 from search.errors import UserError

@@ -13,17 +13,12 @@ from torch import nn
 
 from ensemble.distill.outputs import Teacher
 from ensemble.distill.plan import DistillPlan, plan_distillation
-from ensemble.distill.recordings import (
-    RecordedViews,
-    ViewManifest,
-    other_views,
-    record_views,
-    view_loader,
-)
+from ensemble.distill.recordings import RecordedViews, other_views, record_views
 from ensemble.distill.student import DistillationLoss, Student
+from ensemble.distill.views import ViewManifest, view_loader
 from ensemble.network.model import keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from ensemble.settings import DistillSettings
 from search.data.batches import Loader
 from search.files import MERGED

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from ensemble.distill.student import LossWeights
 from ensemble.network.model import ModelSpec
-from ensemble.pool import Pool, judge_recipe
+from ensemble.pool.eligibility import judge_recipe
+from ensemble.pool.pool import Pool
 from ensemble.settings import DistillSettings
 from ensemble.teachers import TeacherPlan, plan_teachers
 from search.catalogue.rules import Verdict, judge

@@ -1,18 +1,12 @@
-"""The views of each image that a patient student sees (arXiv:2106.05237), fixed beforehand.
-
-A view is made from its seed alone, so teacher and student see the same pixels, whenever they look;
-what the teacher says of each is computed once and kept on disk.
-"""
+"""What teachers say of each view of each image, computed once and kept on disk."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import version
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,17 +17,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ensemble.distill.outputs import Teacher, TeacherOutputs
+from ensemble.distill.views import ViewManifest, compared, round_loader
 from ensemble.network.training import Leftover
-from ensemble.teachers import TeacherEntry
-from search.data.augment import train_transform
 from search.data.batches import (
-    SMALLEST_TRAINING_BATCH,
     Batch,
-    BatchPlan,
-    Loader,
-    balanced,
-    shuffled,
-    view_seeds,
 )
 from search.data.images import BrokenImage, read_image
 from search.data.quarantine import Quarantine
@@ -138,13 +125,18 @@ def record_views(
         _check_finite(outputs, manifest)
         return outputs
 
+    loader_of = partial(
+        round_loader,
+        *(table, manifest),
+        batch_size=batch_size,
+        runtime=runtime,
+        quarantine=quarantine,
+    )
     missing = [r for r in range(manifest.views) if not _round_file(folder, MARGINS, r).exists()]
     batches = -(-len(table) // batch_size)
     if missing:
         _check_space(folder, manifest, asked().feature_size, len(missing))
-        loader = round_loader(
-            table, manifest, batch_size=batch_size, runtime=runtime, quarantine=quarantine
-        )
+        loader = loader_of()
         for round_ in missing:
             loader.set_epoch(round_)
             record = _Round(folder, round_, manifest, asked().feature_size, batch_size)
@@ -163,12 +155,7 @@ def record_views(
     for round_ in range(manifest.views):
         rows = _mended(folder, round_, table, quarantine)
         if len(rows):
-            loader = round_loader(
-                *(table, manifest, rows),
-                batch_size=batch_size,
-                runtime=runtime,
-                quarantine=quarantine,
-            )
+            loader = loader_of(rows)
             loader.set_epoch(round_)
             said = []
             for batch in loader:
@@ -314,7 +301,7 @@ def other_views(folder: Path, manifest: ViewManifest) -> Leftover | None:
     if found is None:
         what = f"recorded views whose {MANIFEST} cannot be read"
         return Leftover(folder, what, manifest.compared(), None)
-    leftover = Leftover(folder, "recorded views", manifest.compared(), _compared(found))
+    leftover = Leftover(folder, "recorded views", manifest.compared(), compared(found))
     return leftover if leftover.changed else None
 
 
@@ -374,126 +361,3 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     known = isinstance(content, dict) and isinstance(content.get("versions"), dict)
     return content if known else None
-
-
-def _compared(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree of a saved manifest: of a version the first two numbers."""
-    content = {name: value for name, value in manifest.items() if name != "versions"}
-    versions = {name: ".".join(v.split(".")[:2]) for name, v in manifest["versions"].items()}
-    return content | versions
-
-
-@dataclass(frozen=True)
-class ViewManifest:
-    """All that a teacher's recorded outputs depend on, and how many rounds of views are asked for.
-
-    A round's views depend on its number alone: more rounds need only the missing ones.
-    """
-
-    teachers: tuple[TeacherEntry, ...]
-    split_fingerprint: str
-    images: int
-    views: int
-    seed: int
-    augmentation: str
-    augmentation_strength: float
-    image_size: int
-    with_features: bool  # else margins only
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, with the versions of the libraries that make views, but without `views`."""
-        libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
-        content = asdict(self) | {"versions": {name: version(name) for name in libraries}}
-        del content["views"]
-        plain: dict[str, Any] = json.loads(json.dumps(content))
-        return plain
-
-    def compared(self) -> dict[str, Any]:
-        """What must agree with recorded outputs for them to be used."""
-        return _compared(self.to_json())
-
-    def seeds(self) -> NDArray[np.int64]:
-        """View seeds (views, images): those of the first epochs of `train_loader`."""
-        rows = np.arange(self.images)
-        return np.stack(
-            [
-                view_seeds(self.seed, round_, rows, np.zeros_like(rows))
-                for round_ in range(self.views)
-            ]
-        )
-
-
-def view_loader(
-    table: pd.DataFrame,
-    manifest: ViewManifest,
-    *,
-    batch_size: int,
-    seed: int,
-    balance: bool = False,
-    workers: int = 0,
-    quarantine: Quarantine | None = None,
-    pin_memory: bool = False,
-) -> Loader:
-    """Batches of recorded views in the order of `train_loader`: epoch e shows view e mod V of each
-    image; an image that a balanced epoch repeats comes in its next views.
-
-    Args:
-        table, batch_size, seed, balance, workers, quarantine, pin_memory: see `train_loader`.
-        manifest: of the recorded views.
-    """
-    seeds, targets = manifest.seeds(), table["target"].to_numpy()
-
-    def draw(epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order = balanced(targets, seed, epoch) if balance else shuffled(len(table), seed, epoch)
-        repeats = pd.Series(order).groupby(order).cumcount().to_numpy()
-        return order, seeds[(epoch + repeats) % manifest.views, order]
-
-    plan = BatchPlan(
-        draw,
-        len(table),
-        batch_size=batch_size,
-        smallest_batch=SMALLEST_TRAINING_BATCH,
-        drop_last=True,
-    )
-    return Loader(
-        table,
-        _transform(manifest),
-        plan,
-        workers=workers,
-        quarantine=quarantine,
-        pin_memory=pin_memory,
-    )
-
-
-def round_loader(
-    table: pd.DataFrame,
-    manifest: ViewManifest,
-    rows: NDArray[np.int64] | None = None,
-    *,
-    batch_size: int,
-    runtime: Runtime,
-    quarantine: Quarantine | None = None,
-) -> Loader:
-    """Images in the table's order, all or those of some rows; epoch r shows view r of each."""
-    seeds = manifest.seeds()
-    shown = np.arange(len(table)) if rows is None else rows
-    plan = BatchPlan(
-        lambda round_: (shown, seeds[round_, shown]),
-        len(shown),
-        batch_size=batch_size,
-        smallest_batch=1,
-        drop_last=False,
-    )
-    return Loader(
-        table,
-        _transform(manifest),
-        plan,
-        workers=runtime.workers,
-        quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
-    )
-
-
-def _transform(manifest: ViewManifest) -> Any:
-    strength = manifest.augmentation_strength
-    return train_transform(manifest.augmentation, strength, manifest.image_size)

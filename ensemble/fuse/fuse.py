@@ -25,7 +25,7 @@ from ensemble.network.model import (
     summarise,
 )
 from ensemble.network.training import settle
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from search.catalogue.timm_models import build_on_meta
 from search.files import file_sha256
 from search.interruption import Interruption

@@ -12,7 +12,7 @@ from torch import nn
 
 from ensemble.network.model import FusedNetwork
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from search.files import write_json_atomically
 from search.interruption import Interruption
 from search.training.candidate import (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ensemble.pool import FEWEST
+from ensemble.pool.eligibility import FEWEST
 from ensemble.teachers import quality
 from search.errors import UserError
 

@@ -31,8 +31,8 @@ LARGEST_NUMBER = 4096
 to build."""
 
 LARGEST_IMAGE_SIZE = 1024
-"""In pixels: what no network for this task needs, and memory for one image still allows. The
-largest of timm's pretrained networks are at 1,024 (timm 1.0.31)."""
+"""In pixels: the largest of timm's pretrained networks are at it (timm 1.0.31), and one image of it
+fits into memory."""
 
 MOST_ARGUMENTS = 256
 """Of one trunk, with the items of lists and mappings inside them."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from ensemble.network.admission import BUDGET
 from ensemble.network.model import ModelSpec, TeacherOrigin
-from ensemble.pool import ALLOWED, FROM_SCRATCH
+from ensemble.pool.eligibility import ALLOWED, FROM_SCRATCH
 from search.catalogue.provenance import IMAGENET_1K, provenance
 from search.catalogue.rules import Counts, count_parameters, counter, over_budget
 from search.training.candidate import WEIGHTS

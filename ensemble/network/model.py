@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ensemble.network.admission import admit, check_count
 from ensemble.network.heads import Head, HeadKind, build_head, head_cost, head_overhead
-from ensemble.pool import Pool, judge_recipe
+from ensemble.pool.eligibility import judge_recipe
+from ensemble.pool.pool import Pool
 from search.catalogue.rules import Counts, count_parameters, counter, over_budget
 from search.errors import UserError
 from search.files import (

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from ensemble.network.model import OLD, finish_all_replacing
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from search.errors import UserError
 from search.files import MERGED
 from search.interruption import Interruption

@@ -11,7 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from ensemble.network.model import ModelSpec, keep_merged, summarise
-from ensemble.pool import FEWEST, Pool
+from ensemble.pool.eligibility import FEWEST
+from ensemble.pool.pool import Pool
 from ensemble.soup.averaging import add_states, divide_state, refresh_batch_norm
 from search.data.augment import eval_transform
 from search.data.batches import train_loader

@@ -17,7 +17,7 @@ from ensemble.deploy.prediction_file import PREDICTION, examples
 from ensemble.deploy.scoring import Scored, open_runtime, score_images
 from ensemble.network.evidence import describe_rules
 from ensemble.network.model import FusedNetwork, ModelSpec, load_model
-from ensemble.pool import judge_origin
+from ensemble.pool.eligibility import judge_origin
 from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import LEDGER, Entry, Ledger
 from ensemble.submission.manifest import MANIFEST

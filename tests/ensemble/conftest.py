@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ensemble.pool import Pool, open_pool
+from ensemble.pool.pool import Pool, open_pool
 from search.catalogue.backbones import load_backbones
 from search.catalogue.rules import count_parameters
 from search.data.batches import eval_loader

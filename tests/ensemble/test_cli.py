@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 
 from ensemble.cli import LOCK, main
-from ensemble.pool import open_pool
+from ensemble.pool.pool import open_pool
 
 COMMANDS = ("distill", "fuse", "soup", "compare", "submit", "predict", "verify")
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from ensemble.teachers import choose_teachers, greedy_ensemble, quality
 from search.errors import UserError
 from search.training.metrics import roc_auc

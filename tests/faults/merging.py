@@ -11,12 +11,13 @@ from typing import Any
 from ensemble.deploy.prediction_file import PREDICTION
 from ensemble.distill.distill import DISTILLED, VIEWS
 from ensemble.fuse.joint import FUSED
-from ensemble.network.model import MERGED, NEW, OLD, load_model
+from ensemble.network.model import NEW, OLD, load_model
 from ensemble.submission.ledger import LEDGER as LEDGER_FILE
 from ensemble.submission.ledger import Ledger
 from ensemble.submission.submit import SUBMISSION
 from ensemble.submission.verify import verify
 from search.errors import UserError
+from search.files import MERGED
 from search.training.candidate import METRICS, WEIGHTS, Candidate
 from tests.e2e.conftest import DataSet
 from tests.faults import phases

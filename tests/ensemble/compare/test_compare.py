@@ -16,7 +16,7 @@ from ensemble.compare.compare import COLUMNS, Contestant, compare, gather, run_c
 from ensemble.compare.recommended import choose_model
 from ensemble.compare.speed import measure_speed
 from ensemble.fuse.fuse import run_fuse
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from ensemble.soup.soup import run_soup
 from search.errors import UserError
 from search.training.metrics import delong_test, measure, roc_auc

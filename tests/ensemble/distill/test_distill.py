@@ -24,7 +24,7 @@ from ensemble.distill.plan import plan_distillation
 from ensemble.distill.recordings import RecordedViews
 from ensemble.fuse.fuse import run_fuse
 from ensemble.network.model import finish_all_replacing, load_model, merged_models
-from ensemble.pool import Pool, open_pool
+from ensemble.pool.pool import Pool, open_pool
 from ensemble.settings import DATA_EPOCHS, DEMO_EPOCHS, DistillSettings
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption

@@ -12,19 +12,18 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from ensemble.distill import recordings
+from ensemble.distill import views
 from ensemble.distill.outputs import Teacher, TeacherOutputs, ensemble_margin
 from ensemble.distill.recordings import (
     MANIFEST,
     RecordedViews,
-    TeacherEntry,
-    ViewManifest,
     other_views,
     record_views,
-    view_loader,
 )
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
+from ensemble.distill.views import ViewManifest, view_loader
 from ensemble.network.training import settle
+from ensemble.teachers import TeacherEntry
 from search.data.augment import train_transform
 from search.data.batches import Batch, Loader, read_image, train_loader, view, view_seed
 from search.data.quarantine import Quarantine
@@ -419,7 +418,7 @@ def test_a_librarys_patch_keeps_recorded_views(
 ) -> None:
     before = {"torch": "2.15.0", "timm": "1.0.31"}
     versions = dict(before)
-    monkeypatch.setattr(recordings, "version", lambda name: versions.get(name, "1.2.3"))
+    monkeypatch.setattr(views, "version", lambda name: versions.get(name, "1.2.3"))
     recorder()
     versions |= installed
     leftover = other_views(recorder.folder, MANIFEST_OF_TEST)

@@ -20,7 +20,7 @@ from ensemble.fuse.fuse import find_members, run_fuse
 from ensemble.fuse.joint import JointTraining, joint_recipe
 from ensemble.network.heads import HeadKind
 from ensemble.network.model import FusedNetwork, HeadSpec, load_model, merged_folder, merged_models
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ensemble.fuse.head_fit import LEARNING_RATES, TrunkOutputs, fit_head, trunk_outputs
 from ensemble.network.heads import HeadKind, MeanHead, MlpHead, WeightsHead
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from search.data.batches import eval_loader
 
 

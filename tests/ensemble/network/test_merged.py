@@ -26,7 +26,7 @@ from ensemble.network.model import (
     merged_models,
     summarise,
 )
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
 from search.interruption import Interrupted

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from ensemble.soup.averaging import add_states, divide_state, refresh_batch_norm
 from search.training.network import build_network
 from search.training.recipe import Recipe

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from ensemble.network.model import load_model, merged_folder
-from ensemble.pool import Pool
+from ensemble.pool.pool import Pool
 from ensemble.soup import soup
 from ensemble.soup.soup import check_compatible, find_group, run_soup, start_of
 from search.errors import UserError

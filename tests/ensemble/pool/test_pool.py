@@ -10,18 +10,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ensemble.pool import Pool, align_scores, open_pool
+from ensemble.pool.pool import Pool, open_pool
 from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted
 from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
-
-SPLIT = pd.DataFrame({"img_name": ["a", "b", "c"], "target": [0, 1, 1]})
-
-
-def scores(names: str, targets: list[int], values: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"img_name": list(names), "target": targets, "y_pred": values})
 
 
 def edit_metrics(candidate: Path, **changes: Any) -> None:
@@ -40,90 +34,6 @@ def taint(run: Path, name: str = "0000") -> None:
     """Makes a candidate one that started from weights outside the rule."""
     edit_recipe(run / "candidates" / name, "test_resnet.r160_in1k", "resnet50.fb_swsl_ig1b_ft_in1k")
     edit_recipe(run / "candidates" / name, "weights: none", "weights: hub")
-
-
-# --- alignment
-
-
-def test_rows_in_any_order_are_aligned_by_name() -> None:
-    aligned = align_scores(
-        {"x": scores("cab", [1, 0, 1], [0.3, 0.1, 0.2]), "y": scores("abc", [0, 1, 1], [4, 5, 6])},
-        SPLIT,
-    )
-    assert aligned["img_name"].tolist() == ["a", "b", "c"]
-    assert aligned["x"].tolist() == [0.1, 0.2, 0.3]
-    assert aligned["y"].tolist() == [4, 5, 6]
-
-
-def test_broken_images_are_in_no_column() -> None:
-    whole, part = scores("abc", [0, 1, 1], [1, 2, 3]), scores("ac", [0, 1], [4, 5])
-    aligned = align_scores({"x": whole, "y": part}, SPLIT, left_out={"b"})
-    assert aligned[["x", "y"]].to_numpy().tolist() == [[1, 4], [3, 5]]
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (scores("ab", [0, 1], [1, 2]), "0 images more and 1 fewer, for example c"),
-        (scores("abcd", [0, 1, 1, 1], [1, 2, 3, 4]), "1 images more and 0 fewer, for example d"),
-        (scores("abd", [0, 1, 1], [1, 2, 3]), "1 images more and 1 fewer"),
-        (scores("abca", [0, 1, 1, 0], [1, 2, 3, 4]), "1 images twice, for example a"),
-        (scores("abc", [0, 0, 1], [1, 2, 3]), "1 other targets, for example of b"),
-    ],
-)
-def test_scores_of_another_split_are_refused(table: pd.DataFrame, message: str) -> None:
-    with pytest.raises(UserError, match=f"candidate 0007 has {message}"):
-        align_scores({"0001": scores("abc", [0, 1, 1], [1, 2, 3]), "0007": table}, SPLIT)
-
-
-HUNDRED = pd.DataFrame({"img_name": [f"{i:02}" for i in range(100)], "target": [0, 1] * 50})
-
-
-def scored(*lacking: int, split: pd.DataFrame = HUNDRED) -> pd.DataFrame:
-    """A score of every image of the split but some: its row."""
-    rows = split.drop(index=list(lacking))
-    return rows.assign(y_pred=rows.index.to_numpy() / len(split))
-
-
-def test_an_image_that_was_broken_for_a_while_is_left_out_for_all() -> None:
-    lines: list[str] = []
-    tables = {"0001": scored(), "0002": scored(7, 9), "0003": scored(7, 3), "0004": scored()}
-    aligned = align_scores(tables, HUNDRED, {"05"}, limit_fraction=0.05, tell=lines.append)
-    shared = [row for row in range(100) if row not in (3, 5, 7, 9)]
-    assert aligned["img_name"].tolist() == [f"{row:02}" for row in shared]
-    for name in tables:
-        assert aligned[name].tolist() == [row / 100 for row in shared]
-    assert lines == [
-        "3 of 100 images have no score by 0002, 0003, for example 03: left out for all, since they "
-        "could not be read when it was scored"
-    ]
-
-
-def test_nothing_is_told_where_nothing_is_left_out() -> None:
-    tables = {"0001": scored(), "0002": scored()}
-    lines: list[str] = []
-    assert len(align_scores(tables, HUNDRED, limit_fraction=0.05, tell=lines.append)) == 100
-    assert not lines
-
-
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ([scored(), scored(*range(6))], "candidate 1 has 0 images more and 6 fewer"),
-        ([scored(1, 2, 3), scored(4, 5, 6)], "at most 5% .* 6 of 100 images have no score by 0, 1"),
-        ([scored(), scored(4).replace("07", "x")], "candidate 1 has 1 images more and 2 fewer"),
-        (
-            [scored(), scored(4).assign(target=lambda t: 1 - t["target"])],
-            "candidate 1 has 99 other targets",
-        ),
-    ],
-)
-def test_more_than_a_few_lacking_images_are_another_split(
-    tables: list[pd.DataFrame], message: str
-) -> None:
-    named = {str(number): table for number, table in enumerate(tables)}
-    with pytest.raises(UserError, match=message):
-        align_scores(named, HUNDRED, limit_fraction=0.05)
 
 
 # --- opening

@@ -1,0 +1,1 @@
+"""The candidates that may be merged, and their scores."""
