@@ -4,17 +4,28 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from rich.console import Console
 from torch import nn
 
 import search.catalogue.rules
 from search.catalogue.backbones import Backbone, load_backbones
-from search.catalogue.rules import Counts, Verdict, count_parameters, counter, judge, over_budget
+from search.catalogue.rules import (
+    Counts,
+    Verdict,
+    backbones_table,
+    count_parameters,
+    counter,
+    judge,
+    over_budget,
+)
 from search.catalogue.timm_models import build_on_meta
+from search.errors import UserError
 
 CATALOGUE = load_backbones()
 BUDGET = CATALOGUE.budget
@@ -302,3 +313,42 @@ def test_thop_is_imported_late_and_without_a_word(tmp_path: Path) -> None:
         check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def printed(budget: int, pool: str | None, weights: str) -> str:
+    console = Console(file=StringIO(), width=240)
+    console.print(backbones_table(replace(CATALOGUE, budget=budget), pool, weights))
+    file = console.file
+    assert isinstance(file, StringIO)
+    return file.getvalue()
+
+
+def test_every_backbone_has_a_row_with_its_verdict() -> None:
+    text = printed(310_000, "demo", "hub")
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith(" test_")}
+    assert list(rows) == [backbone.name for backbone in CATALOGUE.pool("demo")]
+    assert "0.30M" in rows["test_vit.r160_in1k"]
+    sizes = CATALOGUE.get("test_vit.r160_in1k").image_sizes
+    assert f" {', '.join(map(str, sizes))} " in rows["test_vit.r160_in1k"]
+    assert "ImageNet-1K" in rows["test_vit.r160_in1k"]
+    assert "yes" in rows["test_vit.r160_in1k"]
+    assert "no: params_thop 0.4M is over the budget of 0.3M" in rows["test_resnet.r160_in1k"]
+    assert "At most 0.3M parameters; pretrained on ImageNet-1K alone" in text
+
+
+def test_all_pools_without_one_named() -> None:
+    few = replace(CATALOGUE, backbones=CATALOGUE.backbones[:2] + CATALOGUE.pool("small")[:1])
+    table = backbones_table(few, None, "none")
+    assert table.row_count == 3
+
+
+@pytest.mark.parametrize(
+    ("pool", "weights", "message"),
+    [
+        ("smal", "hub", "did you mean 'small'"),
+        ("demo", "hubs", "--weights must be one of hub, file, none, found 'hubs'; did you mean"),
+    ],
+)
+def test_wrong_questions(pool: str, weights: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        backbones_table(CATALOGUE, pool, weights)

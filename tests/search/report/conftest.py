@@ -65,6 +65,7 @@ class HandMadeRun:
             "pretraining": "ImageNet-1K",
             "params_thop": 371_000,
             "params_exact": 371_778,
+            "train_seconds": 75.0,
             "augmentation": "light:0.30",
         }
         if quality is not None:

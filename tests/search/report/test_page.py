@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from itertools import takewhile
@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 import search.report.figure
@@ -31,11 +28,10 @@ from search.report.page import (
     summarise,
     write_report,
 )
-from search.report.plots import TRIALS_NEEDED, parameter_importance
 from search.report.recorded import MISSING
 from search.report.terminal import Problems
 from search.training.candidate import Candidate
-from search.training.metrics import measure
+from tests.search.report.conftest import HandMadeRun
 
 HOSTILE = "<script>alert('a & b')</script>"
 FACTS = {
@@ -86,50 +82,6 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
-def write_candidate(run: Path, name: str, quality: float, report: bool) -> dict[str, float | int]:
-    generator = np.random.default_rng(int(name))
-    target = np.repeat([0, 1], 60)
-    y_pred = 1 / (1 + np.exp(-generator.normal(quality * target)))
-    figures = measure(y_pred, target).to_dict()
-    folder = run / "candidates" / name
-    folder.mkdir(parents=True)
-    pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.5], "select_auc": [0.6, 0.7]}).to_csv(
-        folder / "history.csv", index=False
-    )
-    pd.DataFrame({"img_name": "a.jpg", "target": target, "y_pred": y_pred}).to_csv(
-        folder / "scores.csv", index=False
-    )
-    content = {**figures, "report": measure(y_pred**2, target).to_dict()} if report else figures
-    (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
-    return figures
-
-
-def add(study: optuna.Study, run: Path, state: str, quality: float = 0, **attributes: Any) -> None:
-    """Adds a trial of the state, with a candidate if it has a quality."""
-    name = f"{len(study.trials):04d}" if quality else ""
-    row: dict[str, Any] = {
-        "backbone": "test_vit.r160_in1k",
-        "pretraining": "ImageNet-1K",
-        "params_thop": 371_000,
-        "params_exact": 371_778,
-        "train_seconds": 75.0,
-    }
-    if quality:
-        row |= write_candidate(run, name, quality, state == "complete")
-    states = {
-        "complete": TrialState.COMPLETE,
-        "failed": TrialState.FAIL,
-        "paused": TrialState.WAITING,
-    }
-    study.add_trial(
-        create_trial(
-            state=states.get(state, TrialState.PRUNED),
-            value=row.get("auc") if state in ("complete", "pruned") else None,
-            user_attrs={"state": state, "row": row, "reason": "", **attributes},
-        )
-    )
-
-
 @pytest.fixture(autouse=True, scope="module")
 def coarse() -> Iterator[None]:
     """Small figures, which are drawn fast."""
@@ -139,15 +91,8 @@ def coarse() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    run = tmp_path / "night-1"
-    run.mkdir()
-    return run
-
-
-@pytest.fixture
-def study() -> optuna.Study:
-    return optuna.create_study(direction="maximize")
+def run(make_run: Callable[[str], HandMadeRun]) -> HandMadeRun:
+    return make_run("night-1")
 
 
 @dataclass(frozen=True)
@@ -155,30 +100,30 @@ class Written:
     """A run with one trial of each kind, the second the baseline, and its report."""
 
     run: Path
-    study: optuna.Study
     paths: list[Path]
     page: Page
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    run = tmp_path_factory.mktemp("mixed")
-    study = optuna.create_study(direction="maximize")
-    add(study, run, "complete", 1.5)
-    add(study, run, "complete", 0.5, preset="baseline")
-    add(study, run, "pruned", 1.0)
-    add(study, run, "failed", reason=f"the loss must be finite {HOSTILE}")
-    add(study, run, "rejected", reason="pretraining must be ImageNet-1K alone, found ImageNet-12K")
-    paths = report(study, run)
-    return Written(run, study, paths, Page(paths[0]))
+    run = HandMadeRun(tmp_path_factory.mktemp("page") / "mixed")
+    run.add("complete", 1.5)
+    run.add("complete", 0.5, preset="baseline")
+    run.add("pruned", 1.0)
+    run.add("failed", reason=f"the loss must be finite {HOSTILE}")
+    run.add("rejected", reason="pretraining must be ImageNet-1K alone, found ImageNet-12K")
+    paths = report(run)
+    return Written(run.folder, paths, Page(paths[0]))
 
 
-def report(study: optuna.Study, run: Path, facts: dict[str, str] | None = None) -> list[Path]:
+def report(run: HandMadeRun, facts: dict[str, str] | None = None) -> list[Path]:
     """Writes the report of a run in which nothing is wrong."""
     stream = io.StringIO()
-    problems = Problems(run, Console(file=stream))
-    leaderboard = rows_from_study(study, run, problems.tell)
-    paths = write_report(run, study, leaderboard, FACTS if facts is None else facts, problems)
+    problems = Problems(run.folder, Console(file=stream))
+    leaderboard = rows_from_study(run.study, run.folder, problems.tell)
+    paths = write_report(
+        run.folder, run.study, leaderboard, FACTS if facts is None else facts, problems
+    )
     assert stream.getvalue() == ""
     return paths
 
@@ -245,21 +190,21 @@ def test_facts_are_shown_and_notes_stand_out(mixed: Written) -> None:
     assert "dd { margin: 0; white-space: pre-line; }" in source
 
 
-def test_a_baseline_below_the_top_is_shown_too(study: optuna.Study, run: Path) -> None:
-    add(study, run, "complete", 0.1, preset="baseline")
+def test_a_baseline_below_the_top_is_shown_too(run: HandMadeRun) -> None:
+    run.add("complete", 0.1, preset="baseline")
     for quality in np.linspace(2, 4, 12):
-        add(study, run, "complete", quality)
-    report(study, run)
-    rows = Page(run / "report.html").table("rank", "backbone")
+        run.add("complete", quality)
+    report(run)
+    rows = Page(run.folder / "report.html").table("rank", "backbone")
     assert [row["rank"] for row in rows] == [*map(str, range(1, 11)), "13"]
 
 
 @pytest.mark.parametrize("is_stale", [False, True])
 def test_merged_models_are_shown_if_they_are_those_of_the_run(
-    is_stale: bool, study: optuna.Study, run: Path
+    is_stale: bool, run: HandMadeRun
 ) -> None:
-    add(study, run, "complete", 0.9)
-    auc = Candidate(run / "candidates" / "0000").metrics["auc"]
+    run.add("complete", 0.9)
+    auc = Candidate(run.folder / "candidates" / "0000").metrics["auc"]
     row = {"auc": 0.91, "auc_low": 0.9, "auc_high": 0.92, "params_exact": 2e6, "difference": 0.02}
     row |= {"images_per_second_32": 40.0}
     comparison = pd.DataFrame(
@@ -275,98 +220,100 @@ def test_merged_models_are_shown_if_they_are_those_of_the_run(
             },
         ]
     )
-    comparison.to_csv(run / "comparison.csv", index=False)
-    page = report(study, run)[0].read_text("utf-8")
+    comparison.to_csv(run.folder / "comparison.csv", index=False)
+    page = report(run)[0].read_text("utf-8")
     assert ("<h2>Merged models</h2>" in page) is not is_stale
     assert ("highest &lt;AUC&gt;" in page) is not is_stale
 
 
 @pytest.mark.parametrize("states", [(), ("failed", "rejected"), ("pruned",)], ids=str)
 def test_a_run_without_a_complete_trial_has_a_report(
-    study: optuna.Study, run: Path, states: tuple[str, ...]
+    run: HandMadeRun, states: tuple[str, ...]
 ) -> None:
     for state in states:
-        add(study, run, state, quality=1.0 if state == "pruned" else 0)
-    paths = report(study, run, facts={"seed": "0"})
+        run.add(state, quality=1.0 if state == "pruned" else 0)
+    paths = report(run, facts={"seed": "0"})
     assert all(path.stat().st_size for path in paths)
     assert '<p class="highlight">' not in paths[0].read_text(encoding="utf-8")
-    page = Page(run / "report.html")
+    page = Page(run.folder / "report.html")
     assert "No trial is complete yet." in page.text
     assert ("All trials" in page.text) == bool(states)
 
 
-def test_a_candidate_that_was_deleted_is_left_out_of_the_curves(
-    study: optuna.Study, run: Path
-) -> None:
-    add(study, run, "complete", 1.5)
-    shutil.rmtree(run / "candidates" / "0000")
-    report(study, run)
-    (row,) = Page(run / "report.html").table("rank", "backbone")
+def test_a_candidate_that_was_deleted_is_left_out_of_the_curves(run: HandMadeRun) -> None:
+    run.add("complete", 1.5)
+    shutil.rmtree(run.folder / "candidates" / "0000")
+    report(run)
+    (row,) = Page(run.folder / "report.html").table("rank", "backbone")
     assert row["candidate"] == MISSING
     assert row["AUC on report [95%]"] == MISSING
 
 
-def test_a_paused_trial_tells_why_and_what_it_has_reached(study: optuna.Study, run: Path) -> None:
-    add(study, run, "complete", 1.5)
-    add(study, run, "paused", 1.0, reason="the time limit was reached")
-    report(study, run)
-    page = Page(run / "report.html")
+def test_a_paused_trial_tells_why_and_what_it_has_reached(run: HandMadeRun) -> None:
+    run.add("complete", 1.5)
+    run.add("paused", 1.0, reason="the time limit was reached")
+    report(run)
+    page = Page(run.folder / "report.html")
     (row,) = page.table("trial", "state")
     assert (row["trial"], row["state"]) == ("0001", "paused")
     assert row["reason"] == "the time limit was reached"
     auc = page.table("trial", "rank")[1]["auc"]
-    assert auc == f"{study.trials[1].user_attrs['row']['auc']:.4f}"
+    assert auc == f"{run.study.trials[1].user_attrs['row']['auc']:.4f}"
     assert "2 trials: 1 complete, 1 paused." in page.text
 
 
-def told(study: optuna.Study, run: Path) -> list[str]:
+def told(run: HandMadeRun) -> list[str]:
     """Writes a report and returns what was told of it."""
     stream = io.StringIO()
-    problems = Problems(run, Console(file=stream))
-    write_report(run, study, rows_from_study(study, run, problems.tell), FACTS, problems)
+    problems = Problems(run.folder, Console(file=stream))
+    write_report(
+        run.folder,
+        run.study,
+        rows_from_study(run.study, run.folder, problems.tell),
+        FACTS,
+        problems,
+    )
     return stream.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "history.csv", "metrics.json"])
 @pytest.mark.parametrize("content", ["", "epoch,train_loss,select_auc\n1,high,0.5\n"])
 def test_a_damaged_file_is_told_once_and_costs_no_other(
-    name: str, content: str, study: optuna.Study, run: Path
+    name: str, content: str, run: HandMadeRun
 ) -> None:
-    add(study, run, "complete", 1.5)
-    add(study, run, "complete", 1.0)
-    (run / "candidates" / "0000" / name).write_text(content, encoding="utf-8")
-    (line,) = told(study, run)
+    run.add("complete", 1.5)
+    run.add("complete", 1.0)
+    (run.folder / "candidates" / "0000" / name).write_text(content, encoding="utf-8")
+    (line,) = told(run)
     assert str(Path("0000") / name) in line
-    page = Page(run / "report.html")
+    page = Page(run.folder / "report.html")
     assert [row["candidate"] for row in page.table("rank", "backbone")] == ["0000", "0001"]
     assert len(page.links) == 2 * len(FIGURES) + 1
 
 
 def test_a_figure_that_cannot_be_drawn_is_one_line_and_costs_no_other(
-    study: optuna.Study, run: Path, monkeypatch: pytest.MonkeyPatch
+    run: HandMadeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(study, run, "complete", 1.5)
+    run.add("complete", 1.5)
 
     def fail(*_: object) -> Path:
         raise RuntimeError("no\nfont")
 
     monkeypatch.setattr("search.report.page.draw_history", fail)
-    (line,) = told(study, run)
+    (line,) = told(run)
     assert line.startswith("plots/history.png could not be made: RuntimeError: no font; `python -m")
-    page = Page(run / "report.html")
+    page = Page(run.folder / "report.html")
     assert "This figure could not be drawn" in page.text
     assert len(page.links) == 2 * (len(FIGURES) - 1) + 1
 
 
-def test_ctrl_c_while_drawing_is_ctrl_c(
-    study: optuna.Study, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_while_drawing_is_ctrl_c(run: HandMadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, "savefig", press)
     with pytest.raises(KeyboardInterrupt):
-        told(study, run)
+        told(run)
 
 
 BEST = {"candidate": "0007", "backbone": "vit", "auc": 0.9, "auc_low": 0.85, "auc_high": 0.93}
@@ -414,55 +361,15 @@ def test_numbers_are_readable(value: Any, form: str, scale: float, expected: str
     assert number_text(value, form, scale) == expected
 
 
-def searched(trials: int, *, baseline: bool = False) -> optuna.Study:
-    """A study in which only the learning rate of each backbone matters."""
-    generator = np.random.default_rng(0)
-    study = optuna.create_study(direction="maximize")
-    unit = FloatDistribution(0, 1)
-    for number in range(trials):
-        backbone = ("vit", "resnet")[number % 2]
-        rate, noise = generator.uniform(size=2)
-        study.add_trial(
-            create_trial(
-                value=1 - abs(rate - 0.7),
-                params={"backbone": backbone, f"{backbone}/learning_rate": rate, "noise": noise},
-                distributions={
-                    "backbone": CategoricalDistribution(["vit", "resnet"]),
-                    f"{backbone}/learning_rate": unit,
-                    "noise": unit,
-                },
-            )
-        )
-    if baseline:
-        study.add_trial(create_trial(value=0.01, user_attrs={"preset": "baseline"}))
-    return study
-
-
-def test_importance_finds_the_parameter_that_matters_over_all_backbones() -> None:
-    shares = parameter_importance(searched(60))
-    assert set(shares) == {"backbone", "learning_rate", "noise"}
-    assert shares["learning_rate"] > 0.7
-    assert sum(shares.values()) == pytest.approx(1)
-
-
-def test_importance_leaves_the_baseline_out() -> None:
-    assert parameter_importance(searched(30, baseline=True)) == pytest.approx(
-        parameter_importance(searched(30))
+def test_the_baseline_is_known_with_and_without_the_study(run: HandMadeRun) -> None:
+    run.add("complete", 1.5)
+    run.add("complete", 0.5, preset="baseline")
+    table = rows_from_study(run.study, run.folder).assign(
+        augmentation=["light:0.30", "baseline:1.00"]
     )
-
-
-def test_the_baseline_is_known_with_and_without_the_study(study: optuna.Study, run: Path) -> None:
-    add(study, run, "complete", 1.5)
-    add(study, run, "complete", 0.5, preset="baseline")
-    table = rows_from_study(study, run).assign(augmentation=["light:0.30", "baseline:1.00"])
     assert table["trial"].tolist() == [0, 1]
-    assert baseline_trials(study, table) == {1}
+    assert baseline_trials(run.study, table) == {1}
     assert baseline_trials(None, table) == {1}
-
-
-def test_importance_is_unknown_with_few_trials() -> None:
-    assert parameter_importance(searched(TRIALS_NEEDED - 1, baseline=True)) == {}
-    assert parameter_importance(searched(TRIALS_NEEDED)) != {}
 
 
 @pytest.fixture

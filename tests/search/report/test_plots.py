@@ -6,24 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import create_trial
 from PIL import Image
 
 import search.report.figure
 import search.report.plots
 from search.report.figure import DARK, DPI, LIGHT, WIDTH_INCHES, Theme, name_points, new_figure
 from search.report.plots import (
+    TRIALS_NEEDED,
     draw_candidate_roc,
     draw_epochs,
     draw_history,
     draw_importance,
     draw_pareto,
     draw_roc,
+    parameter_importance,
     pareto_front,
 )
 from search.training.metrics import roc_auc, tpr_at_fpr
@@ -258,3 +263,45 @@ def test_text_and_lines_stand_out_from_the_page(theme: Theme) -> None:
 
     assert min(contrast(theme.text), contrast(theme.muted)) >= 4.5
     assert min(map(contrast, theme.series)) >= 3
+
+
+def searched(trials: int, *, baseline: bool = False) -> optuna.Study:
+    """A study in which only the learning rate of each backbone matters."""
+    generator = np.random.default_rng(0)
+    study = optuna.create_study(direction="maximize")
+    unit = FloatDistribution(0, 1)
+    for number in range(trials):
+        backbone = ("vit", "resnet")[number % 2]
+        rate, noise = generator.uniform(size=2)
+        study.add_trial(
+            create_trial(
+                value=1 - abs(rate - 0.7),
+                params={"backbone": backbone, f"{backbone}/learning_rate": rate, "noise": noise},
+                distributions={
+                    "backbone": CategoricalDistribution(["vit", "resnet"]),
+                    f"{backbone}/learning_rate": unit,
+                    "noise": unit,
+                },
+            )
+        )
+    if baseline:
+        study.add_trial(create_trial(value=0.01, user_attrs={"preset": "baseline"}))
+    return study
+
+
+def test_importance_finds_the_parameter_that_matters_over_all_backbones() -> None:
+    shares = parameter_importance(searched(60))
+    assert set(shares) == {"backbone", "learning_rate", "noise"}
+    assert shares["learning_rate"] > 0.7
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_importance_leaves_the_baseline_out() -> None:
+    assert parameter_importance(searched(30, baseline=True)) == pytest.approx(
+        parameter_importance(searched(30))
+    )
+
+
+def test_importance_is_unknown_with_few_trials() -> None:
+    assert parameter_importance(searched(TRIALS_NEEDED - 1, baseline=True)) == {}
+    assert parameter_importance(searched(TRIALS_NEEDED)) != {}

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.data.quarantine import Quarantine
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
-from search.settings import SearchSettings
 from search.study.driving import (
     FAILURES_TO_STOP,
     FEWEST_COMPLETE,
@@ -28,19 +26,10 @@ from search.study.driving import (
     next_trial,
     set_aside_orphan,
 )
-from search.study.opening import (
-    enqueue_baseline,
-    enqueue_first_trials,
-    make_pruner,
-    open_study,
-    recover,
-)
 from search.study.space import BASELINE, PRESET
-from search.study.trials import PAUSED, REASON, ROW, STATE, paused_trials, record_outcome
-from search.study.trials import RECIPE as RECIPE_ATTRIBUTE
+from search.study.trials import REASON, ROW, STATE, paused_trials, record_outcome
 from search.training.candidate import (
     CHECKPOINT,
-    METRICS,
     WEIGHTS,
     Candidate,
     EpochRecord,
@@ -50,18 +39,8 @@ from search.training.loop import NonFiniteLossError
 from search.training.metrics import measure
 from search.training.recipe import Recipe
 from search.training.train import Watch
+from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
 
-RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=3)
-VERDICT = SimpleNamespace(
-    allowed=True,
-    backbone="b",
-    pretraining="p",
-    params_thop=1,
-    params_exact=1,
-    gmacs=1.0,
-    image_size=32,
-    reasons=(),
-)
 FIGURES = measure([0.2, 0.8], [0, 1])
 
 
@@ -91,11 +70,6 @@ class Silent:
         self.paused.append(reason)
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
-    return open_study(SearchSettings(out=tmp_path, pruner="none").resolved(), "abc")
-
-
 Trained = Callable[..., Candidate]
 
 
@@ -119,14 +93,6 @@ def make_search(
         return Search(plan, tmp_path, study, Quarantine(None), Silent(), Interruption())
 
     return make
-
-
-def leave_complete(folder: Path, auc: float = 0.75, **more: Any) -> Candidate:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(b"weights")
-    metrics = {"auc": auc, "params_exact": 1, "path": f"candidates/{folder.name}", **more}
-    (folder / METRICS).write_text(json.dumps(metrics))
-    return Candidate(folder)
 
 
 def raising(error: BaseException) -> Trained:
@@ -399,158 +365,6 @@ def test_an_epoch_that_was_not_reported_before_a_kill_is_reported(
     save_progress(tmp_path / "candidates" / "0000", RECIPE, history)
     make_search(completing).run_trial(trial)
     assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.7}
-
-
-def test_a_renamed_run_keeps_its_study(study: optuna.Study, tmp_path: Path) -> None:
-    study.enqueue_trial({})
-    renamed = tmp_path.rename(tmp_path.with_name("renamed"))
-    settings = SearchSettings(out=renamed, pruner="none").resolved()
-    assert len(open_study(settings, "abc", study.study_name).trials) == 1
-    with pytest.raises(UserError, match=r"must have the study 'renamed' of .* found none"):
-        open_study(settings, "abc", "renamed")
-
-
-def test_a_storage_never_mixes_runs(study: optuna.Study, tmp_path: Path) -> None:
-    settings = SearchSettings(out=tmp_path, pruner="none").resolved()
-    assert open_study(settings, "abc").trials == []  # left by a process that was killed at once
-    study.enqueue_trial({})
-    with pytest.raises(UserError, match="found one with trials"):
-        open_study(settings, "abc")
-    with pytest.raises(UserError, match="images, found one of others"):
-        open_study(settings, "xyz", study.study_name)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("asha", SuccessiveHalvingPruner), ("hyperband", HyperbandPruner), ("none", NopPruner)],
-)
-def test_pruners_by_name(name: str, kind: type) -> None:
-    assert isinstance(make_pruner(name, 4), kind)
-
-
-def test_asha_looks_first_after_a_quarter_of_the_epochs() -> None:
-    study = optuna.create_study(direction="maximize", pruner=make_pruner("asha", 8))
-    outcomes = []
-    for auc in (0.9, 0.6):
-        trial = study.ask()
-        trial.report(auc, step=1)
-        first = trial.should_prune()
-        trial.report(auc, step=2)
-        outcomes.append((first, trial.should_prune()))
-        study.tell(trial, auc)
-    assert outcomes == [(False, False), (False, True)]
-
-
-def test_the_baseline_is_enqueued_once(study: optuna.Study) -> None:
-    enqueue_baseline(study)
-    enqueue_baseline(study)
-    assert [trial.user_attrs for trial in study.trials] == [{PRESET: BASELINE}]
-    trial = study.ask()
-    trial.set_user_attr(STATE, "failed")
-    study.tell(trial, state=TrialState.FAIL)
-    enqueue_baseline(study)
-    assert len(study.trials) == 2
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("survived", range(6))
-def test_the_first_trials_are_enqueued_once_wherever_a_process_was_killed(
-    survived: int, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbones = tuple(SimpleNamespace(name=name) for name in ("a", "b"))
-    rejected = [
-        (None, SimpleNamespace(**{**vars(VERDICT), "backbone": name, "reasons": ("no",)}))
-        for name in ("x", "y")
-    ]
-    plan: Any = SimpleNamespace(
-        rejected=rejected,
-        catalogue=SimpleNamespace(budget=200),
-        space=SimpleNamespace(
-            backbones=backbones, default_parameters=lambda backbone: {"backbone": backbone.name}
-        ),
-    )
-    added: list[FrozenTrial] = []
-    add = optuna.Study.add_trial
-
-    def dies(self: optuna.Study, trial: FrozenTrial) -> None:
-        if len(added) == survived:
-            raise Killed
-        added.append(trial)
-        add(self, trial)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.Study, "add_trial", dies)
-        if survived < 5:
-            with pytest.raises(Killed):
-                enqueue_first_trials(study, plan)
-        else:
-            enqueue_first_trials(study, plan)
-    enqueue_first_trials(study, plan)
-    states = [trial.state.name for trial in study.trials]
-    assert sorted(states) == ["PRUNED"] * 2 + ["WAITING"] * 3
-    presets = [trial.user_attrs.get(PRESET) for trial in study.trials]
-    assert sorted(filter(None, presets)) == [BASELINE, "default:a", "default:b"]
-
-
-def test_trials_of_a_killed_process_are_complete_or_go_on(
-    study: optuna.Study, tmp_path: Path
-) -> None:
-    complete, half = study.ask(), study.ask()
-    half.suggest_float("x", 0, 1)
-    save_progress(leave_complete(tmp_path / "candidates" / "0000", 0.75).path, RECIPE, [])
-    # It was killed between its last file and its state.
-    save_progress(tmp_path / "candidates" / "0001", RECIPE, [])
-    recover(study, tmp_path)
-    first, second = study.trials
-    assert (first.state, first.value) == (TrialState.COMPLETE, 0.75)
-    assert first.user_attrs[STATE] == "complete"
-    assert second.state is TrialState.WAITING
-    assert second.user_attrs[STATE] == PAUSED
-    assert "process ended" in second.user_attrs[REASON]
-    assert second.params == half.params
-    recover(study, tmp_path)
-    assert len(study.trials) == 2
-    assert complete.number == 0
-
-
-def test_a_complete_folder_of_another_training_is_not_told(
-    study: optuna.Study, tmp_path: Path
-) -> None:
-    trial = study.ask()
-    trial.set_user_attr(RECIPE_ATTRIBUTE, asdict(replace(RECIPE, learning_rate=0.5)))
-    save_progress(leave_complete(tmp_path / "candidates" / "0000").path, RECIPE, [])
-    recover(study, tmp_path)
-    assert study.trials[0].state is TrialState.WAITING
-    trial = next_trial(study)
-    trial.set_user_attr(RECIPE_ATTRIBUTE, asdict(RECIPE))
-    recover(study, tmp_path)
-    assert study.trials[0].state is TrialState.COMPLETE
-
-
-@pytest.mark.parametrize("url", [None, "sqlite:///{folder}/study.db"])
-def test_recovery_works_with_any_storage(url: str | None, tmp_path: Path) -> None:
-    storage = None if url is None else url.format(folder=tmp_path)
-    settings = SearchSettings(out=tmp_path, storage=storage).resolved()
-    study = open_study(settings, "abc")
-    study.ask()
-    again = open_study(settings, "abc", study.study_name)
-    recover(again, tmp_path)
-    assert [trial.state for trial in again.trials] == [TrialState.WAITING]
-    assert next_trial(again).number == 0
-
-
-def test_a_finished_trials_checkpoint_is_cleared_away(study: optuna.Study, tmp_path: Path) -> None:
-    trial = study.ask()
-    record_outcome(trial, "pruned", row={})
-    study.tell(trial, state=TrialState.PRUNED)
-    checkpoint = tmp_path / "candidates" / "0000" / CHECKPOINT
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(b"state")
-    recover(study, tmp_path)
-    assert not checkpoint.exists()
 
 
 def test_the_best_and_the_baseline_keep_their_weights(study: optuna.Study, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from search.files import cache_folder
+from search.files import cache_folder, write_atomically
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,17 @@ def test_the_cache_follows_the_environment(
             monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)
     assert not cache_folder().exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
