@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH
-from search.data.inputs import check_data, read_splits, study_name, write_data
-from search.data.quarantine import Quarantine
+from search.data.inputs import canvas_of, check_data, read_splits, study_name, write_data
+from search.data.reading import Reader
 from search.errors import UserError
-from search.files import BACKBONES, CANDIDATES, QUARANTINE, drop_unfinished_writes
+from search.files import BACKBONES, CANDIDATES, drop_unfinished_writes
 from search.interruption import Interrupted, Interruption
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
@@ -47,6 +47,7 @@ from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
 from search.training.candidate import Candidate, score_on_report
 from search.training.device import Runtime, default_workers, resolve_device
+from search.training.images import fill, open_quarantine, open_reader
 
 LOCK = ".lock"
 
@@ -67,7 +68,7 @@ class _Opened:
     plan: SearchPlan
     run: Path
     study: optuna.Study
-    quarantine: Quarantine
+    reader: Reader
     interruption: Interruption
     console: Console
 
@@ -154,11 +155,6 @@ def _study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.S
         return None
 
 
-def open_quarantine(run: Path, console: Console) -> Quarantine:
-    """The quarantine of a run, which tells of what it sets aside."""
-    return Quarantine(run / QUARANTINE, tell=lambda line: _tell(console, line))
-
-
 @contextmanager
 def _opened(settings: SearchSettings, console: Console, started: float | None) -> Iterator[_Opened]:
     """Checks everything, then opens the run folder for this process alone."""
@@ -171,7 +167,7 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
         plan = prepare(settings, console=console)
     else:
         check_resumable(settings, saved)
-        plan = prepare(settings, run / BACKBONES, console)
+        plan = prepare(settings, run / BACKBONES, console, canvas_of(run))
         check_data(run, plan.splits)
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -187,13 +183,22 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
                 if source.resolve() != (run / BACKBONES).resolve():
                     shutil.copyfile(source, run / BACKBONES)
             budget = plan.catalogue.budget
-            write_data(run, plan.splits, study.study_name, budget, plan.notes)
+            canvas = plan.space.canvas
+            write_data(run, plan.splits, study.study_name, budget, canvas, plan.notes)
             # Last: with it the folder is a run that can be resumed.
             write_settings(settings, run)
             recover(study, run)
             quarantine = open_quarantine(run, console)
             quarantine.take_back_mended()
-            yield _Opened(plan, run, study, quarantine, interruption, console)
+            with open_reader(
+                plan.splits,
+                canvas,
+                cache=settings.cache,
+                runtime=plan.runtime,
+                quarantine=quarantine,
+                console=console,
+            ) as reader:
+                yield _Opened(plan, run, study, reader, interruption, console)
     except StorageInternalError as error:
         raise UserError(
             f"the storage of the study must stay within reach, found: "
@@ -234,9 +239,13 @@ def _work(opened: _Opened, trials: int | None) -> None:
             reserve.measured(time.monotonic() - started)
         interruption.reserved_seconds = reserve.seconds()
 
-    search = Search(plan, run, study, opened.quarantine, progress, interruption, after_trial)
+    search = Search(plan, run, study, opened.reader, progress, interruption, after_trial)
     problem: Exception | None = None
     interruption.reserved_seconds = reserve.seconds()
+    if trials is None or len(counted_trials(study)) < trials:
+        # What stops it here stops the search below, where all is told.
+        with suppress(Interrupted):
+            fill(opened.reader, console, interruption.check)
     try:
         with progress:
             if trials is None:
@@ -253,7 +262,7 @@ def _work(opened: _Opened, trials: int | None) -> None:
                 kept_candidates(study, run),
                 plan.splits.report,
                 plan.runtime,
-                opened.quarantine,
+                opened.reader,
                 console,
                 interruption,
                 run,
@@ -314,16 +323,23 @@ def _score_what_is_missing(
         _tell(console, f"candidates without scores on report are left blank: {names} ({error})")
         return
     workers = default_workers(device) if settings.workers is None else settings.workers
-    quarantine = open_quarantine(run, console)
     runtime = Runtime(device, workers)
-    _score_on_report(missing, splits.report, runtime, quarantine, console, interruption, run)
+    with open_reader(
+        splits,
+        canvas_of(run),
+        cache=settings.cache,
+        runtime=runtime,
+        quarantine=open_quarantine(run, console),
+        console=console,
+    ) as reader:
+        _score_on_report(missing, splits.report, runtime, reader, console, interruption, run)
 
 
 def _score_on_report(
     candidates: list[Candidate],
     table: pd.DataFrame,
     runtime: Runtime,
-    quarantine: Quarantine,
+    reader: Reader,
     console: Console,
     interruption: Interruption,
     run: Path,
@@ -342,7 +358,7 @@ def _score_on_report(
             except UserError as error:
                 _tell(console, f"left without scores on report: {error}")
                 continue
-            score_on_report(candidate, network, table, runtime, quarantine, interruption.check)
+            score_on_report(candidate, network, table, runtime, reader, interruption.check)
         except (RuntimeError, FloatingPointError) as error:
             # Damaged weights, or an image that does not fit into memory: the others are scored.
             reason = " ".join(str(error).split())[:300]

@@ -67,6 +67,12 @@ class SearchSettings:
     image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None
     """One image size in pixels for every backbone, instead of those in the backbones file."""
 
+    canvas: Annotated[int | None, Parameter(validator=Number(gte=16, lte=1024))] = None
+    """Side in pixels that images are decoded to, for all networks. Default: chosen from both."""
+
+    cache: str = "auto"
+    """Keep decoded images: auto (in the user's cache folder), off, or a folder."""
+
     trials: Annotated[int | None, AtLeastOne] = None
     """Stop after so many trials, earlier ones of the run included. Default: 20, or 2 a backbone."""
 
@@ -204,12 +210,12 @@ def _plain(value: Any) -> Any:
 
 SETTINGS = "settings.yaml"
 
-FORMAT = 2
-"""Of a run folder. 1 had neither a format nor checkpoints; its trials cannot go on."""
+FORMAT = 3
+"""Of a run folder. 1 had neither a format nor checkpoints, 2 no canvas: their trials cannot go on."""
 
 FREE_ON_RESUME = frozenset(
     {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}
-    | {"checkpoint_minutes"}
+    | {"checkpoint_minutes", "cache"}
 )
 """Settings that a resumed run may change without its trials becoming incomparable."""
 

@@ -267,3 +267,29 @@ class Recompress:
             with Image.open(stream) as decoded:
                 image = decoded.convert("RGB")
         return image
+
+
+@dataclass(frozen=True)
+class Augmentation:  # TEMPORARY until the branch augment is merged
+    policy: str
+    strength: float
+
+    def __post_init__(self) -> None:
+        train_transform(self.policy, self.strength, 32)
+
+    def prepare(self, canvas: torch.Tensor, seed: int) -> torch.Tensor:
+        return canvas
+
+
+def render(
+    canvases: torch.Tensor, seeds: torch.Tensor, augmentation: Augmentation, size: int
+) -> torch.Tensor:
+    from search.data.images import view
+
+    transform = train_transform(augmentation.policy, augmentation.strength, size)
+    return torch.stack(
+        [
+            view(Image.fromarray(canvas.permute(1, 2, 0).cpu().numpy()), transform, int(seed))
+            for canvas, seed in zip(canvases, seeds, strict=True)
+        ]
+    ).to(canvases.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -58,18 +59,45 @@ def read_image(path: str | Path) -> Image.Image:
         time.sleep(pause)
 
 
+class _Quiet:
+    """Silences Pillow, of whose warnings only that of decompression bombs is an error.
+
+    Filters of warnings are the whole process's: the first of several threads sets them, and the
+    last one puts them back.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                # odd EXIF, odd palettes: nothing a user could act on
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
 def _decode(path: str | Path) -> Image.Image:
     """As `read_image`, but an OSError that Pillow does not account for stays one."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF, odd palettes: nothing a user could act on
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                image.load()
-                # Damaged EXIF is no reason to lose the picture.
-                with suppress(Exception):
-                    ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+        with _QUIET, Image.open(path, formats=FORMATS) as image:
+            image.load()
+            # Damaged EXIF is no reason to lose the picture.
+            with suppress(Exception):
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except MemoryError:
         raise  # says something of the machine, not of the file
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from search.data.canvas import DECODER, FILTER, choose_side, sample_sizes
 from search.data.demo import make_demo
 from search.data.labels import read_labels
 from search.data.splits import Splits, make_splits
@@ -89,7 +90,12 @@ def describe_data(splits: Splits) -> dict[str, Any]:
 
 
 def write_data(
-    run: Path, splits: Splits, study_name: str, budget: int, notes: Sequence[str] = ()
+    run: Path,
+    splits: Splits,
+    study_name: str,
+    budget: int,
+    canvas: int,
+    notes: Sequence[str] = (),
 ) -> None:
     """Records in a run folder what its study is called and which images it is about.
 
@@ -98,11 +104,13 @@ def write_data(
         splits: the images.
         study_name: of the Optuna study.
         budget: largest number of parameters that the run allows.
+        canvas: side in pixels, see `search.data.canvas`.
         notes: what a reader of its figures should know.
     """
     content = {
         "study": study_name,
         "budget": budget,
+        "canvas": {"side": canvas, "filter": FILTER, "decoder": DECODER},
         **describe_data(splits),
         "notes": list(notes),
     }
@@ -116,6 +124,21 @@ def study_name(run: Path) -> str:
         UserError: if the folder holds no search.
     """
     return str(_read_data(run).get("study", run.name))
+
+
+def canvas_of(run: Path) -> int:
+    """The side of an existing run's canvas, in pixels.
+
+    Raises:
+        UserError: if the folder holds no search.
+    """
+    return int(_read_data(run)["canvas"]["side"])
+
+
+def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
+    """The side of a new run's canvas, from its images and the sizes of its networks."""
+    paths = [path for table in tables(splits).values() for path in table["path"]]
+    return choose_side(sample_sizes(paths), max(image_sizes))
 
 
 def check_data(run: Path, splits: Splits | None = None) -> dict[str, Any]:
@@ -148,9 +171,9 @@ def _read_data(run: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise UserError(f"{run / DATA} must be YAML that onefold wrote: {problem}") from None
-    if not isinstance(saved, dict) or not {"fingerprint", "splits"} <= saved.keys():
+    if not isinstance(saved, dict) or not {"fingerprint", "splits", "canvas"} <= saved.keys():
         raise UserError(
-            f"{run / DATA} must hold the fingerprint and the splits of a search's images, but it "
-            "lacks them; restore it from a copy"
+            f"{run / DATA} must hold the fingerprint, the splits and the canvas of a search's "
+            "images, but it lacks them; restore it from a copy"
         )
     return saved

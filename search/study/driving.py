@@ -13,7 +13,7 @@ import torch
 from optuna.trial import TrialState
 from pydantic import TypeAdapter, ValidationError
 
-from search.data.quarantine import Quarantine
+from search.data.reading import Reader
 from search.errors import UserError
 from search.files import CANDIDATES
 from search.interruption import Interrupted, Interruption
@@ -85,7 +85,7 @@ class Search:
     plan: SearchPlan
     run: Path
     study: optuna.Study
-    quarantine: Quarantine
+    reader: Reader
     progress: Progress
     interruption: Interruption
     after_trial: Callable[[int], None] = lambda _: None
@@ -159,7 +159,7 @@ class Search:
                 folder,
                 interruption=self.interruption,
                 runtime=self.plan.runtime,
-                quarantine=self.quarantine,
+                reader=self.reader,
                 watch=watch,
                 facts=facts,
                 checkpoint_minutes=self.plan.settings.checkpoint_minutes,

@@ -11,7 +11,7 @@ from rich.console import Console
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
 from search.catalogue.rules import Verdict, judge
 from search.catalogue.weights import check_weights
-from search.data.inputs import read_splits
+from search.data.inputs import choose_canvas, read_splits
 from search.data.splits import Splits
 from search.errors import UserError
 from search.settings import SearchSettings
@@ -59,6 +59,7 @@ def prepare(
     settings: SearchSettings,
     catalogue_path: Path | None = None,
     console: Console | None = None,
+    canvas: int | None = None,
 ) -> SearchPlan:
     """Reads and checks all input of a search.
 
@@ -66,6 +67,7 @@ def prepare(
         settings: resolved settings.
         catalogue_path: the backbones file of an existing run, which wins over the settings.
         console: shows the progress of downloads; default: quiet.
+        canvas: that of an existing run, which wins over the settings.
 
     Raises:
         UserError: for anything that would stop the search later; nothing was written then.
@@ -95,12 +97,18 @@ def prepare(
         settings = replace(settings, trials=max(FEWEST_TRIALS, 2 * (len(allowed) + 1)))
     assert settings.epochs is not None
     assert settings.batch_size is not None
+    if canvas is None:
+        canvas = settings.canvas
+    if canvas is None:
+        sizes = {size for backbone in (*allowed, baseline) for size in backbone.image_sizes}
+        canvas = choose_canvas(splits, sorted(sizes))
     space = Space(
         backbones=allowed,
         baseline=baseline,
         weights=source,
         weights_dir=settings.weights_dir,
         epochs=settings.epochs,
+        canvas=canvas,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         precision=precision,

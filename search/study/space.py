@@ -34,6 +34,7 @@ class Space:
     weights: Literal["hub", "file", "none"]
     weights_dir: Path | None
     epochs: int
+    canvas: int
     batch_size: int
     micro_batch_size: int | None
     precision: Precision
@@ -145,6 +146,7 @@ class Space:
             "mean": backbone.mean,
             "std": backbone.std,
             "image_size": image_size,
+            "canvas": self.canvas,
             "weights": self.weights,
             "weights_file": file,
             "epochs": self.epochs,

@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from search.data.batches import eval_loader
-from search.data.quarantine import Quarantine
+from search.data.reading import Reader, eval_batches
 from search.errors import UserError
 from search.files import write_atomically, write_json_atomically
 from search.training.device import Runtime
@@ -177,7 +176,7 @@ def score_on_report(
     network: Network,
     table: pd.DataFrame,
     runtime: Runtime,
-    quarantine: Quarantine,
+    reader: Reader,
     on_batch: Callable[[], None],
 ) -> None:
     """Scores a candidate on the report split and keeps scores and figures; nothing chooses by them.
@@ -186,18 +185,12 @@ def score_on_report(
         candidate: whose folder they go to.
         network: the candidate's, loaded.
         table: the split.
-        runtime: the device, and how many processes decode images.
-        quarantine: is told of broken images.
+        runtime: the device.
+        reader: reads the images, at the network's canvas.
         on_batch: called after every batch; what it raises ends the scoring, and nothing is kept.
     """
-    loader = eval_loader(
-        table,
-        network.image_size,
-        batch_size=SCORING_BATCH,
-        workers=runtime.workers,
-        quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
-    )
+    assert reader.side == network.canvas
+    loader = eval_batches(reader, table, batch_size=SCORING_BATCH)
     found = evaluate(network, loader, runtime, on_batch)
     candidate.save_report(table, found.predictions, found.metrics.to_dict())
 

@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from search.data.augment import train_transform
-from search.data.batches import Batch, Loader, train_loader
-from search.data.quarantine import Quarantine
-from search.training.device import Runtime
+from search.data.augment import Augmentation
+from search.data.batches import Shown
+from search.data.reading import Loader, Reader, train_batches
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
 
-Loss = Callable[[nn.Module, Batch], Tensor]
-"""Maps a network and a batch, whose images are floats in [0, 1] on the network's device, to the
-mean loss over the batch (a scalar)."""
+Loss = Callable[[nn.Module, Shown], Tensor]
+"""Maps a network and a batch on its device to the mean loss over the batch (a scalar)."""
 
 
 class Mixing:
@@ -42,7 +40,7 @@ class Mixing:
         ]
         self._mix = v2.RandomChoice(chosen) if len(chosen) > 1 else chosen[0]
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Shown) -> Shown:
         """The mixed batch: targets become shares of the classes (N, 2).
 
         Args:
@@ -72,7 +70,7 @@ class ClassificationLoss:
             counts = torch.tensor(class_counts, dtype=torch.float32)
             self.weight = counts.sum() / (NUM_CLASSES * counts)
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, network: nn.Module, batch: Shown) -> Tensor:
         """
         Args:
             network: gives logits (N, 2).
@@ -83,7 +81,7 @@ class ClassificationLoss:
             targets = F.one_hot(targets, NUM_CLASSES).float()
         if self.weight is not None:
             # Moved once: a copy in every step would wait for the GPU.
-            self.weight = self.weight.to(batch.images.device)
+            self.weight = self.weight.to(targets.device)
         return F.cross_entropy(
             network(batch.images).float(),
             targets,
@@ -92,29 +90,25 @@ class ClassificationLoss:
         )
 
 
-def training_batches(
-    table: pd.DataFrame, recipe: Recipe, runtime: Runtime, quarantine: Quarantine | None
-) -> Loader:
+def training_batches(table: pd.DataFrame, recipe: Recipe, reader: Reader) -> Loader:
     """Batches of `recipe.batch_size` images, augmented, balanced and ordered as the recipe says.
 
     Args:
         table: label table.
-        recipe: its image size is that of the batches.
-        runtime: how many processes decode, and whether a GPU fetches the batches.
-        quarantine: see `Loader`.
+        recipe: its size is that of the network, not of the batches, which are canvases.
+        reader: reads them, at the recipe's canvas.
 
     Raises:
-        UserError: as `train_loader` and `train_transform`.
+        UserError: as `train_batches` and `Augmentation`.
     """
-    return train_loader(
+    assert reader.side == recipe.canvas
+    return train_batches(
+        reader,
         table,
-        train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size),
+        Augmentation(recipe.augmentation, recipe.augmentation_strength),
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         balance=recipe.class_balance == "sampler",
-        workers=runtime.workers,
-        quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
     )
 
 

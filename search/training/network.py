@@ -8,8 +8,9 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from search.data.batches import Images
+from search.data.canvas import resample
 from search.errors import UserError
 from search.training.recipe import Recipe
 
@@ -27,7 +28,7 @@ CLASSIFIER_STD = 0.01
 
 
 class Network(nn.Module):
-    """A trunk that takes RGB in [0, 1] of any size and normalises it itself.
+    """A trunk that takes canvases, resizes them once to its own size and normalises them itself.
 
     Because the preprocessing lives inside, networks with different image sizes and normalisations
     can be fed one and the same batch, be fused, and be exported as they are.
@@ -35,39 +36,47 @@ class Network(nn.Module):
     Attributes:
         trunk: the timm model, with two classes.
         image_size: side in pixels at which the trunk works.
+        canvas: side in pixels of the canvases that it takes.
     """
 
     def __init__(
         self,
         trunk: nn.Module,
         image_size: int,
+        canvas: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        self.image_size = image_size
+        self.image_size, self.canvas = image_size, canvas
         # Not in the state dict: they come with the recipe, and thop must count the trunk alone.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Resizes (N, 3, H, W) RGB in [0, 1] to the trunk's size and normalises it."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(
-                images, size=size, mode="bilinear", align_corners=False, antialias=True
-            )
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """The sizes of the views that it is trained on: its own."""
+        return (self.image_size,)
+
+    def preprocess(self, images: Images) -> Tensor:
+        """Brings RGB in [0, 1], canvases or views of its own size, to the trunk's size, and
+        normalises it."""
+        if not isinstance(images, Tensor):
+            images = images[self.image_size]
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            # The bytes that it would have been given, had they been resized beforehand.
+            images = resample((images * 255.0).round(), self.image_size) / 255.0
         return (images - self.mean) / self.std
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]."""
+    def forward(self, images: Images) -> Tensor:
+        """Logits (N, 2); of images see `preprocess`."""
         logits: Tensor = self.trunk(self.preprocess(images))
         return logits
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, images: Images) -> tuple[Tensor, Tensor]:
         """Pooled features (N, D) just before the classifier, and logits (N, 2), in one pass."""
         trunk: Any = self.trunk
         maps = trunk.forward_features(self.preprocess(images))
@@ -139,7 +148,7 @@ def _initialise_classifier(trunk: Any) -> None:
 def build_network(recipe: Recipe, *, pretrained: bool = True) -> Network:
     """The network of a recipe, on the CPU, in evaluation mode."""
     trunk = build_trunk(recipe, pretrained=pretrained)
-    return Network(trunk, recipe.image_size, recipe.mean, recipe.std).eval()
+    return Network(trunk, recipe.image_size, recipe.canvas, recipe.mean, recipe.std).eval()
 
 
 def margin(logits: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ class Recipe:
     """Name in backbones.yaml: a timm `architecture.tag`, or a declared name."""
     architecture: str
     """Name that timm.create_model builds, without a tag."""
+    canvas: int
+    """Side of the squares that image files are brought to before anything else, in pixels; see
+    `search.data.canvas`."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model."""
     mean: Triple = (0.485, 0.456, 0.406)
@@ -35,7 +38,7 @@ class Recipe:
     std: Triple = (0.229, 0.224, 0.225)
     """Per-channel standard deviation, likewise."""
     image_size: int = 224
-    """Side of the square that images are resized to, in pixels."""
+    """Side of the square that the network takes, resampled from the canvas, in pixels."""
     drop_path: float = 0.0
     """Stochastic depth rate; 0 where the architecture has none."""
     weights: Literal["hub", "file", "none"] = "hub"

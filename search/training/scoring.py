@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search.data.batches import Batch, Loader
+from search.data.batches import Batch, Images, Shown, count_images, split_images
+from search.data.reading import Loader
 from search.training.device import Runtime, exact_float32, is_out_of_memory
 from search.training.metrics import Metrics, measure
 from search.training.network import margin
@@ -41,16 +42,34 @@ class Evaluation:
     metrics: Metrics
 
 
-def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) -> Batch:
-    """Moves a batch to the device, and its images from uint8 to floats in [0, 1] if they are not
-    floats yet."""
-    images = batch.images.to(runtime.device, non_blocking=True)
-    if not images.is_floating_point():
-        images = images.to(torch.float32).div_(255.0)
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    targets = batch.targets.to(runtime.device, non_blocking=True)
-    return replace(batch, images=images, targets=targets)
+def to_device(batch: Batch, runtime: Runtime) -> Tensor:
+    """The canvases of a batch on the device, as floats in [0, 1]: what every network takes."""
+    return batch.canvases.to(runtime.device, non_blocking=True).to(torch.float32).div_(255.0)
+
+
+def show(
+    batch: Batch, sizes: Collection[int], runtime: Runtime, *, channels_last: bool = False
+) -> Shown:
+    """The views of a batch on the device, as networks of some sizes see them.
+
+    Args:
+        batch: see `Batch.show`.
+        sizes: of one, the images are a tensor; of several, tensors by size.
+        runtime: the device.
+        channels_last: lay out the images so.
+    """
+    moved = replace(batch, canvases=batch.canvases.to(runtime.device, non_blocking=True))
+    images = {}
+    for size, pixels in moved.show(sizes).items():
+        images[size] = pixels.to(torch.float32).div_(255.0)
+        if channels_last:
+            images[size] = images[size].contiguous(memory_format=torch.channels_last)
+    return Shown(
+        images=images if len(images) > 1 else next(iter(images.values())),
+        targets=batch.targets.to(runtime.device, non_blocking=True),
+        indices=batch.indices,
+        seeds=batch.seeds,
+    )
 
 
 class MemoryBackOff:
@@ -63,22 +82,23 @@ class MemoryBackOff:
     def __init__(self) -> None:
         self.largest: int | None = None
 
-    def __call__(self, forward: Callable[[Tensor], Output], images: Tensor) -> list[Output]:
-        """What `forward` gives for the parts of images (N, 3, H, W), in their order.
+    def __call__(self, forward: Callable[[Any], Output], images: Images) -> list[Output]:
+        """What `forward` gives for the parts of some images, in their order.
 
         Raises:
             torch.OutOfMemoryError: if a single image does not fit.
         """
-        size = min(len(images), self.largest or len(images))
+        count = count_images(images)
+        size = min(count, self.largest or count)
         while True:
             try:
-                return [forward(part) for part in images.split(size)]
+                return [forward(part) for part in split_images(images, size)]
             except RuntimeError as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
             # Outside the handler, whose traceback would keep the tensors of the failed try alive.
             self.largest = size = (size + 1) // 2
-            if images.is_cuda:
+            if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
@@ -91,8 +111,8 @@ def predict(
     """Scores every image of a loader, in its order.
 
     Args:
-        network: maps (N, 3, H, W) RGB in [0, 1] to logits (N, 2); it is moved to the device and
-            left in evaluation mode.
+        network: maps canvases, RGB in [0, 1], to logits (N, 2); it is moved to the device and left
+            in evaluation mode.
         loader: images that cannot be read are left out.
         runtime: the device to compute on.
         on_batch: called after every batch; what it raises ends the scoring.
@@ -105,7 +125,7 @@ def predict(
     back_off = MemoryBackOff()
     with torch.inference_mode(), exact_float32():
         for batch in loader:
-            logits = torch.cat(back_off(network, to_device(batch, runtime).images))
+            logits = torch.cat(back_off(network, to_device(batch, runtime)))
             # The sigmoid in double precision, which MPS lacks, keeps scores apart that float32
             # would round to 1.
             scores.append(margin(logits.cpu().double()).sigmoid().numpy())

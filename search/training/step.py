@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Any
 
 import torch
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.batches import Batch
+from search.data.batches import Batch, Shown
 from search.training.device import AUTOCAST_DTYPES, Precision, Runtime, is_out_of_memory
 from search.training.loss import Loss, mixing
 from search.training.recipe import Recipe
-from search.training.scoring import to_device
+from search.training.scoring import show
 
 SMALLEST_LOSS_SCALE = 1.0
 """A scale that has fallen below it says that gradients overflow fp16 whatever the scale."""
@@ -46,7 +46,7 @@ class OptimizerStep:
     ) -> None:
         """
         Args:
-            network: on the runtime's device, maybe compiled.
+            network: on the runtime's device, maybe compiled; has `image_sizes`.
             optimizer: of the network's parameters.
             loss: mean loss of a network on a (micro-)batch.
             recipe: precision, clipping, mixing, batch sizes.
@@ -67,10 +67,12 @@ class OptimizerStep:
 
         In fp16 a loss or gradient that overflows is not stepped on, and lowers the scale.
         """
+        sizes: Any = self.network.image_sizes
+        shown = show(batch, sizes, self.runtime, channels_last=self.recipe.channels_last)
         if self._mixing is not None:
             # The whole batch, before it is split: in micro-batches images would lack neighbours.
-            batch = self._mixing(to_device(batch, self.runtime))
-        mean_loss = self._accumulate(batch)
+            shown = self._mixing(shown)
+        mean_loss = self._accumulate(shown)
         self.scaler.unscale_(self.optimizer)
         if self.recipe.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
@@ -94,7 +96,7 @@ class OptimizerStep:
         self.precision = "fp32"
         self.scaler = GradScaler(self.runtime.device.type, enabled=False)
 
-    def _accumulate(self, batch: Batch) -> Tensor:
+    def _accumulate(self, batch: Shown) -> Tensor:
         """Gradients of the mean loss over the batch, in micro-batches that fit into memory."""
         while True:
             try:
@@ -110,23 +112,22 @@ class OptimizerStep:
             if self.runtime.on_cuda:
                 torch.cuda.empty_cache()
 
-    def _accumulate_at(self, batch: Batch, micro_batch_size: int) -> Tensor:
+    def _accumulate_at(self, batch: Shown, micro_batch_size: int) -> Tensor:
         mean_loss = torch.zeros((), device=self.runtime.device)
         for part in split_batch(batch, micro_batch_size, self._smallest):
-            moved = to_device(part, self.runtime, channels_last=self.recipe.channels_last)
             with torch.autocast(
                 self.runtime.device.type,
                 dtype=AUTOCAST_DTYPES.get(self.precision),
                 enabled=self.precision != "fp32",
             ):
-                value = self.loss(self.network, moved)
+                value = self.loss(self.network, part)
             value = value * (len(part.targets) / len(batch.targets))
             self.scaler.scale(value).backward()
             mean_loss += value.detach()
         return mean_loss
 
 
-def split_batch(batch: Batch, micro_batch_size: int, smallest: int = 1) -> Iterator[Batch]:
+def split_batch(batch: Shown, micro_batch_size: int, smallest: int = 1) -> Iterator[Shown]:
     """Parts of nearly equal size.
 
     Args:
@@ -136,14 +137,7 @@ def split_batch(batch: Batch, micro_batch_size: int, smallest: int = 1) -> Itera
     """
     images = len(batch.targets)
     count = max(1, min(math.ceil(images / micro_batch_size), images // smallest))
-    if count == 1:
-        yield batch
-        return
-    columns = (batch.images, batch.targets, batch.indices, batch.seeds)
-    for part_images, targets, indices, seeds in zip(
-        *(column.tensor_split(count) for column in columns), strict=True
-    ):
-        yield replace(batch, images=part_images, targets=targets, indices=indices, seeds=seeds)
+    return iter((batch,)) if count == 1 else batch.split(count)
 
 
 def make_scheduler(

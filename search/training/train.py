@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from search.data.batches import eval_loader
-from search.data.quarantine import Quarantine
+from search.data.reading import Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
@@ -56,7 +55,7 @@ class Task(Protocol):
         """All that the result depends on besides recipe and images, as plain values."""
 
     def network(self, *, start: bool) -> nn.Module:
-        """The network, which has `parameter_groups` and `image_size`.
+        """The network, which has `parameter_groups` and `image_sizes`.
 
         Args:
             start: with its starting weights; else with any, because others are loaded over them.
@@ -75,11 +74,8 @@ class Task(Protocol):
 class Classification:
     """A network that learns the labels: a trial, or the baseline."""
 
-    def __init__(
-        self, recipe: Recipe, splits: Splits, runtime: Runtime, quarantine: Quarantine | None
-    ) -> None:
-        self.recipe, self.table = recipe, splits.fit
-        self.runtime, self.quarantine = runtime, quarantine
+    def __init__(self, recipe: Recipe, splits: Splits, reader: Reader) -> None:
+        self.recipe, self.table, self.reader = recipe, splits.fit, reader
 
     def identity(self) -> Mapping[str, Any]:
         """Nothing: the recipe says it all."""
@@ -91,7 +87,7 @@ class Classification:
 
     def batches(self) -> Batches:
         """Batches of fit, as the recipe augments and orders them."""
-        return training_batches(self.table, self.recipe, self.runtime, self.quarantine)
+        return training_batches(self.table, self.recipe, self.reader)
 
     def loss(self) -> Loss:
         """The recipe's loss."""
@@ -123,7 +119,7 @@ def train(
     interruption: Interruption | None = None,
     *,
     runtime: Runtime,
-    quarantine: Quarantine | None = None,
+    reader: Reader | None = None,
     task: Task | None = None,
     watch: Watch | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -142,8 +138,9 @@ def train(
         folder: the candidate's; made if absent.
         until: epochs after which to pause; None trains to the end.
         interruption: asked between batches whether to go on.
-        runtime: the device, and how many processes decode images.
-        quarantine: is told of broken images.
+        runtime: the device.
+        reader: reads the images, at the recipe's canvas; None makes one for this training, with
+            the runtime's workers.
         task: the kind of training; None learns the labels, see `Classification`.
         watch: follows it.
         facts: further entries of metrics.json.
@@ -162,7 +159,8 @@ def train(
     if candidate.is_complete:
         candidate.drop_checkpoint()
         return candidate
-    task = task or Classification(recipe, splits, runtime, quarantine)
+    reader = reader or Reader(recipe.canvas, workers=runtime.workers, pin_memory=runtime.on_cuda)
+    task = task or Classification(recipe, splits, reader)
     watch, interruption = watch or Watch(), interruption or Interruption()
     identity = describe_training(recipe, splits, task)
     saved = _saved_state(folder, identity, watch)
@@ -174,15 +172,7 @@ def train(
     if runtime.on_cuda:
         torch.cuda.reset_peak_memory_stats(runtime.device)
     keeper = _Keeper(folder, identity, training, 60 * checkpoint_minutes)
-    size: Any = network.image_size
-    select = eval_loader(
-        splits.select,
-        size,
-        batch_size=evaluation_batch(recipe),
-        workers=runtime.workers,
-        quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
-    )
+    select = eval_batches(reader, splits.select, batch_size=evaluation_batch(recipe))
 
     def on_step(record: StepRecord) -> None:
         watch.step(record)
@@ -238,8 +228,8 @@ def unfinished_training(folder: Path) -> dict[str, Any] | None:
 
 
 def evaluation_batch(recipe: Recipe) -> int:
-    """Images of one forward pass of an evaluation: at 384 px and 16 workers with two batches each,
-    256 take 3.6 GB of shared memory."""
+    """Images of one forward pass of an evaluation: canvases of 384 px, 16 workers with two batches
+    each, 256 take 3.6 GB of shared memory."""
     return min(max(64, 2 * recipe.batch_size), 256)
 
 

@@ -1,0 +1,296 @@
+"""Canvases kept on disk: decoded once, shared by all trials, workers and commands.
+
+A folder holds `canvases.bin`, the canvases one after another in uint8; `index.bin`, one ENTRY for
+each; and `manifest.json`, which says what they are. An entry is written after its canvas: a kill
+leaves canvases that are whole or not there, and the next builder goes on. It holds size and time of
+the image that the canvas was made from: of an image changed since, it counts for nothing.
+
+The cache is an optimisation. Whatever is wrong with it, images are decoded as they come, and the
+scores are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from search.data.canvas import DECODER, FILTER, read_canvas
+from search.data.images import BrokenImage
+from search.files import cache_folder, write_json_atomically
+
+CANVASES, INDEX, MANIFEST, LOCK = "canvases.bin", "index.bin", "manifest.json", ".lock"
+
+VERSION = 1
+"""Of the layout of a folder."""
+
+ENTRY = np.dtype([("state", "<u4"), ("crc", "<u4"), ("size", "<i8"), ("mtime", "<i8")])
+"""One canvas: whether it is there, its CRC-32, and its image's size (bytes) and time (ns)."""
+
+THERE = 1
+
+KEPT_FREE = 0.25
+"""Share of the free space that is left to weights and checkpoints."""
+
+CHUNK = 256
+"""Images between two looks at whether to go on."""
+
+AUTO, OFF = "auto", "off"
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class CanvasCache:
+    """The canvases of some images; pickled, it opens its files anew.
+
+    Attributes:
+        folder: where they lie.
+        side: of the canvases, in pixels.
+        rows: the row of each image by its path.
+    """
+
+    folder: Path
+    side: int
+    rows: Mapping[str, int]
+    _opened: _Opened | None = field(default=None, repr=False)
+
+    @property
+    def bytes_of_one(self) -> int:
+        """Of a canvas."""
+        return 3 * self.side * self.side
+
+    def locate(self, paths: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of images (N,); -1 for those that have none."""
+        return np.array([self.rows.get(path, -1) for path in paths], np.int64)
+
+    def copy(self, row: int, path: str, into: NDArray[np.uint8]) -> bool:
+        """Copies a canvas, if it is there and of the image as it is now.
+
+        Args:
+            row: see `locate`.
+            path: the image's.
+            into: (3, side, side).
+
+        Raises:
+            DamagedCacheError: if the files are not as they were written.
+        """
+        if self._opened is None:
+            self._opened = _Opened(self)
+        return self._opened.copy(row, path, into)
+
+    def close(self) -> None:
+        """Lets go of the files; they are opened anew when they are needed."""
+        self._opened = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers are told of rows, and need no table of all paths.
+        return {**self.__dict__, "rows": {}, "_opened": None}
+
+
+class DamagedCacheError(Exception):
+    """A cache that is not as it was written; its text is a line for the user."""
+
+
+class _Opened:
+    """The files of a cache, mapped into memory; another process may be filling it."""
+
+    def __init__(self, cache: CanvasCache) -> None:
+        self.folder = cache.folder
+        shape = (3, cache.side, cache.side)
+        try:
+            self.canvases = _map(cache.folder / CANVASES, np.dtype((np.uint8, shape)))
+            self.index = _map(cache.folder / INDEX, ENTRY)
+        except OSError as error:
+            raise DamagedCacheError(f"{self.folder} cannot be read: {error}") from error
+        self.checked = np.zeros(len(self.index), np.bool_)
+
+    def copy(self, row: int, path: str, into: NDArray[np.uint8]) -> bool:
+        if not 0 <= row < min(len(self.index), len(self.canvases)):
+            return False
+        entry = self.index[row]
+        if entry["state"] != THERE or _identity(path) != (entry["size"], entry["mtime"]):
+            return False
+        # What lies behind the end of a file that was cut short must not be touched: SIGBUS.
+        if (self.folder / CANVASES).stat().st_size < self.canvases.nbytes:
+            raise DamagedCacheError(f"{self.folder / CANVASES} was cut short")
+        into[...] = self.canvases[row]
+        if not self.checked[row]:
+            # Once in each process: a CRC takes as long as the copy.
+            if zlib.crc32(into) != entry["crc"]:
+                raise DamagedCacheError(f"{self.folder / CANVASES} was changed behind our back")
+            self.checked[row] = True
+        return True
+
+
+def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+    """What a file holds of one kind of item; nothing, if it is absent."""
+    items = path.stat().st_size // kind.itemsize if path.exists() else 0
+    base = kind.base
+    if not items:
+        return np.empty((0, *kind.shape), base)
+    return np.memmap(path, base, mode="r", shape=(items, *kind.shape))
+
+
+def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> CanvasCache | None:
+    """The cache of some images, made if it is absent; None, and told, if it cannot be used.
+
+    Args:
+        setting: "auto" is a folder in `cache_folder()`, "off" is none, else the folder to use.
+        paths: the images, those that are read most often first.
+        side: of the canvases, in pixels.
+        tell: given a line on why there is none.
+    """
+    if setting == OFF or not paths:
+        return None
+    paths = list(dict.fromkeys(paths))
+    root = cache_folder() / "canvases" if setting == AUTO else Path(setting).expanduser()
+    described = {
+        "version": VERSION,
+        "side": side,
+        "filter": FILTER,
+        # Another one may decode a JPEG to other levels, and the scores must not tell.
+        "decoder": DECODER,
+        "images": len(paths),
+        "paths": hashlib.sha256("\0".join(paths).encode()).hexdigest(),
+    }
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+    folder = root / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            write_json_atomically(folder / MANIFEST, described)
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        tell(f"no cache of canvases: {error}; images are decoded as they come")
+        return None
+    if found != described:
+        tell(
+            f"no cache of canvases: {folder} is of another version or another data set; images "
+            "are decoded as they come (delete it, and it is made anew)"
+        )
+        return None
+    return CanvasCache(folder, side, {path: row for row, path in enumerate(paths)})
+
+
+def fill_cache(
+    cache: CanvasCache,
+    tell: Tell,
+    on_done: Callable[[int, int], None] = lambda _done, _missing: None,
+    threads: int | None = None,
+) -> None:
+    """Decodes what is missing or was changed, as much as fits.
+
+    Two builders do not get in each other's way: the second uses what the first has made so far.
+
+    Args:
+        cache: see `open_cache`.
+        tell: given a line on what it takes, and on what is wrong.
+        on_done: told how many of how many missing canvases are finished; what it raises ends it,
+            and the next time goes on from there.
+        threads: that decode; None for one a core.
+    """
+    try:
+        with FileLock(cache.folder / LOCK, timeout=0):
+            _fill(cache, tell, on_done, threads or os.cpu_count() or 1)
+    except Timeout:
+        tell(f"another process fills {cache.folder}: this one uses what is there already")
+    except OSError as error:
+        tell(
+            f"the cache of canvases cannot be written to ({error}): what it lacks is decoded as "
+            "it comes"
+        )
+    finally:
+        cache.close()
+
+
+def _fill(cache: CanvasCache, tell: Tell, on_done: Callable[[int, int], None], threads: int) -> None:
+    """Under the folder's lock."""
+    one, paths, folder = cache.bytes_of_one, list(cache.rows), cache.folder
+    with _opened_to_write(folder / CANVASES) as canvases, _opened_to_write(folder / INDEX) as index:
+        whole = os.fstat(canvases).st_size // one
+        missing = _missing(folder / INDEX, paths, whole)
+        free = shutil.disk_usage(folder).free
+        todo = missing[: int(free * (1 - KEPT_FREE)) // one]
+        if not len(missing):
+            return
+        line = (
+            f"caching {len(todo):,} canvases of {cache.side} px in {folder}: "
+            f"{len(todo) * one / 1e9:.2f} GB, of {free / 1e9:.1f} GB free"
+        )
+        if len(todo) < len(missing):
+            left = len(missing) - len(todo)
+            line += f"; {left:,} more do not fit, and are decoded as they come"
+        tell(line)
+        if not len(todo):
+            return
+        # Entries of canvases that were cut off, before there is something in their place.
+        _write(index, bytes((len(paths) - whole) * ENTRY.itemsize), whole * ENTRY.itemsize)
+        # With holes: it takes no room before it is filled.
+        os.ftruncate(canvases, max(whole, int(todo.max()) + 1) * one)
+
+        def decode(row: int) -> None:
+            path = paths[row]
+            size, mtime = _identity(path)
+            try:
+                content = read_canvas(path, cache.side).numpy().tobytes()
+            except BrokenImage:
+                return  # whoever needs it tells of it
+            place = row * ENTRY.itemsize
+            # No memory map: on a full disk, writing to one would end the process.
+            _write(index, bytes(ENTRY.itemsize), place)
+            _write(canvases, content, row * one)
+            entry = np.array((THERE, zlib.crc32(content), size, mtime), ENTRY)
+            _write(index, entry.tobytes(), place)
+
+        with Parallel(n_jobs=threads, backend="threading") as parallel:
+            for start in range(0, len(todo), CHUNK):
+                parallel(delayed(decode)(row) for row in todo[start : start + CHUNK].tolist())
+                on_done(min(start + CHUNK, len(todo)), len(todo))
+
+
+def _missing(index: Path, paths: Sequence[str], whole: int) -> NDArray[np.int64]:
+    """Rows whose canvas is absent, or of an image that was changed since."""
+    entries = np.zeros(len(paths), ENTRY)
+    found = np.fromfile(index, ENTRY)[: min(len(paths), whole)]
+    entries[: len(found)] = found
+    there = entries["state"] == THERE
+    for row in np.flatnonzero(there):
+        there[row] = _identity(paths[row]) == (entries["size"][row], entries["mtime"][row])
+    return np.flatnonzero(~there)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds; of a file that is gone, what none has."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a third of the time, and called for each image
+    except OSError:
+        return (-1, -1)
+    return found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def _opened_to_write(path: Path) -> Iterator[int]:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write(file: int, content: bytes, place: int) -> None:
+    while content:  # a disk that becomes full takes a part, and says so at the next one
+        written = os.pwrite(file, content, place)
+        content, place = content[written:], place + written
