@@ -72,6 +72,7 @@ class _Merging:
             device=settings.device,
             workers=settings.workers,
             allow_tainted=isinstance(settings, MergeSettings) and settings.allow_tainted,
+            cache=settings.cache if isinstance(settings, MergeSettings) else None,
             console=self.console,
             on_batch=self.interruption.check,
         )

@@ -39,6 +39,9 @@ class RunSettings:
 class MergeSettings(RunSettings):
     """What every way of merging is told besides."""
 
+    cache: str | None = None
+    """Keep decoded images: auto, off, or a folder. Default: as the search did."""
+
     allow_tainted: bool = False
     """Accept candidates whose pretraining breaks the rule; recorded, and the result is tainted."""
 
@@ -218,5 +221,6 @@ DEMO_EPOCHS = 12
 
 MACHINE_SETTINGS = frozenset(
     {"run", "device", "workers", "timeout", "micro_batch_size", "checkpoint_minutes", "discard"}
+    | {"cache"}
 )
 """Settings that say where and how a distillation runs, not what it learns."""

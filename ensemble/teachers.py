@@ -43,12 +43,6 @@ class TeacherPlan:
     overrides: tuple[str, ...]  # one line for each tainted one
     description: str  # one line
 
-    @property
-    def image_size(self) -> int:
-        """Side in pixels at which no teacher needs enlarged images."""
-        trunks = [recipe for folder in self.folders for recipe in load_spec(folder).trunks]
-        return max(recipe.image_size for recipe in trunks)
-
     def load(self) -> list[nn.Module]:
         """The trained networks, on the CPU."""
         return [load_model(folder)[0] for folder in self.folders]

@@ -211,7 +211,8 @@ def _plain(value: Any) -> Any:
 SETTINGS = "settings.yaml"
 
 FORMAT = 3
-"""Of a run folder. 1 had neither a format nor checkpoints, 2 no canvas: their trials cannot go on."""
+"""Of a run folder. 1 had neither a format nor checkpoints, 2 no canvas; their trials cannot go
+on."""
 
 FREE_ON_RESUME = frozenset(
     {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}

@@ -36,8 +36,8 @@ def measure_speed(
     The models take turns, so that a machine that slows down or speeds up does so for all.
 
     Args:
-        models: each has `image_size`, its side in pixels, and maps (N, 3, S, S) RGB in [0, 1] to
-            logits.
+        models: each maps canvases (N, 3, C, C), RGB in [0, 1], to logits, and has their side C
+            as `canvas`.
         device: to compute on.
         batch_size: images in one forward pass.
         on_model: called before every measurement.
@@ -66,7 +66,7 @@ def measure_speed(
 def _seconds(model: nn.Module, device: torch.device, batch_size: int, *, is_first: bool) -> float:
     """Median time of one forward pass."""
     model.to(device).eval()
-    size = int(model.image_size)  # type: ignore[arg-type]
+    size = int(model.canvas)  # type: ignore[arg-type]
     images = torch.rand(batch_size, 3, size, size, device=device)
     if is_first:
         model(images)  # Kernels are chosen and memory is taken at the first call.

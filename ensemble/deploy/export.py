@@ -28,7 +28,7 @@ _PROBE_SEED = 0
 
 
 class Scorer(nn.Module):
-    """What the ONNX graph computes: uint8 RGB (N, 3, S, S) to the probability of fake (N,)."""
+    """What the ONNX graph computes: canvases, uint8 (N, 3, C, C), to the probability of fake (N,)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ class Scorer(nn.Module):
 def export_onnx(model: Any, path: Path) -> float:
     """Writes a model as ONNX: one file, preprocessing inside the graph, any batch size.
 
-    The graph takes `images`, uint8 RGB (N, 3, S, S) with S = the model's image size, and gives
-    `y_pred`, float64 (N,). Resizing a photo to S x S is left to the caller, as it is left to the
-    loader here; the trunks' own resizing and normalisation are in the graph.
+    The graph takes `images`, canvases in uint8 RGB (N, 3, C, C), and gives `y_pred`, float64 (N,).
+    Making the canvas of a photo is left to the caller, see `search.data.canvas.explain`; the
+    trunks' own resizing and normalisation are in the graph.
 
     Args:
-        model: maps (N, 3, H, W) RGB in [0, 1] to logits (N, 2) and has an `image_size`.
+        model: maps canvases, RGB in [0, 1], to logits (N, 2), and has their side as `canvas`.
         path: the file to write.
 
     Returns:
@@ -67,8 +67,8 @@ def export_onnx(model: Any, path: Path) -> float:
 
     def write(temporary: Path) -> None:
         nonlocal difference
-        _translate(scorer, model.image_size).save(temporary, external_data=False)
-        difference = compare(scorer, model.image_size, temporary)
+        _translate(scorer, model.canvas).save(temporary, external_data=False)
+        difference = compare(scorer, model.canvas, temporary)
         if not difference <= TOLERANCE:  # NaN too
             raise UserError(
                 f"scores under onnxruntime must equal torch's to {TOLERANCE:g}, found a difference "
@@ -94,12 +94,12 @@ def check_installed() -> None:
             ) from None
 
 
-def compare(scorer: nn.Module, image_size: int, path: Path) -> float:
+def compare(scorer: nn.Module, canvas: int, path: Path) -> float:
     """The largest difference between onnxruntime's and torch's scores of the probe images, in
     batches of several sizes."""
     onnxruntime: Any = import_module("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    images = probe_images(_PROBE_SEED, image_size)
+    images = probe_images(_PROBE_SEED, canvas)
     with torch.inference_mode():
         expected = scorer(images).numpy()
     found = [
@@ -108,10 +108,10 @@ def compare(scorer: nn.Module, image_size: int, path: Path) -> float:
     return float(np.abs(np.concatenate(found) - expected).max())
 
 
-def _translate(scorer: nn.Module, image_size: int) -> Any:
+def _translate(scorer: nn.Module, canvas: int) -> Any:
     """The model as torch's ONNXProgram."""
     # Two images: torch would take a batch of one for a constant.
-    example = probe_images(_PROBE_SEED, image_size, count=2)
+    example = probe_images(_PROBE_SEED, canvas, count=2)
     loud = logging.getLogger("torch.onnx")
     level = loud.level
     try:

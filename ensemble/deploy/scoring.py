@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from search.data.batches import Batch, Loader, eval_loader
+from search.data.batches import Batch
 from search.data.quarantine import BrokenFile, Quarantine
+from search.data.reading import Loader, Reader, eval_batches
 from search.errors import UserError
 from search.training.device import Runtime, default_workers, resolve_device
 from search.training.network import margin
@@ -42,7 +43,7 @@ class FlipAverage(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]; the first column is 0."""
+        """Logits (N, 2) of canvases, RGB in [0, 1]; the first column is 0."""
         both = margin(self.model(images)) + margin(self.model(images.flip(-1)))
         return torch.stack([torch.zeros_like(both), both / 2], dim=1)
 
@@ -67,7 +68,7 @@ def score_images(
     """Scores every image of a table that can be read.
 
     Args:
-        model: maps (N, 3, H, W) RGB in [0, 1] to logits (N, 2) and has an `image_size`.
+        model: maps canvases, RGB in [0, 1], to logits (N, 2), and has their side as `canvas`.
         table: has the columns img_name and path.
         runtime: where to compute, and how many processes decode.
         console: shows the progress: a bar on a terminal, a few lines elsewhere.
@@ -79,17 +80,18 @@ def score_images(
         FloatingPointError: if a score is not finite.
     """
     quarantine = Quarantine(None, limit_fraction=1.0)
-    loader = eval_loader(
-        table,
-        model.image_size,
-        batch_size=batch_size,
-        workers=runtime.workers,
-        quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
-    )
     network = FlipAverage(model) if flip else model
     try:
-        with Bars(console, time_left=True, transient=True) as bars:
+        with (
+            Reader(
+                model.canvas,
+                workers=runtime.workers,
+                quarantine=quarantine,
+                pin_memory=runtime.on_cuda,
+            ) as reader,
+            Bars(console, time_left=True, transient=True) as bars,
+        ):
+            loader = eval_batches(reader, table, batch_size=batch_size)
             bar = bars.add("scoring", len(table), unit="images", plain="scored")
             counted: Any = _Counted(loader, bar)
             predictions = predict(network, counted, runtime)

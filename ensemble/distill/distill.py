@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from ensemble.network.model import keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
 from ensemble.pool.pool import Pool
 from ensemble.settings import DistillSettings
-from search.data.batches import Loader
+from search.data.reading import Loader
 from search.files import MERGED
 from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, load_weights
+from search.training.images import fill
 from search.training.loss import Loss, training_batches
 from search.training.network import build_network
 from search.training.progress import Bars
@@ -64,6 +64,7 @@ def run_distill(
     leftovers = (training.leftover(), task.other_views())
     settle([found for found in leftovers if found], discard=settings.discard, console=console)
     if not training.is_complete:
+        fill(pool.reader, console, interruption.check)
         task.record(console, interruption, settings.checkpoint_minutes)
     trained = training.complete(console, interruption, settings.checkpoint_minutes)
     candidate = keep_merged(
@@ -97,23 +98,22 @@ class Distillation:
         network = build_network(plan.recipe, pretrained=start and plan.start is None)
         if start and plan.start is not None:
             load_weights(plan.start.path / WEIGHTS, network)
-        return Student(network, self.source.feature_size, plan.recipe.seed)
+        source = self.source
+        sizes = source.image_sizes if isinstance(source, Teacher) else ()
+        return Student(network, source.feature_size, plan.recipe.seed, sizes)
 
     def batches(self) -> Loader:
         """Recorded views, or new ones in every epoch for a live teacher."""
         recipe, pool = self.plan.recipe, self.pool
         if isinstance(self.source, Teacher):
-            sized = replace(recipe, image_size=max(recipe.image_size, self.source.image_size))
-            return training_batches(pool.splits.fit, sized, pool.runtime, pool.quarantine)
+            return training_batches(pool.splits.fit, recipe, pool.reader)
         return view_loader(
+            pool.reader,
             pool.splits.fit,
             self._manifest,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             balance=recipe.class_balance == "sampler",
-            workers=pool.runtime.workers,
-            quarantine=pool.quarantine,
-            pin_memory=pool.runtime.on_cuda,
         )
 
     def loss(self) -> Loss:
@@ -161,7 +161,7 @@ class Distillation:
                 self.pool.splits.fit,
                 batch_size=SCORING_BATCH,
                 runtime=self.pool.runtime,
-                quarantine=self.pool.quarantine,
+                reader=self.pool.reader,
                 console=console,
                 on_batch=on_batch,
                 checkpoint_minutes=checkpoint_minutes,
@@ -183,7 +183,7 @@ class Distillation:
             seed=recipe.seed,
             augmentation=recipe.augmentation,
             augmentation_strength=recipe.augmentation_strength,
-            image_size=max(recipe.image_size, plan.teachers.image_size),
+            canvas=recipe.canvas,
             with_features=plan.losses.feature > 0,
         )
 

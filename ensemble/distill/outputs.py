@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ensemble.distill.losses import normalise_features
-from search.data.batches import Batch
+from search.data.batches import Images, Shown
 from search.training.device import Runtime, exact_float32
 from search.training.network import margin
 
@@ -24,15 +24,15 @@ class TeacherOutputs:
     features: Tensor | None  # (N, D) float32 - normalised, those of all networks side by side
 
 
-TeacherSource = Callable[[Batch], TeacherOutputs]
-"""Maps a batch, whose images are floats in [0, 1] on the device, to outputs on that device."""
+TeacherSource = Callable[[Shown], TeacherOutputs]
+"""Maps a batch on the device to outputs on that device."""
 
 
 class Teacher:
     """Networks whose probabilities are averaged; asked live, it is a TeacherSource.
 
     Attributes:
-        image_size: side of the views, in pixels, at which no network needs enlarged images.
+        image_sizes: of the views that it is asked about: those of its networks.
         feature_size: D of the outputs' features; 0 if they are not asked for.
     """
 
@@ -46,7 +46,7 @@ class Teacher:
     ) -> None:
         """
         Args:
-            networks: map (N, 3, H, W) RGB in [0, 1] to logits (N, 2), have an `image_size`, and
+            networks: map views at their `image_sizes`, RGB in [0, 1], to logits (N, 2), and have
                 `forward_with_features` if features are asked for; moved to the device.
             weights: of their probabilities; they sum to 1.
             runtime: the device.
@@ -58,14 +58,15 @@ class Teacher:
         self.log_weights = torch.tensor(weights, dtype=torch.float64, device="cpu").log()
         self.runtime = runtime
         self.with_features = with_features
-        self.image_size = max(int(network.image_size) for network in self.networks)
+        sizes = {size for network in self.networks for size in network.image_sizes}
+        self.image_sizes: tuple[int, ...] = tuple(sorted(sizes))
         self.feature_size = self._measure_features() if with_features else 0
 
-    def __call__(self, batch: Batch) -> TeacherOutputs:
-        return self.ask(batch.images.float())
+    def __call__(self, batch: Shown) -> TeacherOutputs:
+        return self.ask(batch.images)
 
-    def ask(self, images: Tensor) -> TeacherOutputs:
-        """What the networks together say of images (N, 3, H, W) in [0, 1] on the device."""
+    def ask(self, images: Images) -> TeacherOutputs:
+        """What the networks together say of images in [0, 1] on the device."""
         # Not inference mode: autograd saves the outputs for the student's backward pass.
         with torch.no_grad(), exact_float32(), torch.autocast(self._device_type, enabled=False):
             given = [self._ask(network, images) for network in self.networks]
@@ -80,15 +81,15 @@ class Teacher:
     def _device_type(self) -> str:
         return self.runtime.device.type
 
-    def _ask(self, network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _ask(self, network: Any, images: Images) -> tuple[Tensor, Tensor | None]:
         if not self.with_features:
             return margin(network(images)), None
         features, logits = network.forward_with_features(images)
         return margin(logits), normalise_features(features)
 
     def _measure_features(self) -> int:
-        size = self.image_size
-        blank = torch.zeros(1, 3, size, size, device=self.runtime.device)
+        device = self.runtime.device
+        blank: Images = {s: torch.zeros(1, 3, s, s, device=device) for s in self.image_sizes}
         features = self.ask(blank).features
         assert features is not None
         return features.shape[1]

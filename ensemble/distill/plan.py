@@ -17,7 +17,7 @@ from ensemble.settings import DistillSettings
 from ensemble.teachers import TeacherPlan, plan_teachers
 from search.catalogue.rules import Verdict, judge
 from search.catalogue.weights import check_weights, locate_weights
-from search.data.augment import train_transform
+from search.data.augment import Augmentation
 from search.errors import UserError
 from search.files import file_sha256
 from search.training.candidate import WEIGHTS, Candidate
@@ -109,7 +109,7 @@ def plan_distillation(
     teachers = plan_teachers(pool, settings.teachers, allow_tainted=settings.allow_tainted)
     recipe, start = _plan_student(pool, settings)
     # A view that cannot be made should not be found out after the teachers were loaded.
-    train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size)
+    Augmentation(recipe.augmentation, recipe.augmentation_strength)
     verdict, overrides = _check_student(pool, recipe, start, settings, console, on_progress)
     return DistillPlan(
         recipe=recipe,

@@ -19,16 +19,14 @@ from rich.console import Console
 from ensemble.distill.outputs import Teacher, TeacherOutputs
 from ensemble.distill.views import ViewManifest, compared, round_loader
 from ensemble.network.training import Leftover
-from search.data.batches import (
-    Batch,
-)
+from search.data.batches import Batch, Shown
 from search.data.images import BrokenImage, read_image
-from search.data.quarantine import Quarantine
+from search.data.reading import Reader
 from search.errors import UserError
 from search.files import drop_unfinished_writes, write_atomically, write_json_atomically
 from search.interruption import Interrupted
 from search.training.device import Runtime
-from search.training.scoring import MemoryBackOff, to_device
+from search.training.scoring import MemoryBackOff, show
 from search.training.train import CHECKPOINT_MINUTES
 
 MANIFEST = "manifest.json"
@@ -64,7 +62,7 @@ class RecordedViews:
         """D of the outputs' features; 0 if there are none."""
         return 0 if self.features is None else self.features[0].shape[1]
 
-    def __call__(self, batch: Batch) -> TeacherOutputs:
+    def __call__(self, batch: Shown) -> TeacherOutputs:
         """
         Raises:
             ValueError: if the batch holds a view that was not recorded.
@@ -76,7 +74,7 @@ class RecordedViews:
         # Images that could not be read have NaN.
         if not is_view.any(axis=0).all() or not np.isfinite(margins).all():
             raise ValueError(f"only recorded views have teacher outputs; {self.folder} lacks some")
-        device = batch.images.device
+        device = batch.targets.device
         features = None
         if self.features is not None:
             found = np.stack([self.features[r][row] for r, row in zip(rounds, rows, strict=True)])
@@ -92,7 +90,7 @@ def record_views(
     *,
     batch_size: int,
     runtime: Runtime,
-    quarantine: Quarantine | None,
+    reader: Reader,
     console: Console,
     on_batch: Callable[[int, int], None] = lambda _finished, _batches: None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
@@ -107,8 +105,8 @@ def record_views(
         teacher: makes the teacher; called only if something is left to do.
         table: label table of the images, as many as the manifest says.
         batch_size: images of one forward pass.
-        runtime: the device, and how many processes decode images.
-        quarantine: is told of broken images, which get no outputs.
+        runtime: the device.
+        reader: reads the images; broken ones get no outputs.
         console: is told of what a user should know.
         on_batch: told how many batches of how many are finished; what it raises ends the
             recording, and the next one goes on from there.
@@ -121,17 +119,12 @@ def record_views(
     asked, back_off = cache(teacher), MemoryBackOff()
 
     def ask(batch: Batch) -> TeacherOutputs:
-        outputs = _join(back_off(asked().ask, to_device(batch, runtime).images))
+        shown = show(batch, asked().image_sizes, runtime)
+        outputs = _join(back_off(asked().ask, shown.images))
         _check_finite(outputs, manifest)
         return outputs
 
-    loader_of = partial(
-        round_loader,
-        *(table, manifest),
-        batch_size=batch_size,
-        runtime=runtime,
-        quarantine=quarantine,
-    )
+    loader_of = partial(round_loader, *(reader, table, manifest), batch_size=batch_size)
     missing = [r for r in range(manifest.views) if not _round_file(folder, MARGINS, r).exists()]
     batches = -(-len(table) // batch_size)
     if missing:
@@ -153,7 +146,7 @@ def record_views(
                     saved = time.monotonic()
             record.finish()
     for round_ in range(manifest.views):
-        rows = _mended(folder, round_, table, quarantine)
+        rows = _mended(folder, round_, table, reader.quarantine.paths)
         if len(rows):
             loader = loader_of(rows)
             loader.set_epoch(round_)
@@ -165,12 +158,9 @@ def record_views(
     return RecordedViews(folder, manifest)
 
 
-def _mended(
-    folder: Path, round_: int, table: pd.DataFrame, quarantine: Quarantine | None
-) -> NDArray[np.int64]:
+def _mended(folder: Path, round_: int, table: pd.DataFrame, known: set[str]) -> NDArray[np.int64]:
     """Rows of images that could not be read when a round was recorded, and may be read now."""
     lacking = np.isnan(np.load(_round_file(folder, MARGINS, round_)))
-    known = set() if quarantine is None else quarantine.paths
     rows = np.flatnonzero(lacking & ~table["path"].isin(known).to_numpy())
     # Read beforehand: a loader refuses a set of which nothing is left.
     return np.array([row for row in rows if _is_readable(table["path"].iloc[row])], np.int64)

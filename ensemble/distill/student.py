@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ensemble.distill import losses
 from ensemble.distill.outputs import TeacherSource
-from search.data.batches import Batch
+from search.data.batches import Images, Shown
 from search.training.network import Network
 
 
@@ -32,20 +32,28 @@ class Student(nn.Module):
 
     Attributes:
         network: what the student is when it has learned.
-        image_size: the network's.
+        image_sizes: of the views that it is trained on: its network's, and those of a teacher that
+            is asked about the same batches.
         projection: (N, D of the student) -> (N, D of the teacher); None if no features are learned.
     """
 
-    def __init__(self, network: Network, feature_size: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: Network,
+        feature_size: int = 0,
+        seed: int = 0,
+        teacher_sizes: tuple[int, ...] = (),
+    ) -> None:
         """
         Args:
             network: the student.
             feature_size: D of the teacher's features; 0 learns none.
             seed: of the projection's initialisation.
+            teacher_sizes: `image_sizes` of a live teacher.
         """
         super().__init__()
         self.network = network
-        self.image_size = network.image_size
+        self.image_sizes = tuple(sorted({*network.image_sizes, *teacher_sizes}))
         self.projection: nn.Linear | None = None
         if feature_size:
             size = network.image_size
@@ -54,12 +62,12 @@ class Student(nn.Module):
                 features, _ = network.forward_with_features(torch.zeros(1, 3, size, size))
                 self.projection = nn.Linear(features.shape[1], feature_size)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]."""
+    def forward(self, images: Images) -> Tensor:
+        """Logits (N, 2); see `Network`."""
         logits: Tensor = self.network(images)
         return logits
 
-    def forward_with_projection(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_projection(self, images: Images) -> tuple[Tensor, Tensor]:
         """Projected features (N, D) and logits (N, 2); there must be a projection."""
         assert self.projection is not None
         features, logits = self.network.forward_with_features(images)
@@ -88,11 +96,11 @@ class DistillationLoss:
     def __init__(self, teacher: TeacherSource, weights: LossWeights) -> None:
         self.teacher, self.weights = teacher, weights
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, network: nn.Module, batch: Shown) -> Tensor:
         """
         Args:
             network: a Student, if features are learned.
-            batch: images are floats in [0, 1].
+            batch: images and where they come from.
         """
         student: Any = network
         weights, taught = self.weights, self.teacher(batch)

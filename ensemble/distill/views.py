@@ -16,17 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ensemble.teachers import TeacherEntry
-from search.data.augment import train_transform
-from search.data.batches import (
-    SMALLEST_TRAINING_BATCH,
-    BatchPlan,
-    Loader,
-    balanced,
-    shuffled,
-    view_seeds,
-)
-from search.data.quarantine import Quarantine
-from search.training.device import Runtime
+from search.data.augment import Augmentation
+from search.data.batches import BatchPlan, balanced, shuffled, view_seeds
+from search.data.reading import SMALLEST_TRAINING_BATCH, Loader, Reader
 
 
 @dataclass(frozen=True)
@@ -43,8 +35,13 @@ class ViewManifest:
     seed: int
     augmentation: str
     augmentation_strength: float
-    image_size: int
+    canvas: int
     with_features: bool  # else margins only
+
+    @property
+    def policy(self) -> Augmentation:
+        """What makes the views."""
+        return Augmentation(self.augmentation, self.augmentation_strength)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the versions of the libraries that make views, but without `views`."""
@@ -59,7 +56,7 @@ class ViewManifest:
         return compared(self.to_json())
 
     def seeds(self) -> NDArray[np.int64]:
-        """View seeds (views, images): those of the first epochs of `train_loader`."""
+        """View seeds (views, images): those of the first epochs of `train_batches`."""
         rows = np.arange(self.images)
         return np.stack(
             [
@@ -70,21 +67,19 @@ class ViewManifest:
 
 
 def view_loader(
+    reader: Reader,
     table: pd.DataFrame,
     manifest: ViewManifest,
     *,
     batch_size: int,
     seed: int,
     balance: bool = False,
-    workers: int = 0,
-    quarantine: Quarantine | None = None,
-    pin_memory: bool = False,
 ) -> Loader:
-    """Batches of recorded views in the order of `train_loader`: epoch e shows view e mod V of each
+    """Batches of recorded views in the order of `train_batches`: epoch e shows view e mod V of each
     image; an image that a balanced epoch repeats comes in its next views.
 
     Args:
-        table, batch_size, seed, balance, workers, quarantine, pin_memory: see `train_loader`.
+        reader, table, batch_size, seed, balance: see `train_batches`.
         manifest: of the recorded views.
     """
     seeds, targets = manifest.seeds(), table["target"].to_numpy()
@@ -101,24 +96,16 @@ def view_loader(
         smallest_batch=SMALLEST_TRAINING_BATCH,
         drop_last=True,
     )
-    return Loader(
-        table,
-        _transform(manifest),
-        plan,
-        workers=workers,
-        quarantine=quarantine,
-        pin_memory=pin_memory,
-    )
+    return Loader(reader, table, plan, manifest.policy)
 
 
 def round_loader(
+    reader: Reader,
     table: pd.DataFrame,
     manifest: ViewManifest,
     rows: NDArray[np.int64] | None = None,
     *,
     batch_size: int,
-    runtime: Runtime,
-    quarantine: Quarantine | None = None,
 ) -> Loader:
     """Images in the table's order, all or those of some rows; epoch r shows view r of each."""
     seeds = manifest.seeds()
@@ -130,19 +117,7 @@ def round_loader(
         smallest_batch=1,
         drop_last=False,
     )
-    return Loader(
-        table,
-        _transform(manifest),
-        plan,
-        workers=runtime.workers,
-        quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
-    )
-
-
-def _transform(manifest: ViewManifest) -> Any:
-    strength = manifest.augmentation_strength
-    return train_transform(manifest.augmentation, strength, manifest.image_size)
+    return Loader(reader, table, plan, manifest.policy)
 
 
 def compared(manifest: Mapping[str, Any]) -> dict[str, Any]:

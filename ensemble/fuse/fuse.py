@@ -30,6 +30,7 @@ from search.catalogue.timm_models import build_on_meta
 from search.files import file_sha256
 from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, EpochRecord
+from search.training.images import fill
 from search.training.loss import training_batches
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES
@@ -84,6 +85,9 @@ def run_fuse(
         joint = JointTraining(pool, model, recipe, {"members": hashes, "head": asdict(head_spec)})
         leftover = joint.leftover()
         settle([leftover] if leftover else [], discard=discard, console=console)
+
+    if joint is not None or head != "mean":
+        fill(pool.reader, console, interruption.check)
 
     def fit() -> dict[str, Any]:
         if head == "mean":
@@ -162,10 +166,9 @@ def _fit_head(
     """Fits the head on fit, in the best member's augmentation: trunks know the images as they are
     too well. Chooses on select."""
     check = interruption.check
-    sized = replace(recipe, image_size=model.image_size)
-    loader = training_batches(pool.splits.fit, sized, pool.runtime, pool.quarantine)
+    loader = training_batches(pool.splits.fit, recipe, pool.reader)
     on_fit = trunk_outputs(model, loader, pool.runtime, check, limit=MOST_IMAGES)
-    select = pool.loader("select", model.image_size)
+    select = pool.loader("select")
     on_select = trunk_outputs(model, select, pool.runtime, check)
     found = fit_head(model.head, on_fit, on_select, seed=pool.settings.seed)
     console.print(

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from ensemble.network.heads import Head, WeightsHead
 from ensemble.network.model import FusedNetwork
 from ensemble.teachers import quality
-from search.data.batches import Loader
+from search.data.batches import Images
+from search.data.reading import Loader
 from search.training.candidate import copy_state
 from search.training.device import Runtime, exact_float32
 from search.training.network import margin
-from search.training.scoring import MemoryBackOff, to_device
+from search.training.scoring import MemoryBackOff, show
 
 EPOCHS = 30
 BATCH_SIZE = 128
@@ -75,7 +76,7 @@ def trunk_outputs(
     targets: list[Tensor] = []
     back_off = MemoryBackOff()
 
-    def ask(images: Tensor) -> tuple[list[Tensor], Tensor]:
+    def ask(images: Images) -> tuple[list[Tensor], Tensor]:
         if model.head.needs_features:
             given, said = model.forward_trunks(images)
         else:
@@ -84,7 +85,7 @@ def trunk_outputs(
 
     with torch.no_grad(), exact_float32():
         for batch in loader:
-            for given, said in back_off(ask, to_device(batch, runtime).images):
+            for given, said in back_off(ask, show(batch, model.image_sizes, runtime).images):
                 features.append(given)
                 logits.append(said)
             targets.append(batch.targets.clone())  # see `predict`

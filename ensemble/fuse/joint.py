@@ -62,7 +62,7 @@ class FusedClassification(Classification):
     def __init__(
         self, pool: Pool, model: FusedNetwork, recipe: Recipe, made_from: Mapping[str, Any]
     ) -> None:
-        super().__init__(recipe, pool.splits, pool.runtime, pool.quarantine)
+        super().__init__(recipe, pool.splits, pool.reader)
         self.model, self.made_from = model, made_from
 
     def identity(self) -> Mapping[str, Any]:
@@ -189,5 +189,4 @@ class JointTraining:
         return content if known else None
 
     def _evaluate(self, interruption: Interruption) -> float:
-        size, check = self.model.image_size, interruption.check
-        return self.pool.evaluate(self.model, "select", size, check).metrics.auc
+        return self.pool.evaluate(self.model, "select", interruption.check).metrics.auc

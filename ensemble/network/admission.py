@@ -31,8 +31,8 @@ LARGEST_NUMBER = 4096
 to build."""
 
 LARGEST_IMAGE_SIZE = 1024
-"""In pixels: the largest of timm's pretrained networks are at it (timm 1.0.31), and one image of it
-fits into memory."""
+"""In pixels, of canvases too: the largest of timm's pretrained networks are at it (timm 1.0.31),
+and one image of it fits into memory."""
 
 MOST_ARGUMENTS = 256
 """Of one trunk, with the items of lists and mappings inside them."""
@@ -103,10 +103,10 @@ def _check_arguments(recipe: Recipe) -> None:
     Raises:
         UserError: if a number is too large, or there are too many arguments.
     """
-    if not 1 <= recipe.image_size <= LARGEST_IMAGE_SIZE:
-        raise UserError(
-            f"image_size must be in [1, {LARGEST_IMAGE_SIZE}], found {recipe.image_size}"
-        )
+    for name in ("image_size", "canvas"):
+        found = getattr(recipe, name)
+        if not 1 <= found <= LARGEST_IMAGE_SIZE:
+            raise UserError(f"{name} must be in [1, {LARGEST_IMAGE_SIZE}], found {found}")
     for number, value in enumerate(_leaves(recipe.model_args)):
         if number >= MOST_ARGUMENTS:
             raise UserError(f"model_args must have at most {MOST_ARGUMENTS} items, found more")

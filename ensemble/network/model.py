@@ -18,6 +18,7 @@ from ensemble.network.heads import Head, HeadKind, build_head, head_cost, head_o
 from ensemble.pool.eligibility import judge_recipe
 from ensemble.pool.pool import Pool
 from search.catalogue.rules import Counts, count_parameters, counter, over_budget
+from search.data.batches import Images
 from search.errors import UserError
 from search.files import (
     COMPARISON,
@@ -99,6 +100,8 @@ class ModelSpec:
             raise ValueError(
                 f"a fused network has two trunks or more and a head, found {len(self.trunks)}"
             )
+        if len(found := sorted({recipe.canvas for recipe in self.trunks})) != 1:
+            raise ValueError(f"all trunks of a model take canvases of one side, found {found}")
         return self
 
     def save(self, path: Path) -> None:
@@ -124,14 +127,15 @@ class ModelSpec:
 
 
 class FusedNetwork(nn.Module):
-    """Several trunks and a head in one module: one forward pass from one RGB batch.
+    """Several trunks and a head in one module: one forward pass from one batch of canvases.
 
-    Every trunk resizes and normalises the batch itself.
+    Every trunk resizes and normalises the canvases itself, as it does alone.
 
     Attributes:
         trunks: Networks.
         head: see `ensemble.network.heads`.
-        image_size: the largest size of a trunk, in pixels: what images are best loaded at.
+        image_size: the largest size of a trunk, in pixels.
+        canvas: side in pixels of the canvases that it takes.
     """
 
     def __init__(self, trunks: Sequence[Network], head: Head) -> None:
@@ -139,21 +143,27 @@ class FusedNetwork(nn.Module):
         self.trunks = nn.ModuleList(trunks)
         self.head = head
         self.image_size = max(trunk.image_size for trunk in trunks)
+        self.canvas = trunks[0].canvas
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 2) of (N, 3, H, W) RGB in [0, 1]."""
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """The sizes of the views that it is trained on: those of its trunks."""
+        return tuple(sorted({trunk.image_size for trunk in self.networks}))
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits (N, 2) of canvases, RGB in [0, 1], or of views at the sizes of its trunks."""
         if self.head.needs_features:
             return self.forward_with_features(images)[1]
         fused: Tensor = self.head([trunk(images) for trunk in self.trunks], [])
         return fused
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, images: Images) -> tuple[Tensor, Tensor]:
         """Pooled features of all trunks side by side (N, sum of D), and logits (N, 2)."""
         features, logits = self.forward_trunks(images)
         fused: Tensor = self.head(logits, features)
         return torch.cat(features, dim=1), fused
 
-    def forward_trunks(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward_trunks(self, images: Images) -> tuple[list[Tensor], list[Tensor]]:
         """What the head is given: K features (N, D) and K logits (N, 2)."""
         given = [trunk.forward_with_features(images) for trunk in self.networks]
         return [features for features, _ in given], [logits for _, logits in given]
@@ -303,8 +313,8 @@ def keep_merged(
         UserError: if either count of its parameters is over the budget.
     """
     counts = check_budget(model, pool.catalogue.budget, f"the model of {name}")
-    select = pool.evaluate(model, "select", model.image_size, on_batch)
-    report = pool.evaluate(model, "report", model.image_size, on_batch)
+    select = pool.evaluate(model, "select", on_batch)
+    report = pool.evaluate(model, "report", on_batch)
     metrics = {
         **_row(pool, spec, counts, model.image_size),
         "device": describe_device(pool.runtime.device),
@@ -392,6 +402,7 @@ def _row(pool: Pool, spec: ModelSpec, counts: Counts, image_size: int) -> dict[s
         "gmacs": counts.macs / 1e9,
         "counter": counter(),
         "image_size": image_size,
+        "canvas": spec.trunks[0].canvas,
         "members": list(spec.merged_from),
         "overrides": list(spec.overrides),
         "notes": list(spec.notes),

@@ -155,7 +155,7 @@ class MergeTraining:
                 self.folder,
                 interruption=interruption,
                 runtime=self.pool.runtime,
-                quarantine=self.pool.quarantine,
+                reader=self.pool.reader,
                 task=self.task,
                 watch=_Shown(console, bar, self.recipe.epochs),
                 facts={IDENTITY: self.wanted},

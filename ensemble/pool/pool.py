@@ -23,15 +23,16 @@ from ensemble.pool.eligibility import (
     trial_states,
 )
 from search.catalogue.backbones import Catalogue, load_backbones
-from search.data.batches import Loader, eval_loader
-from search.data.inputs import check_data, read_splits, tables
+from search.data.inputs import canvas_of, check_data, read_splits, tables
 from search.data.quarantine import Quarantine
+from search.data.reading import Loader, Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
-from search.files import BACKBONES, CANDIDATES, LEADERBOARD, QUARANTINE, suggestion
+from search.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import Candidate, score_on_report
 from search.training.device import Runtime, default_workers, resolve_device
+from search.training.images import open_quarantine, open_reader
 from search.training.scoring import SCORING_BATCH, Evaluation, evaluate
 
 Floats = NDArray[np.float64]
@@ -47,7 +48,7 @@ class Pool:
     splits: Splits
     catalogue: Catalogue
     runtime: Runtime
-    quarantine: Quarantine
+    reader: Reader
     candidates: tuple[Candidate, ...]
     """Complete, with weights, allowed by the rules or by the user; best on select first."""
     select: pd.DataFrame
@@ -131,26 +132,15 @@ class Pool:
         """(N,) 1 = fake."""
         return self.select["target"].to_numpy(np.int64)
 
-    def loader(self, split: str, image_size: int) -> Loader:
+    def loader(self, split: str) -> Loader:
         """The images of "fit", "select" or "report" as they are, in the table's order."""
-        return eval_loader(
-            tables(self.splits)[split],
-            image_size,
-            batch_size=SCORING_BATCH,
-            workers=self.runtime.workers,
-            quarantine=self.quarantine,
-            pin_memory=self.runtime.on_cuda,
-        )
+        return eval_batches(self.reader, tables(self.splits)[split], batch_size=SCORING_BATCH)
 
     def evaluate(
-        self,
-        model: nn.Module,
-        split: str,
-        image_size: int,
-        on_batch: Callable[[], None] = lambda: None,
+        self, model: nn.Module, split: str, on_batch: Callable[[], None] = lambda: None
     ) -> Evaluation:
         """Scores a model on a split."""
-        return evaluate(model, self.loader(split, image_size), self.runtime, on_batch)
+        return evaluate(model, self.loader(split), self.runtime, on_batch)
 
 
 def open_pool(
@@ -159,6 +149,7 @@ def open_pool(
     device: str = "auto",
     workers: int | None = None,
     allow_tainted: bool = False,
+    cache: str | None = None,
     console: Console | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Pool:
@@ -173,6 +164,7 @@ def open_pool(
         device: see `resolve_device`.
         workers: processes that decode images; None leaves it to the settings and the machine.
         allow_tainted: take candidates whose pretraining breaks the rule, too.
+        cache: where canvases are kept, see `open_cache`; None leaves it to the settings.
         console: is told what is left out and what is scored.
         on_batch: called after every batch that is scored; what it raises ends the opening.
 
@@ -187,9 +179,14 @@ def open_pool(
     catalogue = load_backbones(run / BACKBONES)
     target = resolve_device(device)
     runtime = Runtime(target, _workers(workers, settings.workers, target))
-    quarantine = Quarantine(
-        run / QUARANTINE,
-        tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+    quarantine = open_quarantine(run, console)
+    reader = open_reader(
+        splits,
+        canvas_of(run),
+        cache=settings.cache if cache is None else cache,
+        runtime=runtime,
+        quarantine=quarantine,
+        console=console,
     )
     finished = finished_candidates(run, console)
     verdicts = {c.name: judge_origin(c, catalogue) for c in finished}
@@ -201,14 +198,14 @@ def open_pool(
         console.print(
             f"candidate {name} is tainted, {fate}: {reason}", highlight=False, soft_wrap=True
         )
-    _score_on_report(candidates, splits.report, runtime, quarantine, console, on_batch)
+    _score_on_report(candidates, splits.report, runtime, reader, console, on_batch)
     return Pool(
         run=run,
         settings=settings,
         splits=splits,
         catalogue=catalogue,
         runtime=runtime,
-        quarantine=quarantine,
+        reader=reader,
         candidates=tuple(candidates),
         select=_align({c.name: c.scores for c in candidates}, splits.select, quarantine, console),
         report=_align(
@@ -226,7 +223,7 @@ def _score_on_report(
     candidates: Sequence[Candidate],
     table: pd.DataFrame,
     runtime: Runtime,
-    quarantine: Quarantine,
+    reader: Reader,
     console: Console,
     on_batch: Callable[[], None],
 ) -> None:
@@ -236,7 +233,7 @@ def _score_on_report(
         console.print(
             f"scoring candidate {candidate.name} on report", highlight=False, soft_wrap=True
         )
-        score_on_report(candidate, candidate.load(), table, runtime, quarantine, on_batch)
+        score_on_report(candidate, candidate.load(), table, runtime, reader, on_batch)
 
 
 def _names(quarantine: Quarantine, table: pd.DataFrame) -> set[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.batches import Loader
+from search.data.reading import Loader
 from search.training.device import Runtime, exact_float32
 from search.training.scoring import MemoryBackOff, to_device
 
@@ -98,7 +98,7 @@ def _show(
     seen = 0
     with torch.no_grad(), exact_float32():
         for batch in loader:
-            back_off(network, to_device(batch, runtime).images)
+            back_off(network, to_device(batch, runtime))
             seen += len(batch.targets)
             on_batch()
             if seen >= limit:

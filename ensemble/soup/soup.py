@@ -14,8 +14,7 @@ from ensemble.network.model import ModelSpec, keep_merged, summarise
 from ensemble.pool.eligibility import FEWEST
 from ensemble.pool.pool import Pool
 from ensemble.soup.averaging import add_states, divide_state, refresh_batch_norm
-from search.data.augment import eval_transform
-from search.data.batches import train_loader
+from search.data.reading import train_batches
 from search.errors import UserError
 from search.interruption import Interruption
 from search.training.candidate import Candidate, copy_state
@@ -189,13 +188,12 @@ class _Cooking:
     def _pour(self, state: dict[str, Tensor]) -> None:
         """Loads averaged weights and recomputes the batch-norm statistics."""
         self.network.cpu().load_state_dict(state)
-        loader = train_loader(
+        loader = train_batches(
+            self.pool.reader,
             self.pool.splits.fit,
-            eval_transform(self.network.image_size),
+            None,
             batch_size=NORM_BATCH,
             seed=self.pool.settings.seed,
-            workers=self.pool.runtime.workers,
-            quarantine=self.pool.quarantine,
         )
         seen = refresh_batch_norm(
             self.network, loader, self.pool.runtime, self.norm_images, self.check
@@ -203,8 +201,7 @@ class _Cooking:
         self.figures["norm_images"] = seen
 
     def _auc(self) -> float:
-        size = self.network.image_size
-        return self.pool.evaluate(self.network, "select", size, self.check).metrics.auc
+        return self.pool.evaluate(self.network, "select", self.check).metrics.auc
 
 
 def _starting_weights(recipe: Recipe) -> tuple[Any, ...]:

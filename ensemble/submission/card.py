@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ensemble.network.model import ModelSpec
+from search.data.canvas import DECODER, FILTER, explain
 
 CARD = "model_card.md"
 
@@ -89,7 +90,8 @@ def render_card(
         splits_shown=shown,
         figures=_figures([_of_split(metrics, split) for split in shown]),
         comparison=reason,
-        image_size=rules["parameters"]["image_size"],
+        canvas=spec.trunks[0].canvas,
+        canvas_code=_Code(explain(spec.trunks[0].canvas).rstrip()),
     )
 
 
@@ -101,7 +103,10 @@ def _facts(spec: ModelSpec, rules: Mapping[str, Any]) -> dict[str, str]:
         "parameters, counted exactly": f"{parameters['params_exact']:,}",
         "allowed": f"{parameters['budget']:,}, both counts",
         "cost of one image": f"{parameters['gmacs']:.2f} GMACs",
-        "image size": f"{parameters['image_size']} px",
+        "canvas": f"{spec.trunks[0].canvas} px, {DECODER}, antialiased {FILTER} filter",
+        "image size of its networks": ", ".join(
+            f"{size} px" for size in dict.fromkeys(recipe.image_size for recipe in spec.trunks)
+        ),
     }
     if spec.head is not None:
         facts["head"] = HEADS[spec.head.kind]
@@ -133,6 +138,14 @@ def _number(value: Any) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
+class _Code(str):
+    """Lines that stay as they are."""
+
+    __slots__ = ()
+
+
 def _in_one_line(value: Any) -> Any:
     """Keeps a text from ending its table cell or its line."""
+    if isinstance(value, _Code):
+        return value
     return " ".join(value.replace("|", "\\|").split()) if isinstance(value, str) else value

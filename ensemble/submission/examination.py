@@ -152,9 +152,9 @@ class Examination:
     def check_probes(self) -> str:
         """Scores of images made from the recorded seed, recomputed to the tolerance."""
         recorded = _read_json(self.folder / PROBES)
-        if recorded["image_size"] != self.model.image_size or len(recorded["scores"]) != COUNT:
-            raise UserError(f"must be {COUNT} images of {self.model.image_size} px")
-        found = asdict(score_probes(self.model, int(recorded["seed"]), self.model.image_size))
+        if recorded["canvas"] != self.model.canvas or len(recorded["scores"]) != COUNT:
+            raise UserError(f"must be {COUNT} images of {self.model.canvas} px")
+        found = asdict(score_probes(self.model, int(recorded["seed"]), self.model.canvas))
         score_difference = _largest_difference(found["scores"], recorded["scores"])
         scale = 1 + np.abs(found["margins"])
         margin_difference = _largest_difference(

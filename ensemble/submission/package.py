@@ -53,7 +53,7 @@ def write_package(folder: Path, settings: SubmitSettings, content: Content) -> s
         folder / PREDICTION, prediction["img_name"].tolist(), prediction["y_pred"].tolist()
     )
     _write_json(folder / RULES, content.rules)
-    probes = score_probes(content.model, content.probe_seed, content.model.image_size)
+    probes = score_probes(content.model, content.probe_seed, content.model.canvas)
     _write_json(folder / PROBES, asdict(probes))
     metrics = _read(choice.folder / METRICS, json.loads)
     card = render_card(

@@ -285,7 +285,7 @@ def _place(run: Path) -> str:
     return f"results/{run.resolve().name}"
 
 
-KEPT_TO_ITSELF = frozenset({"storage", "out"})
+KEPT_TO_ITSELF = frozenset({"storage", "out", "cache"})
 """Settings that say more of the machine than of the model; a storage URL may hold a password."""
 
 

@@ -148,9 +148,7 @@ class Batch:
         from the canvas, on the device that it is on."""
         if self.augmentation is None:
             return {size: resize(self.canvases, size) for size in sizes}
-        return {
-            size: render(self.canvases, self.seeds, self.augmentation, size) for size in sizes
-        }
+        return {size: render(self.canvases, self.seeds, self.augmentation, size) for size in sizes}
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from where a GPU fetches it without being waited for."""

@@ -129,7 +129,7 @@ class _Opened:
         into[...] = self.canvases[row]
         if not self.checked[row]:
             # Once in each process: a CRC takes as long as the copy.
-            if zlib.crc32(into) != entry["crc"]:
+            if zlib.crc32(into.data) != entry["crc"]:
                 raise DamagedCacheError(f"{self.folder / CANVASES} was changed behind our back")
             self.checked[row] = True
         return True
@@ -216,7 +216,9 @@ def fill_cache(
         cache.close()
 
 
-def _fill(cache: CanvasCache, tell: Tell, on_done: Callable[[int, int], None], threads: int) -> None:
+def _fill(
+    cache: CanvasCache, tell: Tell, on_done: Callable[[int, int], None], threads: int
+) -> None:
     """Under the folder's lock."""
     one, paths, folder = cache.bytes_of_one, list(cache.rows), cache.folder
     with _opened_to_write(folder / CANVASES) as canvases, _opened_to_write(folder / INDEX) as index:
@@ -267,7 +269,7 @@ def _missing(index: Path, paths: Sequence[str], whole: int) -> NDArray[np.int64]
     found = np.fromfile(index, ENTRY)[: min(len(paths), whole)]
     entries[: len(found)] = found
     there = entries["state"] == THERE
-    for row in np.flatnonzero(there):
+    for row in np.flatnonzero(there).tolist():
         there[row] = _identity(paths[row]) == (entries["size"][row], entries["mtime"][row])
     return np.flatnonzero(~there)
 

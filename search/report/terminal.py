@@ -257,7 +257,8 @@ def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
         )
     lines = [
         f"{short_path(run)}: {sizes} images; {len(plan.space.backbones)} backbones of pool "
-        f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {plan.space.precision}",
+        f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {plan.space.precision}, "
+        f"canvases of {plan.space.canvas} px",
         *(f"rejected {one.name}: {'; '.join(verdict.reasons)}" for one, verdict in plan.rejected),
         *plan.notes,
     ]

@@ -100,8 +100,7 @@ def prepare(
     if canvas is None:
         canvas = settings.canvas
     if canvas is None:
-        sizes = {size for backbone in (*allowed, baseline) for size in backbone.image_sizes}
-        canvas = choose_canvas(splits, sorted(sizes))
+        canvas = choose_canvas(splits, [size for b in allowed for size in b.image_sizes])
     space = Space(
         backbones=allowed,
         baseline=baseline,

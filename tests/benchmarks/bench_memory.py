@@ -54,7 +54,11 @@ def steps(way: str, architecture: str, image_size: int, count: int, /) -> None:
     if way == "kept":
         keep_freed_memory()
     recipe = Recipe(
-        backbone=architecture, architecture=architecture, image_size=image_size, weights="none"
+        backbone=architecture,
+        architecture=architecture,
+        image_size=image_size,
+        canvas=image_size,
+        weights="none",
     )
     network = build_network(recipe).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters())

@@ -47,6 +47,7 @@ RESNET = Recipe(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     image_size=IMAGE_SIZE,
+    canvas=IMAGE_SIZE,
     weights="none",
     epochs=3,
     batch_size=8,

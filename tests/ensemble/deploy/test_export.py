@@ -22,6 +22,7 @@ def recipe(architecture: str, image_size: int, **model_args: Any) -> Recipe:
         architecture=architecture,
         model_args=model_args,
         image_size=image_size,
+        canvas=image_size,
         weights="none",
     )
 

@@ -15,6 +15,7 @@ RECIPE = Recipe(
     architecture="test_vit",
     model_args={"img_size": 64},
     image_size=64,
+    canvas=64,
     weights="none",
 )
 

@@ -17,7 +17,11 @@ from search.training.network import Network, build_network, margin
 from search.training.recipe import Recipe
 
 RECIPE = Recipe(
-    backbone="test_resnet.r160_in1k", architecture="test_resnet", image_size=32, weights="none"
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    image_size=32,
+    canvas=32,
+    weights="none",
 )
 CPU = Runtime(torch.device("cpu"))
 

@@ -96,6 +96,7 @@ def network(architecture: str, image_size: int, seed: int) -> Network:
         backbone=architecture,
         architecture=architecture,
         image_size=image_size,
+        canvas=image_size,
         weights="none",
         seed=seed,
     )

@@ -24,6 +24,7 @@ RECIPE = Recipe(
     backbone="test_resnet",
     architecture="test_resnet",
     image_size=32,
+    canvas=32,
     weights="none",
     epochs=4,
     batch_size=8,

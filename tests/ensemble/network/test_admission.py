@@ -24,6 +24,7 @@ VIT = Recipe(
     architecture="test_vit",
     model_args={"img_size": 32},
     image_size=32,
+    canvas=32,
     weights="none",
 )
 

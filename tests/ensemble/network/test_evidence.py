@@ -13,7 +13,11 @@ from ensemble.network.model import ModelSpec, TeacherOrigin, build_model
 from search.training.recipe import Recipe
 
 RESNET = Recipe(
-    backbone="test_resnet.r160_in1k", architecture="test_resnet", image_size=32, weights="hub"
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    image_size=32,
+    canvas=32,
+    weights="hub",
 )
 SINGLE = ModelSpec(kind="single", trunks=(RESNET,))
 

@@ -32,10 +32,15 @@ VIT = Recipe(
     model_args={"img_size": 32},
     mean=(0.1, 0.2, 0.3),
     image_size=32,
+    canvas=32,
     weights="none",
 )
 RESNET = Recipe(
-    backbone="test_resnet.r160_in1k", architecture="test_resnet", image_size=48, weights="none"
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    image_size=48,
+    canvas=48,
+    weights="none",
 )
 FUSED = ModelSpec(
     kind="fused",

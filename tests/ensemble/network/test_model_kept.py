@@ -39,7 +39,7 @@ BUDGET = 200_000_000
 LARGE = ModelSpec(
     kind="fused",
     trunks=tuple(
-        Recipe(backbone=f"{name}.in1k", architecture=name, image_size=64, weights="none")
+        Recipe(backbone=f"{name}.in1k", architecture=name, image_size=64, canvas=64, weights="none")
         for name in ("caformer_b36", "convnextv2_base")
     ),
     head=HeadSpec("mlp", 64),
@@ -88,7 +88,11 @@ def test_one_parameter_too_many_is_refused(total: int) -> None:
 
 def test_the_count_by_thop_alone_can_break_the_budget() -> None:
     recipe = Recipe(
-        backbone="test_resnet.r160_in1k", architecture="test_resnet", image_size=32, weights="none"
+        backbone="test_resnet.r160_in1k",
+        architecture="test_resnet",
+        image_size=32,
+        canvas=32,
+        weights="none",
     )
     # thop counts a module with two parents twice.
     first, second = build_network(recipe), build_network(recipe)

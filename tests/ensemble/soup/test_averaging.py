@@ -19,6 +19,7 @@ RECIPE = Recipe(
     backbone="test_efficientnet.r160_in1k",
     architecture="test_efficientnet",
     image_size=32,
+    canvas=32,
     weights="none",
 )
 

@@ -10,7 +10,11 @@ from ensemble.submission.card import SUMMARIES, render_card
 from search.training.recipe import Recipe
 
 RESNET = Recipe(
-    backbone="test_resnet.r160_in1k", architecture="test_resnet", image_size=32, weights="hub"
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    image_size=32,
+    canvas=32,
+    weights="hub",
 )
 FUSED = ModelSpec(
     kind="fused",

@@ -20,6 +20,7 @@ RESNET = Recipe(
     backbone="test_resnet.r160_in1k",
     architecture="test_resnet",
     image_size=48,
+    canvas=48,
     epochs=7,
     learning_rate=1.5e-4,
     augmentation="flip",

@@ -23,7 +23,13 @@ MEMORY_LIMIT_GIB = 10
 
 def trunk(backbone: str, image_size: int) -> Recipe:
     name = backbone.partition(".")[0]
-    return Recipe(backbone=backbone, architecture=name, image_size=image_size, weights="hub")
+    return Recipe(
+        backbone=backbone,
+        architecture=name,
+        image_size=image_size,
+        canvas=image_size,
+        weights="hub",
+    )
 
 
 @pytest.mark.timeout(1200)  # 40 s of one core, but on a busy machine several times that

@@ -30,6 +30,7 @@ RECIPE = Recipe(
     architecture="test_vit",
     model_args={"img_size": 64},
     image_size=64,
+    canvas=64,
     weights="none",
 )
 TABLE = pd.DataFrame({"img_name": ["007", "b.jpg", "c.jpg"], "target": [0, 1, 1]})

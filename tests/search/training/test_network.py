@@ -14,7 +14,11 @@ from search.training.network import build_network, margin
 from search.training.recipe import Recipe
 
 RESNET = Recipe(
-    backbone="test_resnet.r160_in1k", architecture="test_resnet", image_size=64, weights="none"
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    image_size=64,
+    canvas=64,
+    weights="none",
 )
 VIT = replace(
     RESNET,

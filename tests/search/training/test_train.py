@@ -33,6 +33,7 @@ RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",
     architecture="test_resnet",
     image_size=32,
+    canvas=32,
     weights="none",
     epochs=3,
     batch_size=8,
