@@ -72,9 +72,9 @@ class CanvasCache:
         """Of a canvas."""
         return 3 * self.side * self.side
 
-    def locate(self, paths: Sequence[str]) -> NDArray[np.int64]:
-        """The rows of images (N,); -1 for those that have none."""
-        return np.array([self.rows.get(path, -1) for path in paths], np.int64)
+    def locate(self, paths: Sequence[str]) -> list[int]:
+        """The rows of images; -1 for those that have none."""
+        return [self.rows.get(path, -1) for path in paths]
 
     def copy(self, row: int, path: str, into: NDArray[np.uint8]) -> bool:
         """Copies a canvas, if it is there and of the image as it is now.

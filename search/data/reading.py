@@ -285,6 +285,29 @@ SMALLEST_TRAINING_BATCH = 2
 """Batch norm and mixup need two images."""
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A table's columns. It knows no reader: the workers' iterator holds it, and the workers of a
+    reader that were part of a cycle would be left to the garbage collector."""
+
+    paths: list[str]
+    targets: list[int]
+    rows: list[int]
+    augmentation: Augmentation | None
+
+    def request(self, draws: list[Draw]) -> Request:
+        """For one batch."""
+        indices = [index for index, _ in draws]
+        return Request(
+            paths=[self.paths[index] for index in indices],
+            targets=[self.targets[index] for index in indices],
+            indices=indices,
+            seeds=[seed for _, seed in draws],
+            rows=[self.rows[index] for index in indices],
+            augmentation=self.augmentation,
+        )
+
+
 class Loader:
     """Batches of one table, as often as they are asked for.
 
@@ -308,13 +331,14 @@ class Loader:
             augmentation: of the views; None leaves images as they are.
         """
         self.table = table
-        self._reader, self._plan, self._augmentation = reader, plan, augmentation
-        self._paths: list[str] = table["path"].tolist()
-        self._targets: list[int] = (
-            table["target"].tolist() if "target" in table else [NO_TARGET] * len(table)
+        self._reader, self._plan = reader, plan
+        paths: list[str] = table["path"].tolist()
+        self._source = _Source(
+            paths=paths,
+            targets=table["target"].tolist() if "target" in table else [NO_TARGET] * len(table),
+            rows=[-1] * len(table) if reader.cache is None else reader.cache.locate(paths),
+            augmentation=augmentation,
         )
-        rows = None if reader.cache is None else reader.cache.locate(self._paths)
-        self._rows: list[int] = [-1] * len(table) if rows is None else rows.tolist()
 
     def __len__(self) -> int:
         """Number of batches of an epoch; broken images may leave fewer."""
@@ -345,7 +369,8 @@ class Loader:
         self._plan.left_out = set(np.flatnonzero(known).tolist())
         self._plan.start = start
         delivered = start
-        for number, read in enumerate(self._reader.read(map(self._request, self._plan)), start):
+        requests = map(self._source.request, self._plan)
+        for number, read in enumerate(self._reader.read(requests), start):
             if read.broken:
                 self._set_aside(read.broken)
             if read.batch is not None and len(read.batch.targets) >= self._plan.smallest_batch:
@@ -358,17 +383,6 @@ class Loader:
                 f"a set must leave a batch of {self._plan.smallest_batch} images or more, found "
                 f"{len(broken)} of {len(self.table)} images to be broken{example}"
             )
-
-    def _request(self, draws: list[Draw]) -> Request:
-        indices = [index for index, _ in draws]
-        return Request(
-            paths=[self._paths[index] for index in indices],
-            targets=[self._targets[index] for index in indices],
-            indices=indices,
-            seeds=[seed for _, seed in draws],
-            rows=[self._rows[index] for index in indices],
-            augmentation=self._augmentation,
-        )
 
     def _set_aside(self, broken: list[Broken]) -> None:
         rows = self.table.iloc[[image.index for image in broken]]

@@ -155,6 +155,7 @@ def test_the_joint_recipe_is_the_best_members_with_smaller_steps(
     best = Recipe(
         backbone="b",
         architecture="a",
+        canvas=224,
         learning_rate=1e-3,
         mixup_alpha=0.2,
         precision="bf16",

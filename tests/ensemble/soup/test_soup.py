@@ -18,7 +18,9 @@ from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
 
-HUB = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", weights="hub")
+HUB = Recipe(
+    backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=224, weights="hub"
+)
 
 
 def stored(folder: Path, *recipes: Recipe) -> list[Candidate]:

@@ -15,7 +15,7 @@ from search.training.candidate import EpochRecord
 from search.training.loop import StepRecord
 from search.training.recipe import Recipe
 
-RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=2)
+RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=224, epochs=2)
 
 
 def play(*, terminal: bool) -> str:

@@ -15,7 +15,7 @@ from search.study.opening import open_study
 from search.training.candidate import METRICS, WEIGHTS, Candidate
 from search.training.recipe import Recipe
 
-RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", epochs=3)
+RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=224, epochs=3)
 VERDICT = SimpleNamespace(
     allowed=True,
     backbone="b",
