@@ -28,7 +28,7 @@ _PROBE_SEED = 0
 
 
 class Scorer(nn.Module):
-    """What the ONNX graph computes: canvases, uint8 (N, 3, C, C), to the probability of fake (N,)."""
+    """What the ONNX graph computes: canvases, uint8 (N, 3, C, C), to probabilities of fake (N,)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

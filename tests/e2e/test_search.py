@@ -22,7 +22,7 @@ import yaml
 from filelock import FileLock
 
 from search.cli import main
-from search.data.batches import eval_loader
+from search.data.reading import Reader, eval_batches
 from search.data.inputs import read_splits
 from search.report.terminal import StudyProgress
 from search.settings import FORMAT, load_settings
@@ -95,7 +95,7 @@ def test_a_loaded_candidate_gives_the_scores_on_disk(finished_run: Path) -> None
         ):
             assert scores is not None
             # Another batch size than the search's: scores must not depend on it.
-            loader = eval_loader(table, network.image_size, batch_size=5)
+            loader = eval_batches(Reader(network.canvas), table, batch_size=5)
             predictions = predict(network, loader, runtime)
             assert scores["img_name"].tolist() == table["img_name"].tolist()
             np.testing.assert_allclose(scores["y_pred"], predictions.scores, atol=1e-5)

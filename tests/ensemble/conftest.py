@@ -16,8 +16,8 @@ from PIL import Image
 from ensemble.pool.pool import Pool, open_pool
 from search.catalogue.backbones import load_backbones
 from search.catalogue.rules import count_parameters
-from search.data.batches import eval_loader
 from search.data.inputs import read_splits, write_data
+from search.data.reading import Reader, eval_batches
 from search.data.splits import Splits
 from search.report.leaderboard import COLUMNS, write_leaderboard
 from search.settings import SearchSettings, write_settings
@@ -110,7 +110,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run is not None
     splits = read_splits(settings)
     write_settings(settings, run)
-    write_data(run, splits, run.name, budget=200_000_000)
+    write_data(run, splits, run.name, budget=200_000_000, canvas=IMAGE_SIZE)
     (run / "backbones.yaml").write_text(BACKBONES, encoding="utf-8")
     load_backbones(run / "backbones.yaml")
     candidates = [_train(run, name, splits) for name in RECIPES]
@@ -174,7 +174,7 @@ def _train(run: Path, name: str, splits: Splits) -> Candidate:
         return candidate
     candidate = train(recipe, splits, folder, runtime=CPU, facts=facts)
     if name != WITHOUT_REPORT:
-        loader = eval_loader(splits.report, recipe.image_size, batch_size=64)
+        loader = eval_batches(Reader(recipe.canvas), splits.report, batch_size=64)
         found = evaluate(candidate.load(), loader, CPU)
         candidate.save_report(splits.report, found.predictions, found.metrics.to_dict())
     return candidate

@@ -21,6 +21,7 @@ from ensemble.distill.recordings import RecordedViews, ViewManifest, record_view
 from ensemble.pool.pool import Pool, open_pool
 from ensemble.settings import DistillSettings
 from ensemble.teachers import TeacherEntry
+from search.data.reading import Reader
 from search.interruption import Interruption
 from search.training.candidate import Candidate
 from search.training.device import Runtime
@@ -37,7 +38,7 @@ MANIFEST_OF_TEST = ViewManifest(
     seed=SEED,
     augmentation="strong",
     augmentation_strength=0.5,
-    image_size=SIZE,
+    canvas=SIZE,
     with_features=False,
 )
 
@@ -96,7 +97,7 @@ def network(architecture: str, image_size: int, seed: int) -> Network:
         backbone=architecture,
         architecture=architecture,
         image_size=image_size,
-        canvas=image_size,
+        canvas=SIZE,
         weights="none",
         seed=seed,
     )
@@ -128,7 +129,7 @@ class Recorder:
         arguments: dict[str, Any] = {
             "batch_size": 4,
             "runtime": CPU,
-            "quarantine": None,
+            "reader": Reader(SIZE),
             "console": Console(file=self.output, width=200),
         }
         return record_views(self.folder, manifest, teacher, self.table, **(arguments | changes))

@@ -58,7 +58,7 @@ def test_distill_leaves_a_whole_candidate(distil: Run) -> None:
     assert len(student.history) == 2
     for split, scores in (("select", student.scores), ("report", student.report_scores)):
         assert scores is not None
-        evaluation = pool.evaluate(model, split, model.image_size)
+        evaluation = pool.evaluate(model, split)
         np.testing.assert_allclose(scores["y_pred"], evaluation.predictions.scores, atol=1e-5)
     metrics = student.metrics
     assert metrics["epochs"] == 2
@@ -96,13 +96,7 @@ def test_named_teachers_teach_alike(distil: Run) -> None:
     }
     manifest = json.loads((distil.views / "manifest.json").read_text())
     assert len(manifest["teachers"]) == 2
-    assert manifest["image_size"] == 32
-
-
-def test_views_are_made_at_the_largest_size(distil: Run) -> None:
-    distil(teachers="0003", student="test_vit.r160_in1k", epochs=1)
-    manifest = json.loads((distil.views / "manifest.json").read_text())
-    assert manifest["image_size"] == 48
+    assert manifest["canvas"] == 32
 
 
 def test_live_and_recorded_teachers_train_the_same_student(distil: Run) -> None:

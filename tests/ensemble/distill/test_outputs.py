@@ -3,16 +3,16 @@ from __future__ import annotations
 import torch
 
 from ensemble.distill.outputs import ensemble_margin
-from search.data.batches import Batch
+from search.data.batches import Shown, count_images
 from tests.ensemble.distill.conftest import (
     SIZE,
     make_teacher,
 )
 
 
-def batch_of(images: torch.Tensor) -> Batch:
-    numbers = torch.arange(len(images))
-    return Batch(images, numbers % 2, numbers, numbers)
+def batch_of(images: dict[int, torch.Tensor]) -> Shown:
+    numbers = torch.arange(count_images(images))
+    return Shown(images, numbers % 2, numbers, numbers)
 
 
 def test_the_ensemble_margin_is_the_log_odds_of_the_mean_probability() -> None:
@@ -30,8 +30,8 @@ def test_the_ensemble_margin_stays_finite_and_exact_where_probabilities_round() 
 
 def test_a_teacher_is_the_mean_of_its_networks_on_the_images_it_gets() -> None:
     teacher = make_teacher()
-    assert teacher.image_size == SIZE
-    batch = batch_of(torch.rand(5, 3, SIZE, SIZE))
+    assert teacher.image_sizes == (32, SIZE)
+    batch = batch_of({size: torch.rand(5, 3, size, size) for size in (32, SIZE)})
     with torch.inference_mode():
         first, second = (each(batch.images).softmax(dim=1)[:, 1] for each in teacher.networks)
     outputs = teacher(batch)

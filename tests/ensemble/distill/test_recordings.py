@@ -13,11 +13,13 @@ from ensemble.distill.outputs import Teacher, TeacherOutputs
 from ensemble.distill.recordings import ViewManifest
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
 from ensemble.distill.views import view_loader
-from search.data.augment import train_transform
-from search.data.batches import Loader, read_image, train_loader, view, view_seed
+from search.data.augment import Augmentation, render
+from search.data.batches import Batch, Images, Shown, count_images, view_seed
+from search.data.canvas import read_canvas
 from search.data.quarantine import Quarantine
+from search.data.reading import Loader, Reader, train_batches
 from search.errors import UserError
-from search.training.scoring import to_device
+from search.training.scoring import show
 from tests.ensemble.distill.conftest import (
     CPU,
     IMAGES,
@@ -33,8 +35,20 @@ from tests.ensemble.distill.conftest import (
 LOSSES = LossWeights(match="bce", temperature=2.0, hard_label=0.3, relation=1.0, feature=0.0)
 
 
-def loader(table: pd.DataFrame, manifest: ViewManifest, **changes: Any) -> Loader:
-    return view_loader(table, manifest, batch_size=4, seed=SEED, **changes)
+def loader(
+    table: pd.DataFrame,
+    manifest: ViewManifest,
+    quarantine: Quarantine | None = None,
+    *,
+    balance: bool = False,
+) -> Loader:
+    reader = Reader(SIZE, quarantine=quarantine)
+    return view_loader(reader, table, manifest, batch_size=4, seed=SEED, balance=balance)
+
+
+def shown(batch: Batch) -> Shown:
+    """At the sizes of the student and of both teachers."""
+    return show(batch, [32, SIZE], CPU)
 
 
 def drawn(batches: Loader, epoch: int) -> list[tuple[int, int]]:
@@ -53,8 +67,8 @@ def test_recorded_outputs_do_not_depend_on_what_fits_into_memory(
     expected = recorder(manifest)
     original = Teacher.ask
 
-    def scarce(teacher: Teacher, images: torch.Tensor) -> TeacherOutputs:
-        if len(images) > 2:
+    def scarce(teacher: Teacher, images: Images) -> TeacherOutputs:
+        if count_images(images) > 2:
             raise torch.OutOfMemoryError
         return original(teacher, images)
 
@@ -80,13 +94,14 @@ def test_epochs_go_through_the_recorded_views_in_turn(table: pd.DataFrame) -> No
     assert orders[0] != orders[VIEWS], "the order of the images must not repeat with the views"
 
 
-def test_the_first_epochs_are_those_of_the_train_loader(table: pd.DataFrame) -> None:
-    plain = train_loader(table, train_transform("strong", 0.5, SIZE), batch_size=4, seed=SEED)
+def test_the_first_epochs_are_those_of_train_batches(table: pd.DataFrame) -> None:
+    policy = Augmentation("strong", 0.5)
+    plain = train_batches(Reader(SIZE), table, policy, batch_size=4, seed=SEED)
     batches = loader(table, MANIFEST_OF_TEST)
     for epoch in range(VIEWS):
         assert drawn(batches, epoch) == drawn(plain, epoch)
         for first, second in zip(batches, plain, strict=True):
-            assert torch.equal(first.images, second.images)
+            assert torch.equal(first.show([32])[32], second.show([32])[32])
     assert drawn(batches, VIEWS) != drawn(plain, VIEWS)
 
 
@@ -104,10 +119,12 @@ def test_a_balanced_epoch_repeats_images_in_other_views(table: pd.DataFrame) -> 
 
 def test_a_view_can_be_made_again_from_its_seed(table: pd.DataFrame) -> None:
     (batch, *_) = loader(table, MANIFEST_OF_TEST)
-    transform = train_transform("strong", 0.5, SIZE)
-    for image, row, seed in zip(batch.images, batch.indices.tolist(), batch.seeds, strict=True):
+    policy = Augmentation("strong", 0.5)
+    images = batch.show([32])[32]
+    for image, row, seed in zip(images, batch.indices.tolist(), batch.seeds, strict=True):
         assert int(seed) == view_seed(SEED, 0, row)
-        assert torch.equal(image, view(read_image(table["path"][row]), transform, int(seed)))
+        prepared = policy.prepare(read_canvas(table["path"][row], SIZE), int(seed))
+        assert torch.equal(image, render(prepared[None], seed[None], policy, 32)[0])
 
 
 @pytest.mark.parametrize("balance", [False, True])
@@ -122,7 +139,7 @@ def test_recorded_and_live_teacher_give_the_same_loss(
     for epoch in range(VIEWS + 1):
         batches.set_epoch(epoch)
         for batch in batches:
-            moved = to_device(batch, CPU)
+            moved = shown(batch)
             values.append((recorded(student, moved).item(), live(student, moved).item()))
     assert len(values) == 2 * (VIEWS + 1)
     np.testing.assert_allclose(*np.transpose(values), rtol=0, atol=1e-5)
@@ -137,7 +154,7 @@ def test_recorded_and_live_teacher_give_the_same_features(
     manifest = replace(MANIFEST_OF_TEST, with_features=True)
     recorded = recorder(manifest)
     for batch in loader(table, manifest):
-        moved = to_device(batch, CPU)
+        moved = shown(batch)
         given, expected = recorded(moved), teacher(moved)
         assert given.features is not None
         assert expected.features is not None
@@ -151,7 +168,7 @@ def test_views_that_were_not_recorded_are_refused(recorder: Recorder, table: pd.
     recorded = recorder()
     (batch, *_) = loader(table, replace(MANIFEST_OF_TEST, seed=SEED + 1))
     with pytest.raises(ValueError, match="only recorded views"):
-        recorded(to_device(batch, CPU))
+        recorded(shown(batch))
 
 
 def test_broken_images_get_no_outputs_and_are_not_trained_on(
@@ -159,11 +176,11 @@ def test_broken_images_get_no_outputs_and_are_not_trained_on(
 ) -> None:
     Path(table["path"][4]).write_bytes(b"broken")
     quarantine = Quarantine(None, limit_fraction=0.2)
-    recorded = recorder(quarantine=quarantine)
+    recorded = recorder(reader=Reader(SIZE, quarantine=quarantine))
     assert quarantine.names == {"4.png"}
     assert np.flatnonzero(np.isnan(recorded.margins[0])).tolist() == [4]
     for batch in loader(table, MANIFEST_OF_TEST, quarantine=quarantine):
-        assert recorded(to_device(batch, CPU)).margins.isfinite().all()
+        assert recorded(shown(batch)).margins.isfinite().all()
 
 
 @pytest.mark.parametrize("with_features", [False, True])
@@ -180,24 +197,24 @@ def test_the_teacher_is_asked_about_a_mended_image_alone(
     whole = path.read_bytes()
     path.write_bytes(b"broken")
     quarantine = Quarantine(None, limit_fraction=0.2)
-    recorder(manifest, quarantine=quarantine)
+    recorder(manifest, reader=Reader(SIZE, quarantine=quarantine))
     # Nobody is asked while it is in quarantine, nor if it is broken still.
     for still in (quarantine, Quarantine(None, limit_fraction=0.2)):
-        recorder(manifest, quarantine=still)
+        recorder(manifest, reader=Reader(SIZE, quarantine=still))
     assert recorder.teachers == 1
     path.write_bytes(whole)
-    recorder(manifest, quarantine=quarantine)
+    recorder(manifest, reader=Reader(SIZE, quarantine=quarantine))
     assert recorder.teachers == 1
     assert quarantine.take_back_mended() == 1
     asked: list[int] = []
     original = Teacher.ask
 
-    def counted(teacher: Teacher, images: torch.Tensor) -> TeacherOutputs:
-        asked.append(len(images))
+    def counted(teacher: Teacher, images: Images) -> TeacherOutputs:
+        asked.append(count_images(images))
         return original(teacher, images)
 
     monkeypatch.setattr(Teacher, "ask", counted)
-    found = recorder(manifest, quarantine=quarantine)
+    found = recorder(manifest, reader=Reader(SIZE, quarantine=quarantine))
     # With features, a blank image measures them first.
     assert asked == [1] * with_features + [1] * VIEWS
     expected = Recorder(tmp_path / "whole", table)(manifest)
@@ -205,7 +222,7 @@ def test_the_teacher_is_asked_about_a_mended_image_alone(
     if found.features is not None and expected.features is not None:
         np.testing.assert_allclose(found.features, expected.features, rtol=0, atol=2e-3)
     for batch in loader(table, manifest, quarantine=quarantine):
-        assert found(to_device(batch, CPU)).margins.isfinite().all()
+        assert found(shown(batch)).margins.isfinite().all()
 
 
 def test_a_teacher_that_says_no_number_is_named(

@@ -153,7 +153,7 @@ def test_fewer_views_are_the_first_of_those_recorded(recorder: Recorder) -> None
         ({"augmentation": "flip"}, "found augmentation flip instead of strong"),
         ({"teachers": MANIFEST_OF_TEST.teachers[:1]}, "whose teachers must stay as they were"),
         ({"split_fingerprint": "1" * 64}, "whose split_fingerprint must stay as they were"),
-        ({"image_size": 64, "seed": 8}, "whose seed, image_size must stay"),
+        ({"canvas": 64, "seed": 8}, "whose seed, canvas must stay"),
         ({"with_features": True}, "found with_features True instead of False"),
     ],
 )

@@ -11,12 +11,12 @@ from torch import Tensor
 from ensemble.distill import losses
 from ensemble.distill.outputs import TeacherOutputs
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
-from search.data.batches import Batch
+from search.data.batches import Batch, Shown
 from search.training.device import Runtime
 from search.training.loop import Training
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import evaluate
+from search.training.scoring import evaluate, show
 
 CPU = Runtime(torch.device("cpu"))
 FEATURES = 6
@@ -66,7 +66,7 @@ class UselessLabels(MemoryLoader):
         return torch.arange(len(self.bright)) % 2
 
 
-def teacher(batch: Batch) -> TeacherOutputs:
+def teacher(batch: Shown) -> TeacherOutputs:
     """Calls bright images fake; its features are functions of the brightness, too."""
     brightness = batch.images.mean(dim=(1, 2, 3))
     margins = 30 * (brightness - 0.4)
@@ -74,9 +74,8 @@ def teacher(batch: Batch) -> TeacherOutputs:
     return TeacherOutputs(margins, losses.normalise_features(margins[:, None] * scales + scales**2))
 
 
-def batch_of_eight() -> Batch:
-    batch = next(iter(MemoryLoader()))
-    return replace(batch, images=batch.images / 255.0)
+def batch_of_eight() -> Shown:
+    return show(next(iter(MemoryLoader())), [32], CPU)
 
 
 @pytest.mark.parametrize(

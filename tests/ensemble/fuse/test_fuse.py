@@ -48,7 +48,7 @@ def test_a_fused_network_is_kept_whole(head: HeadKind, pool: Pool) -> None:
         counts.params_thop,
         counts.params_exact,
     )
-    found = pool.evaluate(model, "report", model.image_size).predictions.scores
+    found = pool.evaluate(model, "report").predictions.scores
     assert candidate.report_scores is not None
     np.testing.assert_allclose(candidate.report_scores["y_pred"], found, atol=1e-6)
     assert "fused: 0." in console.export_text()

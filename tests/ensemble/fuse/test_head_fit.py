@@ -8,7 +8,7 @@ from ensemble.fuse.head_fit import LEARNING_RATES, TrunkOutputs, fit_head, trunk
 from ensemble.network.heads import HeadKind, MeanHead, MlpHead, WeightsHead
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from ensemble.pool.pool import Pool
-from search.data.batches import eval_loader
+from search.data.reading import eval_batches
 
 
 def outputs(
@@ -99,17 +99,17 @@ def test_outputs_of_trunks_give_the_fused_networks_scores(
 ) -> None:
     networks = [tiny_pool.get(name).load() for name in ("0002", "0003")]
     model = fuse_networks(networks, HeadSpec(kind, 8 if kind == "mlp" else 0))
-    loader = tiny_pool.loader("select", model.image_size)
+    loader = tiny_pool.loader("select")
     calls: list[int] = []
     if most is not None:
         run_short_of_memory(model, most)
     given = trunk_outputs(model, loader, tiny_pool.runtime, lambda: calls.append(1))
     assert len(calls) == len(loader)
     assert given.targets.tolist() == tiny_pool.splits.select["target"].tolist()
-    small = eval_loader(tiny_pool.splits.select, model.image_size, batch_size=4)
+    small = eval_batches(tiny_pool.reader, tiny_pool.splits.select, batch_size=4)
     few = trunk_outputs(model, small, tiny_pool.runtime, limit=5)
     assert len(few.targets) == few.logits.shape[1] == 8  # whole batches
     head = model.head.eval()
     scores = head(*given.rows(torch.arange(24))).softmax(-1)[:, 1].detach()
-    expected = tiny_pool.evaluate(model, "select", model.image_size).predictions.scores
+    expected = tiny_pool.evaluate(model, "select").predictions.scores
     torch.testing.assert_close(scores.double(), torch.from_numpy(expected), rtol=0, atol=1e-5)

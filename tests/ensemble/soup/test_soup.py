@@ -108,7 +108,7 @@ def test_a_soup_is_kept_whole(method: soup.SoupMethod, pool: Pool) -> None:
     model, spec = load_model(candidate.path)
     assert spec.method == f"soup-{method}"
     for split, table in (("select", candidate.scores), ("report", candidate.report_scores)):
-        found = pool.evaluate(model, split, model.image_size).predictions.scores
+        found = pool.evaluate(model, split).predictions.scores
         assert table is not None
         assert table["y_pred"].tolist() == pytest.approx(found.tolist(), abs=1e-6)
     metrics = candidate.metrics

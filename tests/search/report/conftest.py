@@ -49,6 +49,7 @@ class HandMadeRun:
             "study": "night",
             "budget": 200_000_000,
             "fingerprint": "0" * 16,
+            "canvas": {"side": 224, "filter": "bilinear", "decoder": "Pillow 11.0"},
             "splits": {"fit": sizes, "select": sizes, "report": sizes},
             "notes": ["All networks were trained from scratch: --weights none."],
         }

@@ -147,6 +147,7 @@ def plan_of(trials: int, notes: tuple[str, ...] = ()) -> Any:
             baseline="resnet18.a1_in1k",
             baseline_recipe=lambda: recipe,
             precision="fp32",
+            canvas=256,
         ),
         runtime=SimpleNamespace(device="cpu"),
         rejected=(),

@@ -14,7 +14,7 @@ import torch
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.data.quarantine import Quarantine
+from search.data.reading import Reader
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
 from search.study.driving import (
@@ -90,7 +90,7 @@ def make_search(
             runtime=None,
             catalogue=SimpleNamespace(budget=200),
         )
-        return Search(plan, tmp_path, study, Quarantine(None), Silent(), Interruption())
+        return Search(plan, tmp_path, study, Reader(32), Silent(), Interruption())
 
     return make
 

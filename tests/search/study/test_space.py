@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from search.catalogue.backbones import Backbone, load_backbones
-from search.data.augment import train_transform
+from search.data.augment import Augmentation
 from search.study.space import BASELINE, PRESET, SEARCHED_POLICIES, Space
 
 CATALOGUE = load_backbones()
@@ -18,6 +18,7 @@ SPACE = Space(
     weights="hub",
     weights_dir=None,
     epochs=4,
+    canvas=192,
     batch_size=32,
     micro_batch_size=None,
     precision="fp32",
@@ -57,7 +58,8 @@ def test_random_trials_are_recipes_within_the_ranges() -> None:
         assert recipe.image_size in backbone.image_sizes
         assert recipe.augmentation in SEARCHED_POLICIES
         assert 0 < recipe.layer_decay <= 1
-        train_transform(recipe.augmentation, recipe.augmentation_strength, recipe.image_size)
+        assert recipe.canvas == 192
+        Augmentation(recipe.augmentation, recipe.augmentation_strength)
 
 
 def test_training_from_scratch_searches_nothing_that_only_fine_tuning_has() -> None:

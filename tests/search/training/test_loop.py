@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.batches import Batch
+from search.data.batches import Batch, Shown
 from search.training.device import Runtime
 from search.training.loop import NonFiniteLossError, StepRecord, Training
 from search.training.loss import ClassificationLoss, Loss
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import Evaluation, evaluate, predict
+from search.training.scoring import Evaluation, evaluate, predict, show
 from search.training.step import split_batch
 
 CPU = Runtime(torch.device("cpu"))
@@ -67,7 +67,7 @@ class MemoryLoader:
             yield (
                 number,
                 Batch(
-                    images=self.images[indices],
+                    canvases=self.images[indices],
                     targets=self.targets[indices],
                     indices=indices,
                     seeds=torch.zeros_like(indices),
@@ -132,10 +132,10 @@ def test_mixing_does_not_depend_on_the_micro_batch(
         mixup_alpha=alphas[0],
         cutmix_alpha=alphas[1],
     )
-    seen: list[Batch] = []
+    seen: list[Shown] = []
     plain = ClassificationLoss(recipe, (24, 24))
 
-    def looks(network: nn.Module, batch: Batch) -> Tensor:
+    def looks(network: nn.Module, batch: Shown) -> Tensor:
         seen.append(batch)
         return plain(network, batch)
 
@@ -155,7 +155,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
     plain = ClassificationLoss(RECIPE, (24, 24))
     sizes: list[int] = []
 
-    def hungry(network: nn.Module, batch: Batch) -> Tensor:
+    def hungry(network: nn.Module, batch: Shown) -> Tensor:
         sizes.append(len(batch.targets))
         if len(batch.targets) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -173,7 +173,7 @@ def test_batch_norm_is_left_two_images(architecture: str, smallest: int) -> None
     """One image of one pixel has no spread: torch refuses to train batch norm on it."""
     sizes: list[int] = []
 
-    def starved(network: nn.Module, batch: Batch) -> Tensor:
+    def starved(network: nn.Module, batch: Shown) -> Tensor:
         sizes.append(len(batch.targets))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -197,7 +197,7 @@ def test_batch_norm_is_left_two_images(architecture: str, smallest: int) -> None
     ],
 )
 def test_parts_of_a_batch(images: int, micro: int, smallest: int, sizes: list[int]) -> None:
-    (batch,) = MemoryLoader(images, images)
+    (batch,) = (show(batch, [32], CPU) for batch in MemoryLoader(images, images))
     parts = list(split_batch(batch, micro, smallest))
     assert [len(part.targets) for part in parts] == sizes
     assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
@@ -205,7 +205,7 @@ def test_parts_of_a_batch(images: int, micro: int, smallest: int, sizes: list[in
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_non_finite_loss_ends_the_training(value: float) -> None:
-    def broken(network: nn.Module, batch: Batch) -> Tensor:
+    def broken(network: nn.Module, batch: Shown) -> Tensor:
         return network(batch.images).sum() * value
 
     with pytest.raises(NonFiniteLossError, match=r"the loss must be finite.*epoch 1.*0\.002"):
@@ -220,7 +220,7 @@ class Overflows:
         self.calls, self.made = calls, 0
         self.seen: list[torch.dtype] = []
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, network: nn.Module, batch: Shown) -> Tensor:
         value = self.plain(network, batch)
         self.seen.append(torch.get_autocast_dtype("cpu"))
         self.made += 1

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.data.batches import Batch
+from search.data.batches import Shown
 from search.training.loss import ClassificationLoss, mixing
 from search.training.recipe import Recipe
 
-RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet")
+RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=224)
 
 
 class Fixed(nn.Module):
@@ -26,9 +26,9 @@ class Fixed(nn.Module):
         return self.logits[: len(images)]
 
 
-def make_batch(targets: list[int]) -> Batch:
+def make_batch(targets: list[int]) -> Shown:
     size = len(targets)
-    return Batch(
+    return Shown(
         images=torch.rand(size, 3, 8, 8),
         targets=torch.tensor(targets),
         indices=torch.arange(size),

@@ -8,7 +8,7 @@ import pytest
 from search.errors import UserError
 from search.training.recipe import Recipe
 
-RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet")
+RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=224)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from search.data.batches import Loader, eval_loader
+from search.data.reading import Loader, Reader, eval_batches
 from search.training.device import Runtime
 from search.training.scoring import MemoryBackOff, predict
 
@@ -39,7 +39,7 @@ def loader(tmp_path: Path) -> Loader:
     table = pd.DataFrame(
         {"img_name": [p.name for p in paths], "path": map(str, paths), "target": [0, 1] * 10}
     )
-    return eval_loader(table, 8, batch_size=8)
+    return eval_batches(Reader(8), table, batch_size=8)
 
 
 def test_scores_do_not_depend_on_what_fits_into_memory(loader: Loader) -> None:
@@ -73,7 +73,7 @@ def test_scoring_holds_on_to_nothing_that_workers_sent(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
     table = pd.DataFrame({"img_name": range(64), "path": str(path), "target": [0, 1] * 32})
-    loader = eval_loader(table, 8, batch_size=1, workers=1)
+    loader = eval_batches(Reader(8, workers=1), table, batch_size=1)
     held: list[int] = []
 
     def count() -> None:

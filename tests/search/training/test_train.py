@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search.data.batches import Batch
+from search.data.batches import Shown
+from search.data.reading import Reader
 from search.data.splits import Splits
 from search.errors import UserError
 from search.files import write_text_atomically
@@ -88,7 +89,7 @@ class WithLoss(Classification):
     """Learns by another loss."""
 
     def __init__(self, splits: Splits, recipe: Recipe, loss: Loss) -> None:
-        super().__init__(recipe, splits, CPU, None)
+        super().__init__(recipe, splits, Reader(recipe.canvas))
         self.given = loss
 
     def loss(self) -> Loss:
@@ -277,14 +278,12 @@ def test_a_half_written_candidate_is_finished_from_its_checkpoint(
 
 
 def test_a_broken_image_does_not_shift_what_comes_after_it(tmp_path: Path, splits: Splits) -> None:
-    from search.data.quarantine import Quarantine
-
     broken = splits.fit.copy()
     path = tmp_path / "broken.png"
     write_text_atomically(path, "no image")
     broken.loc[7, "path"] = str(path)
     damaged = Splits(broken, splits.select, splits.report)
-    unbroken = complete(damaged, tmp_path / "a", quarantine=Quarantine(None))
+    unbroken = complete(damaged, tmp_path / "a", reader=Reader(RECIPE.canvas))
     generator = random.Random(3)
     stop_often(
         damaged,
@@ -292,7 +291,7 @@ def test_a_broken_image_does_not_shift_what_comes_after_it(tmp_path: Path, split
         RECIPE,
         lambda: generator.randint(2, 6),
         # It finds the image broken once more, in the middle of an epoch.
-        quarantine=Quarantine(None),
+        reader=Reader(RECIPE.canvas),
     )
     assert_same(unbroken, Candidate(tmp_path / "b"))
 
@@ -301,7 +300,7 @@ def test_a_broken_image_does_not_shift_what_comes_after_it(tmp_path: Path, split
 def test_a_loss_that_is_not_finite_ends_the_training(
     value: float, splits: Splits, tmp_path: Path
 ) -> None:
-    def broken(network: nn.Module, batch: Batch) -> Tensor:
+    def broken(network: nn.Module, batch: Shown) -> Tensor:
         return network(batch.images).sum() * value
 
     with pytest.raises(NonFiniteLossError, match=r"the loss must be finite.*epoch 1.*0\.002"):
@@ -312,7 +311,7 @@ def test_what_is_kept_is_the_part_that_the_task_names(splits: Splits, tmp_path: 
     class Wrapped(nn.Module):
         def __init__(self, inner: Any) -> None:
             super().__init__()
-            self.inner, self.image_size = inner, inner.image_size
+            self.inner, self.image_sizes = inner, inner.image_sizes
 
         def forward(self, images: Tensor) -> Tensor:
             logits: Tensor = self.inner(images)
@@ -329,7 +328,7 @@ def test_what_is_kept_is_the_part_that_the_task_names(splits: Splits, tmp_path: 
             inner: Any = network
             return inner.inner
 
-    task = Wrapping(RECIPE, splits, CPU, None)
+    task = Wrapping(RECIPE, splits, Reader(RECIPE.canvas))
     wrapped = complete(splits, tmp_path / "a", task=task)
     assert_same(wrapped, complete(splits, tmp_path / "b"))
 
@@ -342,7 +341,7 @@ def test_starting_weights_are_not_needed_to_go_on(splits: Splits, tmp_path: Path
             starts.append(start)
             return super().network(start=start)
 
-    task = Counts(RECIPE, splits, CPU, None)
+    task = Counts(RECIPE, splits, Reader(RECIPE.canvas))
     with pytest.raises(Interrupted):
         train(RECIPE, splits, tmp_path, None, StopAfter(4), runtime=CPU, task=task)
     complete(splits, tmp_path, task=task)
