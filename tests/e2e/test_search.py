@@ -22,8 +22,8 @@ import yaml
 from filelock import FileLock
 
 from search.cli import main
-from search.data.reading import Reader, eval_batches
 from search.data.inputs import read_splits
+from search.data.reading import Reader, eval_batches
 from search.report.terminal import StudyProgress
 from search.settings import FORMAT, load_settings
 from search.study.storage import open_storage

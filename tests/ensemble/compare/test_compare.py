@@ -156,7 +156,7 @@ def test_speed_is_told_for_every_model() -> None:
 
 def test_a_model_too_large_for_the_batch_has_no_speed() -> None:
     class Greedy(nn.Module):
-        image_size = 16
+        canvas = 16
 
         def forward(self, _: Tensor) -> Tensor:
             raise torch.OutOfMemoryError

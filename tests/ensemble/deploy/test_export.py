@@ -22,7 +22,7 @@ def recipe(architecture: str, image_size: int, **model_args: Any) -> Recipe:
         architecture=architecture,
         model_args=model_args,
         image_size=image_size,
-        canvas=image_size,
+        canvas=64,
         weights="none",
     )
 
@@ -34,7 +34,7 @@ class TwoSizes(nn.Module):
         super().__init__()
         self.large = build_network(recipe("test_vit", 64, img_size=64))
         self.small = build_network(recipe("test_resnet", 48))
-        self.image_size = 64
+        self.canvas = 64
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (self.large(images) + self.small(images)) / 2
@@ -85,7 +85,7 @@ def test_a_file_that_scores_otherwise_is_not_left(
 
 
 class Inexpressible(nn.Module):
-    image_size = 32
+    canvas = 32
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.tensor(np.linalg.svd(images.numpy())[1])[:, 0, :2]

@@ -68,6 +68,7 @@ HOSTILE = [
     ({"model_args": {"no_such_argument": 1}}, "must be what timm's test_vit takes"),
     ({"image_size": 10**6}, r"image_size must be in \[1, 1024\], found 1000000"),
     ({"image_size": 1025}, r"image_size must be in \[1, 1024\]"),
+    ({"canvas": 1025}, r"canvas must be in \[1, 1024\], found 1025"),
     ({"image_size": 0}, r"image_size must be in \[1, 1024\]"),
     ({"architecture": "vit_giant_patch14_224", "model_args": {}}, "vit_giant_patch14_224"),
 ]

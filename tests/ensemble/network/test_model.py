@@ -39,7 +39,7 @@ RESNET = Recipe(
     backbone="test_resnet.r160_in1k",
     architecture="test_resnet",
     image_size=48,
-    canvas=48,
+    canvas=32,
     weights="none",
 )
 FUSED = ModelSpec(

@@ -19,8 +19,8 @@ from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import Ledger
 from ensemble.submission.manifest import find_changes
 from ensemble.submission.submit import _make_room, run_submit
-from search.data.batches import eval_loader
 from search.data.labels import read_list
+from search.data.reading import Reader, eval_batches
 from search.errors import UserError
 from search.settings import load_settings
 from search.training.candidate import Candidate, copy_state, save_weights
@@ -97,7 +97,7 @@ def test_the_folder_is_complete_and_scores_the_list(settings: SubmitSettings) ->
     assert find_changes(folder) == []
     model, _ = load_model(folder)
     table = read_list(settings.names, settings.images)
-    loader = eval_loader(table, 32, batch_size=7)
+    loader = eval_batches(Reader(model.canvas), table, batch_size=7)
     expected = predict(model, loader, Runtime(resolve_device("cpu"))).scores
     prediction = pd.read_csv(folder / "prediction.csv", dtype={"img_name": str})
     assert prediction.columns.tolist() == ["img_name", "y_pred"]

@@ -1,0 +1,311 @@
+"""The cache of canvases: the same canvases, whatever becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+import search.data.cache as module
+from search.data.cache import (
+    CANVASES,
+    INDEX,
+    LOCK,
+    MANIFEST,
+    CanvasCache,
+    fill_cache,
+    open_cache,
+)
+from search.data.canvas import read_canvas
+from search.data.reading import Reader, eval_batches
+
+SIDE, IMAGES = 12, 9
+ONE = 3 * SIDE * SIDE
+
+
+def save_noise(path: Path, seed: int) -> None:
+    levels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
+    Image.fromarray(levels).save(path)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> pd.DataFrame:
+    paths = [tmp_path / f"{number}.png" for number in range(IMAGES)]
+    for number, path in enumerate(paths):
+        save_noise(path, number)
+    return pd.DataFrame({"img_name": [path.name for path in paths], "path": map(str, paths)})
+
+
+class Caching:
+    """A cache in a folder of the test's, and what was told of it."""
+
+    def __init__(self, folder: Path, table: pd.DataFrame) -> None:
+        self.root, self.table = folder, table
+        self.told: list[str] = []
+        self.read: list[str] = []
+
+    def open(self, setting: str | None = None) -> CanvasCache | None:
+        paths = self.table["path"].tolist()
+        return open_cache(setting or str(self.root), paths, SIDE, self.told.append)
+
+    def fill(self, **options: Any) -> CanvasCache:
+        cache = self.open()
+        assert cache is not None
+        fill_cache(cache, self.told.append, **options)
+        return cache
+
+    def scored(self, workers: int = 0) -> torch.Tensor:
+        """What a reader with the cache gives."""
+        with Reader(SIDE, workers=workers, cache=self.open(), tell=self.told.append) as reader:
+            batches = list(eval_batches(reader, self.table, batch_size=4))
+        return torch.cat([batch.canvases.clone() for batch in batches])
+
+    @property
+    def folder(self) -> Path:
+        (folder,) = (path for path in self.root.iterdir() if path.is_dir())
+        return folder
+
+
+@pytest.fixture
+def caching(tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> Caching:
+    caching = Caching(tmp_path / "cache", table)
+
+    def counted(path: str, side: int) -> torch.Tensor:
+        caching.read.append(Path(path).name)
+        return read_canvas(path, side)
+
+    for where in ("search.data.cache", "search.data.reading"):
+        monkeypatch.setattr(f"{where}.read_canvas", counted)
+    return caching
+
+
+@pytest.fixture
+def expected(table: pd.DataFrame) -> torch.Tensor:
+    return torch.stack([read_canvas(path, SIDE) for path in table["path"]])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_canvases_are_decoded_once_and_come_back_as_they_are(
+    caching: Caching, expected: torch.Tensor, workers: int
+) -> None:
+    done: list[tuple[int, int]] = []
+    caching.fill(on_done=lambda *numbers: done.append(numbers))
+    assert done == [(IMAGES, IMAGES)]
+    assert len(caching.read) == IMAGES
+    (line,) = caching.told
+    assert line.startswith(f"caching {IMAGES} canvases of {SIDE} px in {caching.folder}: 0.00 GB")
+    assert line.endswith("GB free")
+    for _ in range(2):
+        assert torch.equal(caching.scored(workers), expected)
+    caching.fill()
+    assert len(caching.read) == IMAGES
+    assert len(caching.told) == 1
+    assert {path.name for path in caching.folder.iterdir()} <= {CANVASES, INDEX, MANIFEST, LOCK}
+
+
+def test_off_is_no_cache_and_auto_lies_in_the_users_folder(caching: Caching, cache: Path) -> None:
+    assert caching.open("off") is None
+    opened = caching.open("auto")
+    assert opened is not None
+    assert opened.folder.parent == cache / "canvases"
+
+
+def test_a_filling_that_was_stopped_goes_on(
+    caching: Caching, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+
+    def stop(done: int, _missing: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        caching.fill(on_done=stop)
+    assert len(caching.read) == 4
+    # A kill between a canvas and its entry: zeros, which are no entry.
+    assert torch.equal(caching.scored(), expected)
+    caching.read.clear()
+    caching.fill()
+    assert sorted(caching.read) == [f"{number}.png" for number in range(4, IMAGES)]
+
+
+def test_an_image_that_changed_is_read_anew(caching: Caching, table: pd.DataFrame) -> None:
+    caching.fill()
+    path = Path(table["path"][3])
+    save_noise(path, 99)
+    os.utime(path, ns=(1, 1))
+    caching.read.clear()
+    assert torch.equal(caching.scored()[3], read_canvas(path, SIDE))
+    assert caching.read == ["3.png"]
+    caching.fill()
+    assert caching.read == ["3.png"] * 2
+    caching.scored()
+    assert caching.read == ["3.png"] * 2
+
+
+def test_what_does_not_fit_is_decoded_as_it_comes(
+    caching: Caching, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 8 * ONE
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: Usage)
+    caching.fill()
+    assert "caching 6 canvases" in caching.told[0]
+    assert caching.told[0].endswith("; 3 more do not fit, and are decoded as they come")
+    # The first of the list, which are read most often.
+    assert sorted(caching.read) == [f"{number}.png" for number in range(6)]
+    caching.read.clear()
+    assert torch.equal(caching.scored(), expected)
+    assert caching.read == ["6.png", "7.png", "8.png"]
+
+
+def test_broken_images_are_left_to_whoever_reads_them(
+    caching: Caching, table: pd.DataFrame
+) -> None:
+    Path(table["path"][2]).write_bytes(b"")
+    caching.fill()
+    assert len(caching.scored()) == IMAGES - 1
+
+
+def full_disk(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(_file: int, _content: bytes, _place: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", write)
+    caching.fill()
+
+
+def read_only(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("search.data.cache._opened_to_write", refuse)
+    caching.fill()
+
+
+def not_made(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
+    caching.root.write_bytes(b"a file")
+
+
+def of_another_version(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
+    caching.fill()
+    caching.told.clear()
+    path = caching.folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+
+
+def damaged_manifest(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
+    caching.fill()
+    caching.told.clear()
+    (caching.folder / MANIFEST).write_text("{")
+
+
+def changed(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
+    caching.fill()
+    caching.told.clear()
+    path = caching.folder / CANVASES
+    content = bytearray(path.read_bytes())
+    content[ONE + 5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (full_disk, r"cannot be written to .*No space left.* decoded as it comes"),
+        (read_only, r"cannot be written to .*Permission denied.* decoded as it comes"),
+        (not_made, r"no cache of canvases: .*; images are decoded as they come"),
+        (of_another_version, r"of another version .* \(delete it, and it is made anew\)"),
+        (damaged_manifest, r"no cache of canvases: .*; images are decoded as they come"),
+        (changed, r"was changed behind our back; images are decoded as they come"),
+    ],
+)
+def test_whatever_is_wrong_is_told_in_a_line_and_the_canvases_are_the_same(
+    damage: Callable[[Caching, pytest.MonkeyPatch], None],
+    told: str,
+    workers: int,
+    caching: Caching,
+    expected: torch.Tensor,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        damage(caching, patch)
+    assert torch.equal(caching.scored(workers), expected)
+    lines = [line for line in caching.told if not line.startswith("caching")]
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
+    assert re.search(told, lines[0])
+
+
+def test_a_file_that_was_cut_short_is_filled_again(
+    caching: Caching, expected: torch.Tensor
+) -> None:
+    caching.fill()
+    os.truncate(caching.folder / CANVASES, 4 * ONE + 7)
+    assert torch.equal(caching.scored(), expected)
+    caching.read.clear()
+    caching.fill()
+    assert sorted(caching.read) == [f"{number}.png" for number in range(4, IMAGES)]
+    caching.read.clear()
+    assert torch.equal(caching.scored(), expected)
+    assert caching.read == []
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_ends_nothing(
+    caching: Caching, expected: torch.Tensor
+) -> None:
+    caching.fill()
+    with Reader(SIDE, cache=caching.open(), tell=caching.told.append) as reader:
+        batches = iter(eval_batches(reader, caching.table, batch_size=4))
+        first = next(batches)
+        os.truncate(caching.folder / CANVASES, 0)
+        found = torch.cat([first.canvases, *(batch.canvases for batch in batches)])
+    assert torch.equal(found, expected)
+    assert "was cut short" in caching.told[-1]
+
+
+def test_a_second_builder_uses_what_the_first_has_made(
+    caching: Caching, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait(done: int, _missing: int) -> None:
+        if done == 3:
+            reached.set()
+            go_on.wait(30)
+
+    builder = threading.Thread(target=lambda: caching.fill(on_done=wait))
+    builder.start()
+    assert reached.wait(30)
+    second = Caching(caching.root, caching.table)
+    second.fill()
+    assert "another process fills" in second.told[0]
+    caching.read.clear()
+    assert torch.equal(second.scored(), expected)
+    assert sorted(caching.read) == [f"{number}.png" for number in range(3, IMAGES)]
+    go_on.set()
+    builder.join()
+    caching.read.clear()
+    assert torch.equal(second.scored(), expected)
+    assert caching.read == []
+
+
+def test_locks_are_not_waited_for(caching: Caching) -> None:
+    cache = caching.open()
+    assert cache is not None
+    with FileLock(cache.folder / LOCK):
+        fill_cache(cache, caching.told.append)
+    assert "another process" in caching.told[0]
