@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 
 from search.data.canvas import DECODER, FILTER, read_canvas
@@ -204,7 +204,7 @@ def fill_cache(
     """
     try:
         with FileLock(cache.folder / LOCK, timeout=0):
-            _fill(cache, tell, on_done, threads or os.cpu_count() or 1)
+            _fill(cache, tell, on_done, threads or cpu_count())
     except Timeout:
         tell(f"another process fills {cache.folder}: this one uses what is there already")
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Images a second that each augmentation policy delivers, in one process.
+"""Images a second that each augmentation policy delivers, decoded and rendered in one process.
 
-    python tests/benchmarks/bench_loading.py [--images FOLDER] [--image-size 224]
+    python tests/benchmarks/bench_loading.py [--images FOLDER] [--canvas 256] [--image-size 224]
 
 Without a folder it makes 512 px JPEG files of noise, which decode slower than photographs.
 """
@@ -19,8 +19,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from search.data.augment import POLICIES, train_transform
-from search.data.batches import train_loader
+from search.data.augment import POLICIES, Augmentation
+from search.data.reading import Reader, train_batches
 
 COUNT = 128
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -33,7 +33,7 @@ def make_images(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / f"{number:03d}.jpg", quality=90)
 
 
-def main(*, images: Path | None = None, image_size: int = 224) -> None:
+def main(*, images: Path | None = None, canvas: int = 256, image_size: int = 224) -> None:
     """Measures every policy once over 128 images, after one epoch that warms the file cache."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -52,12 +52,14 @@ def main(*, images: Path | None = None, image_size: int = 224) -> None:
         )
         results = Table("policy", "images/s", title=f"{len(paths)} images to {image_size} px")
         for name in POLICIES:
-            transform = train_transform(name, 0.5, image_size)
-            loader = train_loader(table, transform, batch_size=32, seed=0)
+            reader = Reader(canvas)
+            loader = train_batches(reader, table, Augmentation(name, 0.5), batch_size=32, seed=0)
             for _ in loader:
                 pass
             started = time.perf_counter()
-            delivered = sum(len(batch.targets) for batch in loader)
+            delivered = 0
+            for batch in loader:
+                delivered += len(batch.show([image_size])[image_size])
             results.add_row(name, f"{delivered / (time.perf_counter() - started):.0f}")
         Console().print(results)
 

@@ -27,7 +27,7 @@ def trunk(backbone: str, image_size: int) -> Recipe:
         backbone=backbone,
         architecture=name,
         image_size=image_size,
-        canvas=image_size,
+        canvas=256,
         weights="hub",
     )
 
