@@ -108,13 +108,13 @@ class _Opened:
     """The files of a cache, mapped into memory; another process may be filling it."""
 
     def __init__(self, cache: CanvasCache) -> None:
-        self.folder = cache.folder
+        self.file = cache.folder / CANVASES
         shape = (3, cache.side, cache.side)
         try:
-            self.canvases = _map(cache.folder / CANVASES, np.dtype((np.uint8, shape)))
+            self.canvases = _map(self.file, np.dtype((np.uint8, shape)))
             self.index = _map(cache.folder / INDEX, ENTRY)
         except OSError as error:
-            raise DamagedCacheError(f"{self.folder} cannot be read: {error}") from error
+            raise DamagedCacheError(f"{cache.folder} cannot be read: {error}") from error
         self.checked = np.zeros(len(self.index), np.bool_)
 
     def copy(self, row: int, path: str, into: NDArray[np.uint8]) -> bool:
@@ -124,13 +124,13 @@ class _Opened:
         if entry["state"] != THERE or _identity(path) != (entry["size"], entry["mtime"]):
             return False
         # What lies behind the end of a file that was cut short must not be touched: SIGBUS.
-        if (self.folder / CANVASES).stat().st_size < self.canvases.nbytes:
-            raise DamagedCacheError(f"{self.folder / CANVASES} was cut short")
+        if self.file.stat().st_size < self.canvases.nbytes:
+            raise DamagedCacheError(f"{self.file} was cut short")
         into[...] = self.canvases[row]
         if not self.checked[row]:
             # Once in each process: a CRC takes as long as the copy.
             if zlib.crc32(into.data) != entry["crc"]:
-                raise DamagedCacheError(f"{self.folder / CANVASES} was changed behind our back")
+                raise DamagedCacheError(f"{self.file} was changed behind our back")
             self.checked[row] = True
         return True
 
@@ -203,6 +203,8 @@ def fill_cache(
         threads: that decode; None for one a core.
     """
     try:
+        if not len(_missing(cache)):
+            return  # it may be one that can only be read
         with FileLock(cache.folder / LOCK, timeout=0):
             _fill(cache, tell, on_done, threads or cpu_count())
     except Timeout:
@@ -222,12 +224,10 @@ def _fill(
     """Under the folder's lock."""
     one, paths, folder = cache.bytes_of_one, list(cache.rows), cache.folder
     with _opened_to_write(folder / CANVASES) as canvases, _opened_to_write(folder / INDEX) as index:
-        whole = os.fstat(canvases).st_size // one
-        missing = _missing(folder / INDEX, paths, whole)
+        whole = min(os.fstat(canvases).st_size // one, len(paths))
+        missing = _missing(cache)
         free = shutil.disk_usage(folder).free
         todo = missing[: int(free * (1 - KEPT_FREE)) // one]
-        if not len(missing):
-            return
         line = (
             f"caching {len(todo):,} canvases of {cache.side} px in {folder}: "
             f"{len(todo) * one / 1e9:.2f} GB, of {free / 1e9:.1f} GB free"
@@ -235,7 +235,8 @@ def _fill(
         if len(todo) < len(missing):
             left = len(missing) - len(todo)
             line += f"; {left:,} more do not fit, and are decoded as they come"
-        tell(line)
+        if len(missing):
+            tell(line)
         if not len(todo):
             return
         # Entries of canvases that were cut off, before there is something in their place.
@@ -263,11 +264,15 @@ def _fill(
                 on_done(min(start + CHUNK, len(todo)), len(todo))
 
 
-def _missing(index: Path, paths: Sequence[str], whole: int) -> NDArray[np.int64]:
+def _missing(cache: CanvasCache) -> NDArray[np.int64]:
     """Rows whose canvas is absent, or of an image that was changed since."""
+    paths, canvases, index = list(cache.rows), cache.folder / CANVASES, cache.folder / INDEX
     entries = np.zeros(len(paths), ENTRY)
-    found = np.fromfile(index, ENTRY)[: min(len(paths), whole)]
-    entries[: len(found)] = found
+    if canvases.exists() and index.exists():
+        # Canvases that were cut off are absent, whatever their entries say.
+        whole = canvases.stat().st_size // cache.bytes_of_one
+        found = np.fromfile(index, ENTRY)[: min(len(paths), whole)]
+        entries[: len(found)] = found
     there = entries["state"] == THERE
     for row in np.flatnonzero(there).tolist():
         there[row] = _identity(paths[row]) == (entries["size"][row], entries["mtime"][row])
