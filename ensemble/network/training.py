@@ -34,7 +34,7 @@ IDENTITY = "training"
 
 COSTS = (
     *("train_seconds", "images_per_second", "peak_memory_mb", "micro_batch_size"),
-    *("device", "precision", "versions"),
+    *("device", "precision", "versions", "images_of_a_look"),
 )
 """Entries of a training's metrics.json that a merged model takes over."""
 

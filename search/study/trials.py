@@ -33,7 +33,7 @@ PAUSED = "paused"
 
 NOT_IN_ROW = frozenset(
     {"best_epoch", "micro_batch_size", "device", "precision", "versions", "report"}
-    | {"scoring_images_per_second"}
+    | {"scoring_images_per_second", "images_of_a_look"}
 )
 """Entries of metrics.json that are no columns of the leaderboard."""
 

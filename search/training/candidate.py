@@ -44,7 +44,7 @@ class EpochRecord:
     epoch: int  # from 1
     train_loss: float
     learning_rate: float  # of the head, after the epoch's last step
-    select_auc: float
+    select_auc: float  # on the images of a look, as the next
     select_log_loss: float
     seconds: float  # training steps only
 

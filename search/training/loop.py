@@ -204,7 +204,7 @@ class Training:
         best yet.
 
         Args:
-            evaluation: of `averaged`, on the split that is selected on.
+            evaluation: of `averaged`, on the images that epochs are compared on.
         """
         self._scheduler.step(self.epoch + 1)
         sums = self._sums
@@ -234,6 +234,7 @@ class Training:
             "scores": torch.from_numpy(self.best.predictions.scores),
             "targets": torch.from_numpy(self.best.predictions.targets),
         }
+        best_precision = None if self.best is None else self.best.precision
         return {
             "network": self.network.state_dict(),
             "averaged": None if self._ema is None else self._ema.module.state_dict(),
@@ -251,6 +252,7 @@ class Training:
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
             "best": best,
+            "best_precision": best_precision,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -276,7 +278,8 @@ class Training:
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
         if state["best"] is not None:
             found = Predictions(**{name: value.numpy() for name, value in state["best"].items()})
-            self.best = Evaluation(found, measure(found.scores, found.targets))
+            metrics = measure(found.scores, found.targets)
+            self.best = Evaluation(found, metrics, state["best_precision"])
         if self.epoch or self.batch:
             self._scheduler.step_update(self.epoch * self.steps + self.batch)
             self._scheduler.step(self.epoch)

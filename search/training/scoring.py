@@ -1,4 +1,5 @@
-"""Scoring images with a network: always fp32, so that a candidate's scores can be recomputed."""
+"""Scoring images with a network: in fp32, so that a candidate's scores can be recomputed; the looks
+that a training takes at itself after each epoch may be cheaper."""
 
 from __future__ import annotations
 
@@ -7,14 +8,24 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search.data.batches import Batch, Loader
-from search.training.device import Runtime, exact_float32, is_out_of_memory
+from search.data.labels import check_two_classes
+from search.data.splits import draw_part
+from search.training.device import (
+    AUTOCAST_DTYPES,
+    Precision,
+    Runtime,
+    exact_float32,
+    is_out_of_memory,
+)
 from search.training.metrics import Metrics, measure
 from search.training.network import margin
+from search.training.recipe import SelectLimit
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -35,10 +46,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of one network on one split, and what they are worth."""
+    """Predictions of one network on one split, or a part of it, and what they are worth."""
 
     predictions: Predictions
     metrics: Metrics
+    precision: Precision = "fp32"
 
 
 def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) -> Batch:
@@ -51,6 +63,15 @@ def to_device(batch: Batch, runtime: Runtime, *, channels_last: bool = False) ->
         images = images.contiguous(memory_format=torch.channels_last)
     targets = batch.targets.to(runtime.device, non_blocking=True)
     return replace(batch, images=images, targets=targets)
+
+
+def autocast(runtime: Runtime, precision: Precision) -> torch.autocast:
+    """The context in which forward passes are computed in a precision."""
+    return torch.autocast(
+        runtime.device.type,
+        dtype=AUTOCAST_DTYPES.get(precision),
+        enabled=precision != "fp32",
+    )
 
 
 class MemoryBackOff:
@@ -87,6 +108,7 @@ def predict(
     loader: Loader,
     runtime: Runtime,
     on_batch: Callable[[], None] = lambda: None,
+    precision: Precision = "fp32",
 ) -> Predictions:
     """Scores every image of a loader, in its order.
 
@@ -96,6 +118,7 @@ def predict(
         loader: images that cannot be read are left out.
         runtime: the device to compute on.
         on_batch: called after every batch; what it raises ends the scoring.
+        precision: of the forward passes; fp32 is computed without TF32.
 
     Raises:
         FloatingPointError: if a score is not a finite number.
@@ -103,7 +126,7 @@ def predict(
     network.to(runtime.device).eval()
     indices, scores, targets = [], [], []
     back_off = MemoryBackOff()
-    with torch.inference_mode(), exact_float32():
+    with torch.inference_mode(), exact_float32(), autocast(runtime, precision):
         for batch in loader:
             logits = torch.cat(back_off(network, to_device(batch, runtime).images))
             # The sigmoid in double precision, which MPS lacks, keeps scores apart that float32
@@ -130,7 +153,51 @@ def evaluate(
     loader: Loader,
     runtime: Runtime,
     on_batch: Callable[[], None] = lambda: None,
+    precision: Precision = "fp32",
 ) -> Evaluation:
     """Scores every image of a loader and measures the scores; arguments as for `predict`."""
-    predictions = predict(network, loader, runtime, on_batch)
-    return Evaluation(predictions, measure(predictions.scores, predictions.targets))
+    predictions = predict(network, loader, runtime, on_batch, precision)
+    return Evaluation(predictions, measure(predictions.scores, predictions.targets), precision)
+
+
+LOOK_SHARE = 0.1
+"""Of the time of an epoch's training, what scoring after it may take with "auto"."""
+
+SCORED_WHILE_TRAINED = 3
+"""Images that are scored while one is trained on: a backward pass costs two forward passes."""
+
+FEWEST_OF_A_LOOK = 500
+"""Images that "auto" takes at least; the AUC of 250 real and 250 fake ones has a standard error of
+0.013 at 0.9."""
+
+
+def images_of_a_look(
+    select: pd.DataFrame, limit: SelectLimit, *, images_of_an_epoch: int, seed: int
+) -> pd.DataFrame:
+    """The images of select that are scored after each epoch: whole groups, the share of fakes kept.
+
+    They depend on the arguments alone, so that all epochs, and all trials of a search, are compared
+    on the same ones.
+
+    Args:
+        select: label table.
+        limit: how many at most; "all"; or "auto": as many as are scored in a tenth of the time that
+            an epoch trains, but at least 500, and all if those were of one class.
+        images_of_an_epoch: that are trained on.
+        seed: of the draw.
+
+    Raises:
+        UserError: if a limit leaves one class only.
+    """
+    if limit == "all":
+        return select
+    if limit == "auto":
+        affordable = round(LOOK_SHARE * SCORED_WHILE_TRAINED * images_of_an_epoch)
+        most = max(affordable, FEWEST_OF_A_LOOK)
+    else:
+        most = limit
+    part = draw_part(select, most, seed).reset_index(drop=True)
+    if limit == "auto":
+        return part if part["target"].nunique() == select["target"].nunique() else select
+    check_two_classes(part, f"the part of select that --select-limit {limit} draws")
+    return part

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import evaluate
+from search.training.scoring import Evaluation, evaluate, images_of_a_look
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -131,6 +132,9 @@ def train(
 ) -> Candidate:
     """Trains a network in its folder, or goes on with it, and keeps the epoch with the best AUC.
 
+    Epochs are compared by looks: in the precision of the training, on the part of select that the
+    recipe asks for. The weights that are kept are scored once on all of select, in fp32.
+
     The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
     interrupted; called again, `train` goes on from that very batch, on the CPU with the same result
     to the bit as if it had never stopped. metrics.json is written last: with it the candidate is
@@ -138,7 +142,7 @@ def train(
 
     Args:
         recipe: all that it depends on besides images and task.
-        splits: fit is trained on, select is scored after every epoch.
+        splits: fit is trained on, select is what epochs are compared on.
         folder: the candidate's; made if absent.
         until: epochs after which to pause; None trains to the end.
         interruption: asked between batches whether to go on.
@@ -175,14 +179,20 @@ def train(
         torch.cuda.reset_peak_memory_stats(runtime.device)
     keeper = _Keeper(folder, identity, training, 60 * checkpoint_minutes)
     size: Any = network.image_size
-    select = eval_loader(
-        splits.select,
-        size,
+    select_loader = partial(
+        eval_loader,
+        image_size=size,
         batch_size=evaluation_batch(recipe),
         workers=runtime.workers,
         quarantine=quarantine,
         pin_memory=runtime.on_cuda,
     )
+    look = images_of_a_look(
+        splits.select, recipe.select_limit, images_of_an_epoch=len(splits.fit), seed=recipe.seed
+    )
+    look_loader = select_loader(look)
+
+    scoring_speed: float | None = None
 
     def on_step(record: StepRecord) -> None:
         watch.step(record)
@@ -197,23 +207,30 @@ def train(
         while training.epoch < min(recipe.epochs, until or recipe.epochs):
             training.run_epoch(on_step, watch.tell)
             started = time.perf_counter()
-            evaluation = evaluate(training.averaged, select, runtime, on_batch)
-            keeper.scoring_seconds = time.perf_counter() - started
+            precision = training.step.precision
+            evaluation = evaluate(training.averaged, look_loader, runtime, on_batch, precision)
+            scoring_speed = len(look) / (time.perf_counter() - started)
             record = training.finish_epoch(evaluation)
             save_progress(folder, recipe, training.history)
             keeper.save()
             assert training.best is not None
             watch.epoch(record, training.best.metrics)
+        if training.epoch < recipe.epochs:
+            return candidate
+        assert training.best is not None
+        final = training.best
+        training.network.load_state_dict(training.best_state)
+        if len(look) < len(splits.select) or final.precision != "fp32":
+            started = time.perf_counter()
+            final = evaluate(training.network, select_loader(splits.select), runtime, on_batch)
+            scoring_speed = len(splits.select) / (time.perf_counter() - started)
     except Interrupted:
         keeper.save()
         raise
-    if training.epoch < recipe.epochs:
-        return candidate
-    costs = _costs(training)
-    if keeper.scoring_seconds:
-        speed = len(splits.select) / keeper.scoring_seconds
-        costs["scoring_images_per_second"] = round(speed, 1)
-    return _complete(candidate, training, task, splits, {**(facts or {}), **costs})
+    facts = {**(facts or {}), "images_of_a_look": len(look), **_costs(training)}
+    if scoring_speed is not None:
+        facts["scoring_images_per_second"] = round(scoring_speed, 1)
+    return _complete(candidate, training, task, splits, final, facts)
 
 
 def describe_training(recipe: Recipe, splits: Splits, task: Task) -> dict[str, Any]:
@@ -252,7 +269,6 @@ class _Keeper:
         self.path, self.training, self.seconds = folder / CHECKPOINT, training, seconds
         self.identity = json.dumps(identity)
         self.saved = time.monotonic()
-        self.scoring_seconds: float | None = None
 
     def save_if_due(self) -> None:
         """Saves if the last time is long enough ago."""
@@ -309,16 +325,15 @@ def _complete(
     training: Training,
     task: Task,
     splits: Splits,
+    final: Evaluation,
     facts: Mapping[str, Any],
 ) -> Candidate:
-    assert training.best is not None
-    training.network.load_state_dict(training.best_state)
     save_candidate(
         candidate.path,
         recipe=training.recipe,
-        metrics={**facts, **training.best.metrics.to_dict()},
+        metrics={**facts, **final.metrics.to_dict()},
         history=training.history,
-        scores=score_table(splits.select, training.best.predictions),
+        scores=score_table(splits.select, final.predictions),
         weights=copy_state(task.kept(training.network)),
     )
     candidate.drop_checkpoint()

@@ -20,6 +20,7 @@ SPACE = Space(
     epochs=4,
     batch_size=32,
     micro_batch_size=None,
+    select_limit="all",
     precision="fp32",
     channels_last=True,
     compile=False,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search.data.batches import Batch
+from search.data.batches import Batch, eval_loader
 from search.data.splits import Splits
 from search.errors import UserError
 from search.files import write_text_atomically
@@ -26,6 +26,7 @@ from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.loss import Loss
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
+from search.training.scoring import Evaluation
 from search.training.train import Classification, Watch, train, unfinished_training
 
 CPU = Runtime(torch.device("cpu"))
@@ -49,6 +50,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"micro_batch_size": 3, "gradient_clip": None},
     {"precision": "bf16", "channels_last": True},
     {"freeze_norm_fraction": 0.5},
+    {"select_limit": 8, "ema_decay": 0.9},
 ]
 
 
@@ -224,6 +226,46 @@ def test_metrics_tell_where_and_how_it_was_made(splits: Splits, tmp_path: Path) 
     assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert metrics["best_epoch"] in (1, 2, 3)
     assert metrics["scoring_images_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "look"), [({"select_limit": 8}, 8), ({"precision": "bf16"}, 20), ({}, 20)]
+)
+def test_looks_are_cheap_and_the_kept_weights_are_scored_exactly(
+    changes: dict[str, Any], look: int, splits: Splits, tmp_path: Path
+) -> None:
+    scored: list[tuple[int, str]] = []
+    plain = module.evaluate
+
+    def counts(network: Any, loader: Any, *arguments: Any) -> Evaluation:
+        found = plain(network, loader, *arguments)
+        scored.append((len(found.predictions.scores), found.precision))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "evaluate", counts)
+        found = complete(splits, tmp_path, replace(RECIPE, **changes))
+    precision = changes.get("precision", "fp32")
+    assert scored == [(look, precision)] * 3 + [(20, "fp32")] * bool(changes)
+    assert found.metrics["images_of_a_look"] == look
+    # What is told are the figures of what was kept, on all of select.
+    loader = eval_loader(splits.select, 32, batch_size=64)
+    exact = plain(found.load(), loader, CPU)
+    np.testing.assert_allclose(found.scores["y_pred"], exact.predictions.scores, atol=1e-6)
+    assert found.metrics["auc"] == exact.metrics.auc
+    assert found.metrics["log_loss"] == pytest.approx(exact.metrics.log_loss, abs=1e-5)
+
+
+def test_the_last_scoring_can_be_interrupted(splits: Splits, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, select_limit=8)
+    unbroken = complete(splits, tmp_path / "a", recipe)
+    # 18 steps, three looks of a batch each, and one check before: the next is in the last scoring.
+    with pytest.raises(Interrupted):
+        train(recipe, splits, tmp_path / "b", None, StopAfter(22), runtime=CPU)
+    told = Told()
+    assert_same(unbroken, complete(splits, tmp_path / "b", recipe, watch=told))
+    assert told.steps == []
+    assert told.epochs == []
 
 
 def test_another_training_is_not_gone_on_with(splits: Splits, tmp_path: Path) -> None:
