@@ -3,7 +3,7 @@ that a training takes at itself after each epoch may be cheaper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search.data.batches import Batch, Loader
+from search.data.batches import Batch
 from search.data.labels import check_two_classes
 from search.data.splits import draw_part
 from search.training.device import (
@@ -105,7 +105,7 @@ class MemoryBackOff:
 
 def predict(
     network: nn.Module,
-    loader: Loader,
+    loader: Iterable[Batch],
     runtime: Runtime,
     on_batch: Callable[[], None] = lambda: None,
     precision: Precision = "fp32",
@@ -150,7 +150,7 @@ def predict(
 
 def evaluate(
     network: nn.Module,
-    loader: Loader,
+    loader: Iterable[Batch],
     runtime: Runtime,
     on_batch: Callable[[], None] = lambda: None,
     precision: Precision = "fp32",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, TypeVar
 
 Item = TypeVar("Item")
 
@@ -50,19 +50,18 @@ class Seconds:
             setattr(self, part, getattr(self, part) + own)
 
     def waited_for(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """The same items; the time that each of them lets one wait is added."""
+        """The same items, none of which is None; the time that one waits for them is added."""
         while True:
-            try:
-                with self.spent_on("wait"):
-                    item = next(batches)
-            except StopIteration:
+            with self.spent_on("wait"):
+                item = next(batches, None)
+            if item is None:
                 return
             yield item
 
-    def columns(self) -> dict[str, Any]:
-        """train_seconds, score_seconds, save_seconds and wait_seconds, as reports show them."""
+    def columns(self) -> dict[str, float]:
+        """By the names of the columns that show them, `SECONDS`."""
         return {f"{part}_seconds": round(value, 2) for part, value in asdict(self).items()}
 
 
-SECONDS = tuple(f"{part}_seconds" for part in asdict(Seconds()))
-"""Names of the columns."""
+SECONDS = tuple(f"{part.name}_seconds" for part in fields(Seconds))
+"""Columns of a leaderboard, and entries of metrics.json."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from search.data.batches import eval_loader
+from search.data.batches import Loader, eval_loader
 from search.data.quarantine import Quarantine
 from search.data.splits import Splits
 from search.errors import UserError
@@ -29,7 +29,7 @@ from search.training.candidate import (
     save_state,
     score_table,
 )
-from search.training.device import Runtime, describe_device, library_versions
+from search.training.device import Precision, Runtime, describe_device, library_versions
 from search.training.loop import Batches, StepRecord, Training
 from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
@@ -194,6 +194,15 @@ def train(
 
     scoring_speed: float | None = None
 
+    def score(network: nn.Module, loader: Loader, precision: Precision) -> Evaluation:
+        nonlocal scoring_speed
+        seconds, started = training.seconds, time.perf_counter()
+        batches = seconds.waited_for(iter(loader))
+        with seconds.spent_on("score"):
+            found = evaluate(network, batches, runtime, on_batch, precision)
+        scoring_speed = len(found.predictions.scores) / (time.perf_counter() - started)
+        return found
+
     def on_step(record: StepRecord) -> None:
         watch.step(record)
         on_batch()
@@ -206,10 +215,7 @@ def train(
         interruption.check()
         while training.epoch < min(recipe.epochs, until or recipe.epochs):
             training.run_epoch(on_step, watch.tell)
-            started = time.perf_counter()
-            precision = training.step.precision
-            evaluation = evaluate(training.averaged, look_loader, runtime, on_batch, precision)
-            scoring_speed = len(look) / (time.perf_counter() - started)
+            evaluation = score(training.averaged, look_loader, training.step.precision)
             record = training.finish_epoch(evaluation)
             save_progress(folder, recipe, training.history)
             keeper.save()
@@ -221,9 +227,7 @@ def train(
         final = training.best
         training.network.load_state_dict(training.best_state)
         if len(look) < len(splits.select) or final.precision != "fp32":
-            started = time.perf_counter()
-            final = evaluate(training.network, select_loader(splits.select), runtime, on_batch)
-            scoring_speed = len(splits.select) / (time.perf_counter() - started)
+            final = score(training.network, select_loader(splits.select), "fp32")
     except Interrupted:
         keeper.save()
         raise
@@ -277,7 +281,8 @@ class _Keeper:
 
     def save(self) -> None:
         """Replaces the checkpoint as a whole."""
-        save_state(self.path, {"identity": self.identity, **self.training.state_dict()})
+        with self.training.seconds.spent_on("save"):
+            save_state(self.path, {"identity": self.identity, **self.training.state_dict()})
         self.saved = time.monotonic()
 
 
@@ -306,11 +311,12 @@ def _saved_state(folder: Path, identity: Mapping[str, Any], watch: Watch) -> dic
 
 def _costs(training: Training) -> dict[str, Any]:
     """What the training took, and where it ran."""
-    runtime, seconds = training.runtime, training.train_seconds
+    runtime, seconds = training.runtime, training.seconds
+    fed = seconds.train + seconds.wait
     peak = torch.cuda.max_memory_allocated(runtime.device) / 2**20 if runtime.on_cuda else None
     return {
-        "train_seconds": round(seconds, 2),
-        "images_per_second": round(training.images_seen / seconds, 1) if seconds else 0.0,
+        **seconds.columns(),
+        "images_per_second": round(training.images_seen / fed, 1) if fed else 0.0,
         "peak_memory_mb": peak and round(peak, 1),
         "best_epoch": training.best_epoch,
         "micro_batch_size": training.step.micro_batch_size,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from search.training.loss import Loss
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation
+from search.training.seconds import SECONDS
 from search.training.train import Classification, Watch, train, unfinished_training
 
 CPU = Runtime(torch.device("cpu"))
@@ -114,7 +116,7 @@ def assert_same(first: Candidate, second: Candidate) -> None:
 
 
 def timeless(candidate: Candidate) -> pd.DataFrame:
-    return candidate.history.drop(columns="seconds")
+    return candidate.history.drop(columns=list(SECONDS))
 
 
 def stop_often(
@@ -266,6 +268,29 @@ def test_the_last_scoring_can_be_interrupted(splits: Splits, tmp_path: Path) -> 
     assert_same(unbroken, complete(splits, tmp_path / "b", recipe, watch=told))
     assert told.steps == []
     assert told.epochs == []
+
+
+def test_the_seconds_of_all_pieces_add_up(splits: Splits, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    pieces: list[float] = []
+
+    class Slow(Watch):
+        def step(self, record: StepRecord) -> None:
+            # Of nobody's seconds: the training is not at fault.
+            pieces.append(time.perf_counter())
+            time.sleep(0.02)
+
+    stop_often(splits, tmp_path, RECIPE, lambda: 5, watch=Slow())
+    elapsed = time.perf_counter() - started
+    metrics = Candidate(tmp_path).metrics
+    seconds = {name: metrics[name] for name in SECONDS}
+    assert all(value > 0 for value in seconds.values()), seconds
+    assert sum(seconds.values()) <= elapsed - 0.02 * len(pieces)
+    # What the epochs tell is all but the last save.
+    history = Candidate(tmp_path).history
+    told = history[list(SECONDS)].sum()
+    assert all(told[name] <= metrics[name] + 0.01 for name in SECONDS)
+    assert told["train_seconds"] == pytest.approx(metrics["train_seconds"], abs=0.01)
 
 
 def test_another_training_is_not_gone_on_with(splits: Splits, tmp_path: Path) -> None:
