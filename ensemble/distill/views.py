@@ -26,7 +26,7 @@ from search.data.batches import (
     view_seeds,
 )
 from search.data.quarantine import Quarantine
-from search.training.device import Runtime
+from search.training.device import Precision, Runtime
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class ViewManifest:
     augmentation_strength: float
     image_size: int
     with_features: bool  # else margins only
+    precision: Precision = "fp32"  # of the teachers' forward passes
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the versions of the libraries that make views, but without `views`."""

@@ -3,7 +3,7 @@ that a training takes at itself after each epoch may be cheaper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -123,29 +123,45 @@ def predict(
     Raises:
         FloatingPointError: if a score is not a finite number.
     """
+    parts = []
+    for part in predict_batches(network, loader, runtime, precision):
+        parts.append(part)
+        on_batch()
+    joined = Predictions(
+        indices=np.concatenate([np.empty(0, np.int64), *(part.indices for part in parts)]),
+        scores=np.concatenate([np.empty(0, np.float64), *(part.scores for part in parts)]),
+        targets=np.concatenate([np.empty(0, np.int64), *(part.targets for part in parts)]),
+    )
+    check_finite(joined.scores)
+    return joined
+
+
+def predict_batches(
+    network: nn.Module, loader: Iterable[Batch], runtime: Runtime, precision: Precision = "fp32"
+) -> Iterator[Predictions]:
+    """The predictions of each batch as it is scored; arguments as for `predict`."""
     network.to(runtime.device).eval()
-    indices, scores, targets = [], [], []
     back_off = MemoryBackOff()
-    with torch.inference_mode(), exact_float32(), autocast(runtime, precision):
-        for batch in loader:
+    for batch in loader:
+        # Left before each batch is handed on: modes are the thread's, whoever computes in it.
+        with torch.inference_mode(), exact_float32(), autocast(runtime, precision):
             logits = torch.cat(back_off(network, to_device(batch, runtime).images))
             # The sigmoid in double precision, which MPS lacks, keeps scores apart that float32
             # would round to 1.
-            scores.append(margin(logits.cpu().double()).sigmoid().numpy())
-            # Copies: what a worker sent lies in shared memory, a file descriptor a tensor, and
-            # thousands of batches would hold more than a process may have.
-            indices.append(batch.indices.numpy().copy())
-            targets.append(batch.targets.numpy().copy())
-            on_batch()
-    joined = Predictions(
-        indices=np.concatenate(indices) if indices else np.empty(0, np.int64),
-        scores=np.concatenate(scores) if scores else np.empty(0, np.float64),
-        targets=np.concatenate(targets) if targets else np.empty(0, np.int64),
-    )
-    if not np.isfinite(joined.scores).all():
-        broken = int((~np.isfinite(joined.scores)).sum())
-        raise FloatingPointError(f"{broken} of {len(joined.scores)} scores are not finite")
-    return joined
+            scores = margin(logits.cpu().double()).sigmoid().numpy()
+        # Copies: what a worker sent lies in shared memory, a file descriptor a tensor, and
+        # thousands of batches would hold more than a process may have.
+        yield Predictions(batch.indices.numpy().copy(), scores, batch.targets.numpy().copy())
+
+
+def check_finite(scores: Floats) -> None:
+    """
+    Raises:
+        FloatingPointError: if a score is not a finite number.
+    """
+    broken = int((~np.isfinite(scores)).sum())
+    if broken:
+        raise FloatingPointError(f"{broken} of {len(scores)} scores are not finite")
 
 
 def evaluate(
