@@ -17,6 +17,7 @@ from search.settings import AtLeastOne, AtLeastZero, flag
 Share = Parameter(validator=Number(gte=0, lte=1))
 Weight = Parameter(validator=Number(gte=0))
 Positive = Parameter(validator=Number(gt=0))
+ScoringPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @Parameter(name="*")
@@ -94,6 +95,9 @@ class SubmitSettings(RunSettings):
     batch_size: Annotated[int, AtLeastOne] = 32
     """Images in one forward pass."""
 
+    precision: ScoringPrecision = "fp32"
+    """Precision of the forward passes; recorded, and used again by verify."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,9 @@ class PredictSettings:
 
     batch_size: Annotated[int, AtLeastOne] = 32
     """Images in one forward pass."""
+
+    precision: ScoringPrecision = "fp32"
+    """Precision of the forward passes."""
 
     workers: Annotated[int | None, AtLeastZero] = None
     """Processes that decode images. Default: chosen by the machine."""
@@ -191,7 +198,10 @@ class DistillSettings(TrainedMergeSettings):
     """Images in one forward pass; halved when memory runs out."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Mixed precision of the student; teachers and scores are always computed in fp32."""
+    """Mixed precision of the student; its scores are always computed in fp32."""
+
+    teacher_precision: ScoringPrecision = "fp32"
+    """Precision of the teachers' forward passes; recorded views of another are not used."""
 
     seed: int | None = None
     """Seed of the views and the training. Default: the search's."""

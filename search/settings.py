@@ -52,6 +52,9 @@ class SearchSettings:
     limit_val: Annotated[int | None, AtLeastOne] = None
     """Use at most so many images for select and report together."""
 
+    select_limit: int | Literal["auto", "all"] = "auto"
+    """Compare epochs on at most so many images of select; auto: as many as a tenth of the time."""
+
     backbones: Path | None = None
     """File of the allowed backbones and the budget. Default: the backbones.yaml of onefold."""
 
@@ -119,6 +122,11 @@ class SearchSettings:
     """The run folder. Default: results/demo, or results/<folder of the label file>."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.select_limit, int) and self.select_limit < 2:
+            raise UserError(
+                "--select-limit must be auto, all or at least 2, an image of each class, found "
+                f"{self.select_limit}"
+            )
         pairs = (
             ("train", self.train_labels, self.train_images),
             ("val", self.val_labels, self.val_images),

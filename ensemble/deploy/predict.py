@@ -9,18 +9,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pandas as pd
 from rich.console import Console
 
 from ensemble.deploy.export import check_installed, export_onnx
+from ensemble.deploy.journal import Journal, open_journal
 from ensemble.deploy.prediction_file import COLUMNS, examples
 from ensemble.deploy.scoring import open_runtime, score_images
 from ensemble.network.model import load_model
 from ensemble.settings import PredictSettings
 from search.data.labels import read_list
 from search.errors import UserError
+from search.training.device import resolve_precision
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -31,7 +33,8 @@ LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 
 
 def run_predict(settings: PredictSettings, console: Console) -> None:
-    """Scores images, or exports the model, or both.
+    """Scores images, or exports the model, or both. Scores that go to a file are kept in a journal
+    beside it as they come: if the process is killed, the same command goes on.
 
     Args:
         settings: see there.
@@ -50,7 +53,7 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
     runtime = open_runtime(settings.device, settings.workers)
     if settings.export is not None:
         check_installed()
-    model, _ = load_model(settings.model)
+    model, spec = load_model(settings.model)
     if settings.export is not None:
         path = settings.export_file or Path(f"{settings.model.resolve().name}.onnx")
         difference = export_onnx(model, path)
@@ -61,16 +64,22 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
         )
     if table is None:
         return
-    scored = score_images(
-        model,
-        table,
-        runtime=runtime,
-        console=console,
-        batch_size=settings.batch_size,
-        flip=settings.flip,
-    )
-    with _opened(settings.output) as file:
+    how: dict[str, Any] = {
+        "runtime": runtime,
+        "batch_size": settings.batch_size,
+        "flip": settings.flip,
+        "precision": resolve_precision(settings.precision, runtime.device),
+    }
+    journal: Journal | None = None
+    output = settings.output
+    if output is not None and _can_be_replaced(output):
+        path = output.with_name(f".{output.name}.journal")
+        journal = open_journal(path, settings.model, spec, table, **how)
+    scored = score_images(model, table, console=console, journal=journal, **how)
+    with _opened(output) as file:
         write_scores(scored.table, file, settings.format)
+    if journal is not None:
+        journal.delete()
     for broken in scored.broken:
         console.print(f"{broken.path}: {broken.reason}", markup=False, soft_wrap=True)
     if scored.broken:
@@ -147,6 +156,11 @@ def _check_target(flag: str, path: Path | None) -> None:
         raise UserError(f"{flag} must lie in a folder that can be written to, found {path.parent}")
 
 
+def _can_be_replaced(output: Path) -> bool:
+    """A device, a pipe or what a link points to is written to, never replaced."""
+    return not output.is_symlink() and (output.is_file() or not output.exists())
+
+
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
     """The output file, complete or not there at all; standard output if none is given."""
@@ -154,8 +168,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    if output.is_symlink() or (output.exists() and not output.is_file()):
-        # A device, a pipe or what a link points to is written to, never replaced.
+    if not _can_be_replaced(output):
         with output.open("w", encoding="utf-8", newline="") as file:
             yield file
         return

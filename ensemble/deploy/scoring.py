@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from ensemble.deploy.journal import Journal
 from search.data.batches import Batch
 from search.data.quarantine import BrokenFile, Quarantine
-from search.data.reading import Loader, Reader, eval_batches
+from search.data.reading import Reader, eval_batches
 from search.errors import UserError
-from search.training.device import Runtime, default_workers, resolve_device
+from search.training.device import Precision, Runtime, default_workers, resolve_device
 from search.training.network import margin
-from search.training.progress import Bar, Bars
-from search.training.scoring import predict
+from search.training.progress import Bars
+from search.training.scoring import check_finite, predict_batches
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ def score_images(
     console: Console,
     batch_size: int = 32,
     flip: bool = False,
+    precision: Precision = "fp32",
+    journal: Journal | None = None,
 ) -> Scored:
     """Scores every image of a table that can be read.
 
@@ -74,6 +80,8 @@ def score_images(
         console: shows the progress: a bar on a terminal, a few lines elsewhere.
         batch_size: images of one forward pass.
         flip: average with the mirror image, see `FlipAverage`.
+        precision: of the forward passes.
+        journal: takes every batch as it comes, and has those that were scored before.
 
     Raises:
         UserError: if no image can be read.
@@ -81,6 +89,27 @@ def score_images(
     """
     quarantine = Quarantine(None, limit_fraction=1.0)
     network = FlipAverage(model) if flip else model
+    scores = np.full(len(table), np.nan)
+    known = {} if journal is None else journal.take_up()
+    scores[list(known)] = list(known.values())
+    # Whole batches: those that follow are then the ones that an unbroken scoring would see.
+    begun = 0 if not known else max(known) // batch_size + 1
+    again = np.flatnonzero(np.isnan(scores[: begun * batch_size]))
+    if known:
+        console.print(
+            f"{len(known):,} of {len(table):,} images were scored before: going on",
+            highlight=False,
+        )
+
+    def score(batches: Iterator[Batch], rows: NDArray[np.int64]) -> None:
+        for found in predict_batches(network, batches, runtime, precision):
+            check_finite(found.scores)
+            taken = rows[found.indices]
+            scores[taken] = found.scores
+            if journal is not None:
+                journal.add(taken.tolist(), found.scores.tolist())
+            bar.update(max(int(taken[-1]) + 1, begun * batch_size))
+
     try:
         with (
             Reader(
@@ -91,10 +120,14 @@ def score_images(
             ) as reader,
             Bars(console, time_left=True, transient=True) as bars,
         ):
-            loader = eval_batches(reader, table, batch_size=batch_size)
+            load = partial(eval_batches, reader, batch_size=batch_size)
             bar = bars.add("scoring", len(table), unit="images", plain="scored")
-            counted: Any = _Counted(loader, bar)
-            predictions = predict(network, counted, runtime)
+            later = load(table).numbered(begun)
+            score((batch for _, batch in later), np.arange(len(table)))
+            if len(again):
+                # Broken when their batch was scored, or changed since.
+                with _all_may_be_broken(quarantine, table.iloc[again]):
+                    score(iter(load(table.iloc[again])), again)
     except UserError:
         broken = quarantine.among(table)
         if len(broken) < len(table):
@@ -103,21 +136,19 @@ def score_images(
             f"an image must be readable, found {len(broken)} that are not, for example "
             f"{broken[0].path} ({broken[0].reason}); a list of images is named .txt, .csv or .tsv"
         ) from None
-    rows = table[["img_name", "path"]].iloc[predictions.indices]
-    scores: NDArray[Any] = predictions.scores
+    is_scored = ~np.isnan(scores)
+    rows = table.loc[is_scored, ["img_name", "path"]]
     return Scored(
-        table=rows.assign(y_pred=scores).reset_index(drop=True),
+        table=rows.assign(y_pred=scores[is_scored]).reset_index(drop=True),
         broken=tuple(quarantine.among(table)),
     )
 
 
-class _Counted:
-    """A loader that tells how many rows of its table it has come to."""
-
-    def __init__(self, loader: Loader, bar: Bar) -> None:
-        self.loader, self.bar = loader, bar
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            yield batch
-            self.bar.update(int(batch.indices[-1]) + 1)
+@contextmanager
+def _all_may_be_broken(quarantine: Quarantine, table: pd.DataFrame) -> Iterator[None]:
+    """A loader refuses a set of which nothing is left; here it is a part of one."""
+    try:
+        yield
+    except UserError:
+        if len(quarantine.among(table)) < len(table):
+            raise

@@ -185,6 +185,7 @@ class Distillation:
             augmentation_strength=recipe.augmentation_strength,
             canvas=recipe.canvas,
             with_features=plan.losses.feature > 0,
+            precision=plan.teacher_precision,
         )
 
     def _teacher(self) -> Teacher:
@@ -194,6 +195,7 @@ class Distillation:
             teachers.weights,
             self.pool.runtime,
             with_features=self.plan.losses.feature > 0,
+            precision=self.plan.teacher_precision,
         )
 
 

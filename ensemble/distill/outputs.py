@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from ensemble.distill.losses import normalise_features
 from search.data.batches import Images, Shown
-from search.training.device import Runtime, exact_float32
+from search.training.device import Precision, Runtime, exact_float32
 from search.training.network import margin
+from search.training.scoring import autocast
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Teacher:
         runtime: Runtime,
         *,
         with_features: bool = False,
+        precision: Precision = "fp32",
     ) -> None:
         """
         Args:
@@ -51,13 +53,14 @@ class Teacher:
             weights: of their probabilities; they sum to 1.
             runtime: the device.
             with_features: give features too.
+            precision: of the forward passes, whatever the student's is.
         """
         self.networks: list[Any] = [
             network.to(runtime.device).eval().requires_grad_(False) for network in networks
         ]
         self.log_weights = torch.tensor(weights, dtype=torch.float64, device="cpu").log()
         self.runtime = runtime
-        self.with_features = with_features
+        self.with_features, self.precision = with_features, precision
         sizes = {size for network in self.networks for size in network.image_sizes}
         self.image_sizes: tuple[int, ...] = tuple(sorted(sizes))
         self.feature_size = self._measure_features() if with_features else 0
@@ -68,7 +71,7 @@ class Teacher:
     def ask(self, images: Images) -> TeacherOutputs:
         """What the networks together say of images in [0, 1] on the device."""
         # Not inference mode: autograd saves the outputs for the student's backward pass.
-        with torch.no_grad(), exact_float32(), torch.autocast(self._device_type, enabled=False):
+        with torch.no_grad(), exact_float32(), autocast(self.runtime, self.precision):
             given = [self._ask(network, images) for network in self.networks]
         margins = torch.stack([margins for margins, _ in given])
         features = [features for _, features in given if features is not None]
@@ -77,15 +80,11 @@ class Teacher:
             features=torch.cat(features, dim=1) if features else None,
         )
 
-    @property
-    def _device_type(self) -> str:
-        return self.runtime.device.type
-
     def _ask(self, network: Any, images: Images) -> tuple[Tensor, Tensor | None]:
         if not self.with_features:
-            return margin(network(images)), None
+            return margin(network(images).float()), None
         features, logits = network.forward_with_features(images)
-        return margin(logits), normalise_features(features)
+        return margin(logits.float()), normalise_features(features.float())
 
     def _measure_features(self) -> int:
         device = self.runtime.device

@@ -21,7 +21,7 @@ from search.data.augment import Augmentation
 from search.errors import UserError
 from search.files import file_sha256
 from search.training.candidate import WEIGHTS, Candidate
-from search.training.device import resolve_precision
+from search.training.device import Precision, resolve_precision
 from search.training.recipe import Recipe
 
 
@@ -37,6 +37,7 @@ class DistillPlan:
     losses: LossWeights
     views: int
     live_teacher: bool
+    teacher_precision: Precision
 
     def identity(self) -> dict[str, Any]:
         """All that the trained student depends on besides its recipe and the images, as plain
@@ -46,6 +47,7 @@ class DistillPlan:
             "teachers": [asdict(entry) for entry in self.teachers.entries],
             "losses": asdict(self.losses),
             "views": None if self.live_teacher else self.views,
+            "teacher_precision": self.teacher_precision,
         }
 
     def spec(self) -> ModelSpec:
@@ -126,6 +128,7 @@ def plan_distillation(
         ),
         views=settings.views,
         live_teacher=settings.live_teacher,
+        teacher_precision=resolve_precision(settings.teacher_precision, pool.runtime.device),
     )
 
 

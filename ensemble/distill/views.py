@@ -19,6 +19,7 @@ from ensemble.teachers import TeacherEntry
 from search.data.augment import Augmentation
 from search.data.batches import BatchPlan, balanced, shuffled, view_seeds
 from search.data.reading import SMALLEST_TRAINING_BATCH, Loader, Reader
+from search.training.device import Precision
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ViewManifest:
     augmentation_strength: float
     canvas: int
     with_features: bool  # else margins only
+    precision: Precision = "fp32"  # of the teachers' forward passes
 
     @property
     def policy(self) -> Augmentation:

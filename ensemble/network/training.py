@@ -20,6 +20,7 @@ from search.training.loop import StepRecord
 from search.training.metrics import Metrics
 from search.training.progress import Bar, Bars
 from search.training.recipe import Recipe
+from search.training.seconds import SECONDS
 from search.training.train import (
     CHECKPOINT_MINUTES,
     Task,
@@ -33,8 +34,9 @@ IDENTITY = "training"
 """Entry of a working folder's metrics.json: what it is a training of."""
 
 COSTS = (
-    *("train_seconds", "images_per_second", "peak_memory_mb", "micro_batch_size"),
-    *("device", "precision", "versions"),
+    *SECONDS,
+    *("images_per_second", "peak_memory_mb", "micro_batch_size"),
+    *("device", "precision", "versions", "images_of_a_look"),
 )
 """Entries of a training's metrics.json that a merged model takes over."""
 

@@ -24,7 +24,7 @@ from ensemble.submission.reproduce import FOLDER, IMAGES
 from search.data.labels import read_list, read_rows
 from search.errors import UserError
 from search.training.candidate import WEIGHTS, load_weights
-from search.training.device import Runtime, describe_device
+from search.training.device import Runtime, describe_device, resolve_precision
 from search.training.network import Network
 
 PROBES = "probes.json"
@@ -171,7 +171,16 @@ class Examination:
     def check_images(self, images: Path) -> str:
         """Scores of all listed images, recomputed to the tolerance; `images` is their folder."""
         table = read_list(self.folder / FOLDER / IMAGES, images)
-        scored = score_images(self.model, table, runtime=self.runtime, console=self.console)
+        made = self.rules["prediction"]
+        scored = score_images(
+            self.model,
+            table,
+            runtime=self.runtime,
+            console=self.console,
+            # Rounding depends on both; submissions from before they were recorded had these.
+            batch_size=int(made.get("batch_size", 32)),
+            precision=resolve_precision(made.get("precision", "fp32"), self.runtime.device),
+        )
         recorded = read_prediction(self.folder / PREDICTION).set_index("img_name")["y_pred"]
         unreadable = sorted(broken.img_name for broken in scored.broken)
         if unreadable != self.rules["prediction"]["unreadable"]:

@@ -266,6 +266,7 @@ def _distill_flags(spec: ModelSpec, details: Mapping[str, Any]) -> list[str]:
         "relation_weight": losses.get("relation"),
         "feature_weight": losses.get("feature"),
         "views": views,
+        "teacher_precision": details.get("teacher_precision"),
     }
     given = [(flag(name), str(value)) for name, value in chosen.items() if value is not None]
     flags = [part for pair in given for part in pair]

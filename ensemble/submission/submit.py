@@ -13,6 +13,7 @@ import pandas as pd
 from rich.console import Console
 
 from ensemble.compare.recommended import Choice, choose_model
+from ensemble.deploy.journal import open_journal
 from ensemble.deploy.prediction_file import PREDICTION, examples
 from ensemble.deploy.scoring import Scored, open_runtime, score_images
 from ensemble.network.evidence import describe_rules
@@ -29,10 +30,11 @@ from search.errors import UserError
 from search.files import BACKBONES, file_sha256
 from search.settings import load_settings
 from search.training.candidate import Candidate
-from search.training.device import describe_device
+from search.training.device import describe_device, resolve_precision
 from search.training.network import Network
 
 SUBMISSION = "submission"
+JOURNAL = ".scores-to-hand-in.journal"
 _WAITING = f".{SUBMISSION}."
 """Begins the hidden names of packages that are being made, or wait to take their place."""
 
@@ -43,6 +45,8 @@ def run_submit(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Path:
     """Scores the listed images, writes RUN/submission, verifies it and records it in the ledger.
+
+    Scores are kept in a journal as they come, until they are handed in.
 
     The folder is complete or not there. One that is there already is not lost: it becomes
     submission-<time>. If a process is killed, the same command goes on; what it has counted is not
@@ -58,7 +62,7 @@ def run_submit(
 
     Raises:
         UserError: if the day's submissions are used up, the model breaks a rule, or an image is
-            absent or cannot be read; nothing was written then.
+            absent or cannot be read; nothing but the journal was written then.
     """
     run = settings.run
     seed = load_settings(run).seed
@@ -73,18 +77,16 @@ def run_submit(
     table = read_list(settings.names, settings.images)
     console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)
     runtime = open_runtime(settings.device, settings.workers)
-    scored = score_images(
-        model,
-        table,
-        runtime=runtime,
-        console=console,
-        batch_size=settings.batch_size,
-    )
+    precision = resolve_precision(settings.precision, runtime.device)
+    how: dict[str, Any] = {"batch_size": settings.batch_size, "precision": precision}
+    journal = open_journal(run / JOURNAL, choice.folder, spec, table, runtime=runtime, **how)
+    scored = score_images(model, table, runtime=runtime, console=console, journal=journal, **how)
     prediction = complete_scores(scored, table, settings.broken_score)
     rules["prediction"] = {
         "phase": settings.phase,
         "images": len(prediction),
         "device": describe_device(runtime.device),
+        **how,
         "unreadable": sorted(broken.img_name for broken in scored.broken),
         "unreadable_score": settings.broken_score if scored.broken else None,
     }
@@ -96,11 +98,13 @@ def run_submit(
         sha256 = file_sha256(folder / PREDICTION)
         if begun is not None and begun.is_for(settings.phase, choice.name, sha256):
             _tell_begun(console, run / SUBMISSION, begun, ledger)
+            journal.delete()
             return run / SUBMISSION
         forced = _check_quota(ledger, settings, now)
         twin = ledger.find(settings.phase, sha256)
         entry = Entry(settings.phase, now, choice.name, sha256, forced, ledger.zone.key)
         kept = _count(folder, entry, ledger)
+    journal.delete()
     if twin is not None:
         console.print(
             f"these predictions equal, byte for byte, those of {twin.model} that were submitted at "

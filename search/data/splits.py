@@ -83,7 +83,7 @@ def make_splits(
     half = None if limit_val is None else limit_val // 2
     limits = (limit_train, None if half is None or limit_val is None else limit_val - half, half)
     parts = [
-        _draw(part, limit, limit_seed).reset_index(drop=True)
+        draw_part(part, limit, limit_seed).reset_index(drop=True)
         for part, limit, limit_seed in zip((fit, select, report), limits, limit_seeds, strict=True)
     ]
     for part, name in zip(parts, ("fit", "select", "report"), strict=True):
@@ -161,7 +161,7 @@ def _take_groups(
     return np.concatenate(tests[-count:])
 
 
-def _draw(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
+def draw_part(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
     """At most `limit` rows: whole groups at random, the share of fakes kept.
 
     Groups of one make-up (so many real, so many fake) are shuffled and spread evenly over a line,

@@ -11,6 +11,7 @@ import pandas as pd
 from search.errors import UserError
 from search.files import CANDIDATES, write_atomically
 from search.report.recorded import has_candidate, read_metrics, report_figures_of
+from search.training.seconds import SECONDS
 
 if TYPE_CHECKING:
     import optuna
@@ -28,7 +29,8 @@ COLUMNS = (
     *("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"),
     *("accuracy", "log_loss", "tp", "fp", "tn", "fn"),
     *("learning_rate", "weight_decay", "augmentation", "batch_size"),
-    *("train_seconds", "images_per_second", "peak_memory_mb", "seed", "reason", "path"),
+    *SECONDS,
+    *("images_per_second", "peak_memory_mb", "seed", "reason", "path"),
     "trial",
 )
 STATES = ("complete", "paused", "pruned", "failed", "rejected")

@@ -37,6 +37,7 @@ from search.report.recorded import (
 from search.report.terminal import Problems, format_seconds
 from search.study.space import BASELINE, PRESET
 from search.training.candidate import HISTORY, SCORES
+from search.training.seconds import SECONDS
 
 if TYPE_CHECKING:
     import optuna
@@ -57,7 +58,7 @@ FORMATS = {
     **dict.fromkeys(("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"), ".4f"),
     **dict.fromkeys(("params_thop", "params_exact"), ","),
     "gmacs": ".3g",
-    **dict.fromkeys(("train_seconds", "images_per_second", "peak_memory_mb"), ",.1f"),
+    **dict.fromkeys((*SECONDS, "images_per_second", "peak_memory_mb"), ",.1f"),
     **dict.fromkeys(("learning_rate", "weight_decay"), ".1e"),
 }
 """Of numbers in the table of all trials."""
@@ -125,6 +126,7 @@ def write_report(
         rows=rows,
         columns=[name for name in COLUMNS if name != "trial"],
         merged=_merged(run),
+        seconds=SECONDS,
         texts=TEXTS,
         formats=FORMATS,
     )

@@ -259,6 +259,8 @@ def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
         f"{short_path(run)}: {sizes} images; {len(plan.space.backbones)} backbones of pool "
         f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {plan.space.precision}, "
         f"canvases of {plan.space.canvas} px",
+        f"epochs are compared on {plan.images_of_a_look:,} of {len(plan.splits.select):,} images "
+        "of select (--select-limit), the weights that are kept are scored on all in fp32",
         *(f"rejected {one.name}: {'; '.join(verdict.reasons)}" for one, verdict in plan.rejected),
         *plan.notes,
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import pandas as pd
 import torch
 from optuna.trial import TrialState
 from pydantic import TypeAdapter, ValidationError
@@ -42,6 +43,7 @@ from search.training.device import is_out_of_memory
 from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
+from search.training.seconds import SECONDS
 from search.training.train import HOW_NOT_WHAT, Watch, train
 
 FAILURES_TO_STOP = 3
@@ -276,8 +278,9 @@ class _TrialWatch(Watch):
         """The trial's row with the figures it has reached."""
         figures = {} if self.best is None else self.best.to_dict()
         path = self.search.folder(self.trial) / HISTORY
-        seconds = float(Candidate(path.parent).history["seconds"].sum()) if path.exists() else 0.0
-        return {**row, **figures, "train_seconds": round(seconds, 2)}
+        history = Candidate(path.parent).history if path.exists() else pd.DataFrame()
+        sums = history.reindex(columns=SECONDS).sum()
+        return {**row, **figures, **{name: round(float(sums[name]), 2) for name in SECONDS}}
 
     def _reached(self) -> Iterator[tuple[int, float]]:
         path = self.search.folder(self.trial) / HISTORY

@@ -23,6 +23,7 @@ from search.training.device import (
     resolve_precision,
 )
 from search.training.recipe import Recipe
+from search.training.scoring import images_of_a_look
 
 BASELINE_BACKBONE = "resnet18.a1_in1k"
 """What timm.create_model("resnet18", pretrained=True) loads, as the challenge's baseline does."""
@@ -43,6 +44,8 @@ class SearchPlan:
     space: Space
     rejected: tuple[tuple[Backbone, Verdict], ...]
     runtime: Runtime
+    images_of_a_look: int
+    """Images of select that are scored after each epoch."""
     notes: tuple[str, ...]
     """What the user should know beside the figures; told in the report."""
 
@@ -79,6 +82,12 @@ def prepare(
     pool = [_sized(backbone, settings.image_size) for backbone in catalogue.pool(settings.pool)]
     skipped: list[str] = []
     splits = read_splits(settings, tell=skipped.append)
+    look = images_of_a_look(
+        splits.select,
+        settings.select_limit,
+        images_of_an_epoch=len(splits.fit),
+        seed=settings.seed,
+    )
     check_writable(settings)
     source = settings.weights_source
     verdicts = [
@@ -110,6 +119,7 @@ def prepare(
         canvas=canvas,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
+        select_limit=settings.select_limit,
         precision=precision,
         channels_last=True,
         compile=settings.compile,
@@ -131,6 +141,7 @@ def prepare(
         space=space,
         rejected=rejected,
         runtime=Runtime(device, workers),
+        images_of_a_look=len(look),
         notes=(*notes, *skipped),
     )
 

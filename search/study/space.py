@@ -12,7 +12,7 @@ from optuna import Trial
 from search.catalogue.backbones import Backbone
 from search.data.augment import POLICIES
 from search.training.device import Precision
-from search.training.recipe import ClassBalance, Recipe
+from search.training.recipe import ClassBalance, Recipe, SelectLimit
 
 BASELINE = "baseline"
 """Value of the user attribute `preset` that asks for the challenge's baseline recipe."""
@@ -37,6 +37,7 @@ class Space:
     canvas: int
     batch_size: int
     micro_batch_size: int | None
+    select_limit: SelectLimit
     precision: Precision
     channels_last: bool
     compile: bool
@@ -151,6 +152,7 @@ class Space:
             "weights_file": file,
             "epochs": self.epochs,
             "micro_batch_size": self.micro_batch_size,
+            "select_limit": self.select_limit,
             "precision": self.precision,
             "channels_last": self.channels_last,
             "compile": self.compile,

@@ -12,6 +12,7 @@ from search.catalogue.rules import Verdict
 from search.study.space import BASELINE, PRESET
 from search.training.candidate import Candidate
 from search.training.recipe import Recipe
+from search.training.seconds import SECONDS
 
 STATE = "state"
 """complete, paused, pruned, failed or rejected."""
@@ -33,7 +34,7 @@ PAUSED = "paused"
 
 NOT_IN_ROW = frozenset(
     {"best_epoch", "micro_batch_size", "device", "precision", "versions", "report"}
-    | {"scoring_images_per_second"}
+    | {"scoring_images_per_second", "images_of_a_look"}
 )
 """Entries of metrics.json that are no columns of the leaderboard."""
 
@@ -160,10 +161,14 @@ def paused_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def trial_seconds(study: optuna.Study) -> list[float]:
-    """How long each trial took that came to its end or was pruned, in seconds of its training."""
-    seconds = [
-        trial.user_attrs.get(ROW, {}).get("train_seconds")
+    """How long each trial took that came to its end or was pruned, in seconds."""
+    rows = [
+        trial.user_attrs.get(ROW, {})
         for trial in counted_trials(study)
         if trial.state is not TrialState.FAIL
     ]
-    return [float(value) for value in seconds if value is not None]
+    return [
+        sum(float(row.get(name) or 0.0) for name in SECONDS)
+        for row in rows
+        if row.get(SECONDS[0]) is not None
+    ]

@@ -43,9 +43,17 @@ class EpochRecord:
     epoch: int  # from 1
     train_loss: float
     learning_rate: float  # of the head, after the epoch's last step
-    select_auc: float
+    select_auc: float  # on the images of a look, as the next
     select_log_loss: float
-    seconds: float  # training steps only
+    train_seconds: float  # this and the next: what `Seconds` took since the record before
+    score_seconds: float = 0.0
+    save_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All that the epoch took."""
+        return self.train_seconds + self.score_seconds + self.save_seconds + self.wait_seconds
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -27,6 +27,7 @@ from search.training.loss import Loss
 from search.training.metrics import measure
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, Predictions
+from search.training.seconds import Seconds
 from search.training.step import OptimizerStep, make_scheduler
 
 STEPS_BETWEEN_LOOKS = 20
@@ -72,7 +73,7 @@ class _Sums:
     counted: Tensor  # () those images
     overflows: Tensor  # () steps whose loss was not, in fp16
     images: int = 0
-    seconds: float = 0.0  # of training steps
+    seconds: float = 0.0  # of training steps, and of waiting for their batches
     steps: int = 0  # since the last look
     looked_loss: float = 0.0
     looked_counted: float = 0.0
@@ -88,6 +89,7 @@ class Training:
         epoch: the one that comes next or is under way, from 0.
         batch: how many of its batches are done.
         history: one record a finished epoch.
+        seconds: what all of it has taken; scoring and saving are added by who does it.
         best: the evaluation of the best epoch; None before the first.
         best_epoch: its number, from 1; 0 before the first.
         best_state: its weights, on the CPU.
@@ -133,6 +135,8 @@ class Training:
         self._sums = self._no_sums()
         self._random: dict[str, Any] | None = None
         self.history: list[EpochRecord] = []
+        self.seconds = Seconds()
+        self._recorded = Seconds()
         self.images_seen = 0
         self.best: Evaluation | None = None
         self.best_epoch = 0
@@ -142,11 +146,6 @@ class Training:
     def averaged(self) -> nn.Module:
         """What is scored and kept."""
         return self.network if self._ema is None else self._ema.module
-
-    @property
-    def train_seconds(self) -> float:
-        """Time of all training steps of finished epochs."""
-        return sum(record.seconds for record in self.history)
 
     def run_epoch(
         self,
@@ -176,19 +175,20 @@ class Training:
         frozen_steps = round(self.recipe.freeze_norm_fraction * self.recipe.epochs * self.steps)
         is_frozen = False
         started = time.perf_counter()
-        for number, batch in self.batches.numbered(self.batch):
+        for number, batch in self.seconds.waited_for(self.batches.numbered(self.batch)):
             update = self.epoch * self.steps + number + 1
             if is_frozen != (update <= frozen_steps):
                 is_frozen = not is_frozen
                 _set_batch_norm(self.network, training=not is_frozen)
-            self._add(self.step(batch), len(batch.targets))
-            self._scheduler.step_update(update)
-            if self._ema is not None:
-                self._ema.update(self.network, step=update)
-            self.batch = number + 1
-            mean_loss = None
-            if self.batch % STEPS_BETWEEN_LOOKS == 0 or self.batch == self.steps:
-                mean_loss = self._look(tell)
+            with self.seconds.spent_on("train"):
+                self._add(self.step(batch), len(batch.targets))
+                self._scheduler.step_update(update)
+                if self._ema is not None:
+                    self._ema.update(self.network, step=update)
+                self.batch = number + 1
+                mean_loss = None
+                if self.batch % STEPS_BETWEEN_LOOKS == 0 or self.batch == self.steps:
+                    mean_loss = self._look(tell)
             sums = self._sums
             sums.seconds += time.perf_counter() - started
             speed = sums.images / sums.seconds
@@ -204,10 +204,12 @@ class Training:
         best yet.
 
         Args:
-            evaluation: of `averaged`, on the split that is selected on.
+            evaluation: of `averaged`, on the images that epochs are compared on.
         """
         self._scheduler.step(self.epoch + 1)
         sums = self._sums
+        taken = self.seconds - self._recorded
+        self._recorded = replace(self.seconds)
         record = EpochRecord(
             epoch=self.epoch + 1,
             train_loss=sums.loss.item() / max(sums.counted.item(), 1.0),
@@ -215,7 +217,10 @@ class Training:
             learning_rate=max(float(group["lr"]) for group in self._optimizer.param_groups),
             select_auc=evaluation.metrics.auc,
             select_log_loss=evaluation.metrics.log_loss,
-            seconds=sums.seconds,
+            train_seconds=taken.train,
+            score_seconds=taken.score,
+            save_seconds=taken.save,
+            wait_seconds=taken.wait,
         )
         best_before = max((row.select_auc for row in self.history), default=-math.inf)
         self.history.append(record)
@@ -234,6 +239,7 @@ class Training:
             "scores": torch.from_numpy(self.best.predictions.scores),
             "targets": torch.from_numpy(self.best.predictions.targets),
         }
+        best_precision = None if self.best is None else self.best.precision
         return {
             "network": self.network.state_dict(),
             "averaged": None if self._ema is None else self._ema.module.state_dict(),
@@ -247,10 +253,13 @@ class Training:
             # Not those of now, if they still wait to be put back.
             "random": self._random or random_state(self.runtime.device),
             "history": [asdict(record) for record in self.history],
+            "seconds": asdict(self.seconds),
+            "recorded": asdict(self._recorded),
             "images_seen": self.images_seen,
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
             "best": best,
+            "best_precision": best_precision,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,11 +281,14 @@ class Training:
         self._sums = _Sums(**sums)
         self._random = state["random"]
         self.history = [EpochRecord(**row) for row in state["history"]]
+        self.seconds = Seconds(**state["seconds"])
+        self._recorded = Seconds(**state["recorded"])
         self.images_seen = state["images_seen"]
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
         if state["best"] is not None:
             found = Predictions(**{name: value.numpy() for name, value in state["best"].items()})
-            self.best = Evaluation(found, measure(found.scores, found.targets))
+            metrics = measure(found.scores, found.targets)
+            self.best = Evaluation(found, metrics, state["best_precision"])
         if self.epoch or self.batch:
             self._scheduler.step_update(self.epoch * self.steps + self.batch)
             self._scheduler.step(self.epoch)

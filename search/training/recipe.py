@@ -14,6 +14,8 @@ from search.errors import UserError
 
 Triple = tuple[float, float, float]
 ClassBalance = Literal["none", "sampler", "loss"]
+SelectLimit = int | Literal["auto", "all"]
+"""How many images of select are scored after each epoch, see `scoring.images_of_a_look`."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -82,6 +84,10 @@ class Recipe:
     """Policy in search.data.augment.POLICIES."""
     augmentation_strength: float = 0.5
     """From 0, the mildest form of the policy, to 1."""
+
+    # What it is judged by.
+    select_limit: SelectLimit = "auto"
+    """Images of select that are scored after each epoch."""
 
     # How it is computed.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

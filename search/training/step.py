@@ -16,10 +16,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.data.batches import Batch, Shown
-from search.training.device import AUTOCAST_DTYPES, Precision, Runtime, is_out_of_memory
+from search.training.device import Precision, Runtime, is_out_of_memory
 from search.training.loss import Loss, mixing
 from search.training.recipe import Recipe
-from search.training.scoring import show
+from search.training.scoring import autocast, show
 
 SMALLEST_LOSS_SCALE = 1.0
 """A scale that has fallen below it says that gradients overflow fp16 whatever the scale."""
@@ -115,11 +115,7 @@ class OptimizerStep:
     def _accumulate_at(self, batch: Shown, micro_batch_size: int) -> Tensor:
         mean_loss = torch.zeros((), device=self.runtime.device)
         for part in split_batch(batch, micro_batch_size, self._smallest):
-            with torch.autocast(
-                self.runtime.device.type,
-                dtype=AUTOCAST_DTYPES.get(self.precision),
-                enabled=self.precision != "fp32",
-            ):
+            with autocast(self.runtime, self.precision):
                 value = self.loss(self.network, part)
             value = value * (len(part.targets) / len(batch.targets))
             self.scaler.scale(value).backward()

@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from search.data.reading import Reader, eval_batches
+from search.data.reading import Loader, Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
@@ -27,13 +28,13 @@ from search.training.candidate import (
     save_state,
     score_table,
 )
-from search.training.device import Runtime, describe_device, library_versions
+from search.training.device import Precision, Runtime, describe_device, library_versions
 from search.training.loop import Batches, StepRecord, Training
 from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import evaluate
+from search.training.scoring import Evaluation, evaluate, images_of_a_look
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -127,6 +128,9 @@ def train(
 ) -> Candidate:
     """Trains a network in its folder, or goes on with it, and keeps the epoch with the best AUC.
 
+    Epochs are compared by looks: in the precision of the training, on the part of select that the
+    recipe asks for. The weights that are kept are scored once on all of select, in fp32.
+
     The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
     interrupted; called again, `train` goes on from that very batch, on the CPU with the same result
     to the bit as if it had never stopped. metrics.json is written last: with it the candidate is
@@ -134,7 +138,7 @@ def train(
 
     Args:
         recipe: all that it depends on besides images and task.
-        splits: fit is trained on, select is scored after every epoch.
+        splits: fit is trained on, select is what epochs are compared on.
         folder: the candidate's; made if absent.
         until: epochs after which to pause; None trains to the end.
         interruption: asked between batches whether to go on.
@@ -172,7 +176,22 @@ def train(
     if runtime.on_cuda:
         torch.cuda.reset_peak_memory_stats(runtime.device)
     keeper = _Keeper(folder, identity, training, 60 * checkpoint_minutes)
-    select = eval_batches(reader, splits.select, batch_size=evaluation_batch(recipe))
+    select_loader = partial(eval_batches, reader, batch_size=evaluation_batch(recipe))
+    look = images_of_a_look(
+        splits.select, recipe.select_limit, images_of_an_epoch=len(splits.fit), seed=recipe.seed
+    )
+    look_loader = select_loader(look)
+
+    scoring_speed: float | None = None
+
+    def score(network: nn.Module, loader: Loader, precision: Precision) -> Evaluation:
+        nonlocal scoring_speed
+        seconds, started = training.seconds, time.perf_counter()
+        batches = seconds.waited_for(iter(loader))
+        with seconds.spent_on("score"):
+            found = evaluate(network, batches, runtime, on_batch, precision)
+        scoring_speed = len(found.predictions.scores) / (time.perf_counter() - started)
+        return found
 
     def on_step(record: StepRecord) -> None:
         watch.step(record)
@@ -186,24 +205,26 @@ def train(
         interruption.check()
         while training.epoch < min(recipe.epochs, until or recipe.epochs):
             training.run_epoch(on_step, watch.tell)
-            started = time.perf_counter()
-            evaluation = evaluate(training.averaged, select, runtime, on_batch)
-            keeper.scoring_seconds = time.perf_counter() - started
+            evaluation = score(training.averaged, look_loader, training.step.precision)
             record = training.finish_epoch(evaluation)
             save_progress(folder, recipe, training.history)
             keeper.save()
             assert training.best is not None
             watch.epoch(record, training.best.metrics)
+        if training.epoch < recipe.epochs:
+            return candidate
+        assert training.best is not None
+        final = training.best
+        training.network.load_state_dict(training.best_state)
+        if len(look) < len(splits.select) or final.precision != "fp32":
+            final = score(training.network, select_loader(splits.select), "fp32")
     except Interrupted:
         keeper.save()
         raise
-    if training.epoch < recipe.epochs:
-        return candidate
-    costs = _costs(training)
-    if keeper.scoring_seconds:
-        speed = len(splits.select) / keeper.scoring_seconds
-        costs["scoring_images_per_second"] = round(speed, 1)
-    return _complete(candidate, training, task, splits, {**(facts or {}), **costs})
+    facts = {**(facts or {}), "images_of_a_look": len(look), **_costs(training)}
+    if scoring_speed is not None:
+        facts["scoring_images_per_second"] = round(scoring_speed, 1)
+    return _complete(candidate, training, task, splits, final, facts)
 
 
 def describe_training(recipe: Recipe, splits: Splits, task: Task) -> dict[str, Any]:
@@ -242,7 +263,6 @@ class _Keeper:
         self.path, self.training, self.seconds = folder / CHECKPOINT, training, seconds
         self.identity = json.dumps(identity)
         self.saved = time.monotonic()
-        self.scoring_seconds: float | None = None
 
     def save_if_due(self) -> None:
         """Saves if the last time is long enough ago."""
@@ -251,7 +271,8 @@ class _Keeper:
 
     def save(self) -> None:
         """Replaces the checkpoint as a whole."""
-        save_state(self.path, {"identity": self.identity, **self.training.state_dict()})
+        with self.training.seconds.spent_on("save"):
+            save_state(self.path, {"identity": self.identity, **self.training.state_dict()})
         self.saved = time.monotonic()
 
 
@@ -280,11 +301,12 @@ def _saved_state(folder: Path, identity: Mapping[str, Any], watch: Watch) -> dic
 
 def _costs(training: Training) -> dict[str, Any]:
     """What the training took, and where it ran."""
-    runtime, seconds = training.runtime, training.train_seconds
+    runtime, seconds = training.runtime, training.seconds
+    fed = seconds.train + seconds.wait
     peak = torch.cuda.max_memory_allocated(runtime.device) / 2**20 if runtime.on_cuda else None
     return {
-        "train_seconds": round(seconds, 2),
-        "images_per_second": round(training.images_seen / seconds, 1) if seconds else 0.0,
+        **seconds.columns(),
+        "images_per_second": round(training.images_seen / fed, 1) if fed else 0.0,
         "peak_memory_mb": peak and round(peak, 1),
         "best_epoch": training.best_epoch,
         "micro_batch_size": training.step.micro_batch_size,
@@ -299,16 +321,15 @@ def _complete(
     training: Training,
     task: Task,
     splits: Splits,
+    final: Evaluation,
     facts: Mapping[str, Any],
 ) -> Candidate:
-    assert training.best is not None
-    training.network.load_state_dict(training.best_state)
     save_candidate(
         candidate.path,
         recipe=training.recipe,
-        metrics={**facts, **training.best.metrics.to_dict()},
+        metrics={**facts, **final.metrics.to_dict()},
         history=training.history,
-        scores=score_table(splits.select, training.best.predictions),
+        scores=score_table(splits.select, final.predictions),
         weights=copy_state(task.kept(training.network)),
     )
     candidate.drop_checkpoint()

@@ -32,10 +32,11 @@ from search.training.candidate import Candidate
 from search.training.device import Runtime
 from search.training.loop import StepRecord
 from search.training.scoring import predict
+from search.training.seconds import SECONDS
 from search.training.train import Watch
 from tests.e2e.conftest import QUICK, DataSet, make_data_set
 
-MEASURED = ["train_seconds", "images_per_second"]
+MEASURED = [*SECONDS, "images_per_second"]
 
 
 def leaderboard(run: Path) -> pd.DataFrame:
@@ -233,7 +234,7 @@ def test_a_stopped_search_goes_on_and_loses_nothing(
     # Presets end as in a search that was never stopped; what TPE draws depends on the resumption.
     for name in ("0000", "0001"):
         first, second = (
-            Candidate(folder / "candidates" / name).history.drop(columns="seconds")
+            Candidate(folder / "candidates" / name).history.drop(columns=list(SECONDS))
             for folder in (finished_run, run)
         )
         pd.testing.assert_frame_equal(first, second, check_exact=True)

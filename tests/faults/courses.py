@@ -16,6 +16,7 @@ from search.study.space import PRESET
 from search.study.storage import open_storage
 from search.study.trials import STATE, counted_trials
 from search.training.candidate import METRICS, Candidate
+from search.training.seconds import SECONDS
 from tests.e2e.conftest import QUICK, DataSet
 from tests.faults.evidence import FinishedCandidates, Problem, half_written, left_over
 from tests.faults.phases import OPENING, REPORT_SCORING, RESULTS, SEARCH, SPLITS, Phase
@@ -23,7 +24,7 @@ from tests.faults.phases import OPENING, REPORT_SCORING, RESULTS, SEARCH, SPLITS
 CHECKPOINT_MINUTES = 0.0025
 """0.15 s: between three of the slowed steps, so that some are lost to a kill."""
 
-MEASURED = ["train_seconds", "images_per_second", "peak_memory_mb"]
+MEASURED = [*SECONDS, "images_per_second", "peak_memory_mb"]
 """Columns of the leaderboard that differ between two runs alike."""
 
 

@@ -19,6 +19,7 @@ from ensemble.submission.verify import verify
 from search.errors import UserError
 from search.files import MERGED
 from search.training.candidate import METRICS, WEIGHTS, Candidate
+from search.training.seconds import SECONDS
 from tests.e2e.conftest import DataSet
 from tests.faults import phases
 from tests.faults.courses import CHECKPOINT_MINUTES, MEASURED, Command
@@ -221,7 +222,7 @@ def _figures(folder: Path) -> dict[str, Any]:
         **{name: value for name, value in metrics.items() if name not in MEASURED},
         **{f"report {name}": value for name, value in metrics["report"].items()},
         "scores": candidate.scores["y_pred"].tolist(),
-        "history": candidate.history.drop(columns="seconds").to_numpy().ravel().tolist(),
+        "history": candidate.history.drop(columns=list(SECONDS)).to_numpy().ravel().tolist(),
     }
     del figures["report"]
     return figures

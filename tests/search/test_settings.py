@@ -30,6 +30,7 @@ DATA = {"train_labels": Path("set/train.txt"), "train_images": Path("set/train")
         ({"train_groups": Path("a")}, "--train-groups needs training images"),
         (DATA | {"val_groups": Path("a")}, "--val-groups needs --val-labels"),
         ({"weights": "hub", "weights_dir": Path("w")}, "exclude each other"),
+        ({"select_limit": 1}, "--select-limit must be auto, all or at least 2.*found 1"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(given: dict[str, Any], message: str) -> None:
@@ -58,7 +59,12 @@ def test_the_run_folder_is_named_after_the_data() -> None:
 
 def test_settings_survive_the_disk(tmp_path: Path) -> None:
     settings = SearchSettings(
-        **DATA, timeout=timedelta(hours=8), limit_train=7, weights_dir=Path("w"), out=tmp_path
+        **DATA,
+        timeout=timedelta(hours=8),
+        limit_train=7,
+        select_limit=300,
+        weights_dir=Path("w"),
+        out=tmp_path,
     ).resolved()
     write_settings(settings, tmp_path)
     assert load_settings(tmp_path) == settings
@@ -71,6 +77,7 @@ def test_settings_survive_the_disk(tmp_path: Path) -> None:
         ({"epochs": 9}, "with --epochs 4, found --epochs 9"),
         ({"limit_train": 5}, "with --limit-train None, found --limit-train 5"),
         ({"seed": 1}, "--seed 0"),
+        ({"select_limit": "all"}, "with --select-limit auto, found --select-limit all"),
     ],
 )
 def test_a_run_is_not_resumed_with_other_settings(

@@ -63,6 +63,14 @@ def test_scores_are_the_networks_own(network: Network, table: pd.DataFrame, flip
     assert scored.broken == ()
 
 
+def test_precision_is_that_of_the_forward_passes(network: Network, table: pd.DataFrame) -> None:
+    quiet = Console(quiet=True)
+    exact = score_images(network, table, runtime=CPU, console=quiet)
+    found = score_images(network, table, runtime=CPU, console=quiet, precision="bf16")
+    assert found.table["y_pred"].tolist() != exact.table["y_pred"].tolist()
+    assert found.table["y_pred"].tolist() == pytest.approx(exact.table["y_pred"].tolist(), abs=0.01)
+
+
 def test_a_mirrored_image_has_the_same_flip_average(network: Network) -> None:
     images = torch.rand(3, 3, 32, 32)
     with torch.inference_mode():

@@ -26,6 +26,7 @@ from ensemble.pool.pool import open_pool
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
 from search.training.candidate import Candidate
+from search.training.seconds import SECONDS
 from tests.ensemble.distill.conftest import Run, quick, with_backbone
 
 
@@ -132,7 +133,7 @@ def assert_same(first: Candidate, second: Candidate) -> None:
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
     pd.testing.assert_frame_equal(first.scores, second.scores, check_exact=True)
-    timeless = [candidate.history.drop(columns="seconds") for candidate in (first, second)]
+    timeless = [candidate.history.drop(columns=list(SECONDS)) for candidate in (first, second)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
 
 

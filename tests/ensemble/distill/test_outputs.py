@@ -38,3 +38,19 @@ def test_a_teacher_is_the_mean_of_its_networks_on_the_images_it_gets() -> None:
     torch.testing.assert_close(outputs.margins.sigmoid(), 0.75 * first + 0.25 * second)
     assert outputs.features is None
     assert not outputs.margins.requires_grad
+
+
+def test_a_teacher_answers_in_its_own_precision() -> None:
+    images = torch.rand(5, 3, SIZE, SIZE)
+    exact, cheap = make_teacher(with_features=True), make_teacher(with_features=True)
+    cheap.precision = "bf16"
+    expected = exact.ask(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as a student's step asks a live one
+        assert torch.equal(exact.ask(images).margins, expected.margins)
+    found = cheap.ask(images)
+    for one, other in ((found.margins, expected.margins), (found.features, expected.features)):
+        assert one is not None
+        assert other is not None
+        assert one.dtype == torch.float32
+        assert not torch.equal(one, other)
+        torch.testing.assert_close(one, other, atol=0.1, rtol=0.05)

@@ -25,6 +25,15 @@ from tests.ensemble.distill.conftest import (
 )
 
 
+def test_views_of_another_precision_are_not_used(recorder: Recorder) -> None:
+    recorder()
+    cheaper = replace(MANIFEST_OF_TEST, precision="bf16")
+    found = other_views(recorder.folder, cheaper)
+    assert found is not None
+    assert found.changed == ("precision",)
+    assert other_views(recorder.folder, MANIFEST_OF_TEST) is None
+
+
 def test_a_recording_that_is_complete_asks_no_teacher(recorder: Recorder) -> None:
     first = recorder()
     again = recorder()

@@ -27,6 +27,7 @@ from search.interruption import Interrupted, Interruption
 from search.training.device import Runtime
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
+from search.training.seconds import SECONDS
 
 
 def with_budget(pool: Pool, budget: int) -> Pool:
@@ -232,7 +233,7 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
     pd.testing.assert_frame_equal(unbroken.scores, broken.scores, check_exact=True)
-    timeless = [candidate.history.drop(columns="seconds") for candidate in (unbroken, broken)]
+    timeless = [candidate.history.drop(columns=list(SECONDS)) for candidate in (unbroken, broken)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
     assert not working(pool).exists()
 

@@ -19,6 +19,7 @@ from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import Ledger
 from ensemble.submission.manifest import find_changes
 from ensemble.submission.submit import _make_room, run_submit
+from ensemble.submission.verify import verify
 from search.data.labels import read_list
 from search.data.reading import Reader, eval_batches
 from search.errors import UserError
@@ -105,6 +106,31 @@ def test_the_folder_is_complete_and_scores_the_list(settings: SubmitSettings) ->
     assert prediction["y_pred"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert "manifest SHA-256" in text
     assert "1 of 2 submissions made today (UTC), 1 left" in text
+
+
+def test_precision_is_recorded_and_verified_with(settings: SubmitSettings) -> None:
+    submit(replace(settings, precision="bf16", batch_size=5))
+    folder = settings.run / "submission"
+    made = json.loads((folder / "rules.json").read_text("utf-8"))["prediction"]
+    assert (made["precision"], made["batch_size"]) == ("bf16", 5)
+    checks = verify(folder, settings.images)
+    assert all(check.ok for check in checks), checks
+
+
+def test_scores_are_kept_until_they_are_handed_in(
+    settings: SubmitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ensemble.submission import submit as submission
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "write_package", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            submit(settings)
+    journal = settings.run / submission.JOURNAL
+    assert journal.exists()
+    images = len(read_list(settings.names, settings.images))
+    assert f"{images} of {images} images were scored before" in submit(settings)
+    assert not journal.exists()
 
 
 def test_the_model_that_the_comparison_recommends_is_taken(settings: SubmitSettings) -> None:

@@ -25,8 +25,8 @@ DESIGN = (
     "rank, candidate, state, backbone, pretraining, params_thop, params_exact, gmacs, image_size, "
     "epochs, auc, auc_low, auc_high, auc_report, tpr_at_fpr_1e-2, tpr_at_fpr_5e-3, "
     "tpr_at_fpr_1e-3, accuracy, log_loss, tp, fp, tn, fn, learning_rate, weight_decay, "
-    "augmentation, batch_size, train_seconds, images_per_second, peak_memory_mb, seed, reason, "
-    "path, trial"
+    "augmentation, batch_size, train_seconds, score_seconds, save_seconds, wait_seconds, "
+    "images_per_second, peak_memory_mb, seed, reason, path, trial"
 )
 
 

@@ -150,6 +150,7 @@ def plan_of(trials: int, notes: tuple[str, ...] = ()) -> Any:
             canvas=256,
         ),
         runtime=SimpleNamespace(device="cpu"),
+        images_of_a_look=1,
         rejected=(),
         notes=notes,
     )
@@ -165,6 +166,10 @@ def test_the_baseline_and_its_own_epochs_are_named() -> None:
     text = introduction(plan_of(9))
     assert "2 backbones of pool 'small'" in text
     assert "baseline (resnet18.a1_in1k at 224 px, always 2 epochs)" in text
+
+
+def test_what_epochs_are_compared_on_is_told() -> None:
+    assert "compared on 1 of 2 images of select (--select-limit)" in introduction(plan_of(9))
 
 
 def test_a_note_stays_on_its_line_when_it_is_not_a_terminal() -> None:

@@ -321,7 +321,7 @@ def pruned_after(
     study.add_trials([create_trial(value=0.7, user_attrs={ROW: row})] * complete)
 
     def train(_recipe: Recipe, _splits: Any, folder: Path, *, watch: Watch, **_: Any) -> Candidate:
-        record = EpochRecord(epoch, 0.6, 1e-3, 0.5, 0.7, 1.5)
+        record = EpochRecord(epoch, 0.6, 1e-3, 0.5, 0.7, 1.5, wait_seconds=0.5)
         save_progress(folder, RECIPE, [record])
         watch.epoch(record, FIGURES)
         return leave_complete(folder)
@@ -335,6 +335,7 @@ def pruned_after(
         assert found.user_attrs[STATE] == "pruned"
         assert found.user_attrs[ROW]["auc"] == FIGURES.auc
         assert found.user_attrs[ROW]["train_seconds"] == 1.5
+        assert found.user_attrs[ROW]["wait_seconds"] == 0.5
         assert found.user_attrs[ROW]["path"] == ""
     return found.state is TrialState.PRUNED, pruner.asked
 

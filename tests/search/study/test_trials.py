@@ -102,7 +102,8 @@ def test_order_and_counts(study: optuna.Study) -> None:
         preset = {PRESET: BASELINE} if row.get("baseline") else {}
         study.add_trial(create_trial(value=value, state=told, user_attrs=attributes | preset))
 
-    add(0.7, "complete", TrialState.COMPLETE, train_seconds=3.0)
+    taken = {"train_seconds": 2.0, "score_seconds": 0.75, "wait_seconds": 0.25}
+    add(0.7, "complete", TrialState.COMPLETE, **taken)
     add(0.9, "complete", TrialState.COMPLETE, baseline=True, train_seconds=2.0)
     add(0.7, "complete", TrialState.COMPLETE, params_exact=1)
     add(None, "failed", TrialState.FAIL, train_seconds=9.0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.data.batches import Batch, Shown
-from search.training.device import Runtime
+from search.training.device import AUTOCAST_DTYPES, Runtime
 from search.training.loop import NonFiniteLossError, StepRecord, Training
 from search.training.loss import ClassificationLoss, Loss
 from search.training.network import build_network
@@ -234,11 +234,7 @@ class Overflows:
 
 def fp16(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Recipe:
     """A recipe in fp16, on a CPU that computes it in bf16."""
-    monkeypatch.setitem(
-        __import__("search.training.step", fromlist=["AUTOCAST_DTYPES"]).AUTOCAST_DTYPES,
-        "fp16",
-        torch.bfloat16,
-    )
+    monkeypatch.setitem(AUTOCAST_DTYPES, "fp16", torch.bfloat16)
     return replace(RECIPE, precision="fp16", epochs=2, ema_decay=0.9, **changes)
 
 

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from search.data.reading import Loader, Reader, eval_batches
+from search.errors import UserError
 from search.training.device import Runtime
-from search.training.scoring import MemoryBackOff, predict
+from search.training.recipe import SelectLimit
+from search.training.scoring import MemoryBackOff, images_of_a_look, predict
 
 RUNTIME = Runtime(torch.device("cpu"), 0)
 
@@ -81,3 +83,58 @@ def test_scoring_holds_on_to_nothing_that_workers_sent(tmp_path: Path) -> None:
 
     predict(Greedy(1), loader, RUNTIME, on_batch=count)
     assert max(held[8:]) <= max(held[:8])
+
+
+def grouped_table(rows: int, of_a_group: int = 5) -> pd.DataFrame:
+    """Two of five images are fake; all of a group are of one class."""
+    names = [f"{number:05d}.png" for number in range(rows)]
+    groups = np.arange(rows) // of_a_group
+    return pd.DataFrame(
+        {
+            "img_name": names,
+            "path": names,
+            "target": (groups % 5 < 2).astype(int),
+            "group": groups.astype(str),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "images_of_an_epoch", "images"),
+    [
+        ("all", 10, 4000),
+        ("auto", 10**6, 4000),
+        ("auto", 7000, 2100),  # a third of them would take a tenth of the epoch's time
+        ("auto", 100, 500),  # no estimate is worth much from fewer
+        (120, 10**6, 120),
+        (123, 10**6, 120),  # whole groups
+        (10**6, 100, 4000),
+    ],
+)
+def test_a_look_is_a_fixed_part_with_the_same_share_of_fakes(
+    limit: SelectLimit, images_of_an_epoch: int, images: int
+) -> None:
+    table = grouped_table(4000)
+    look = images_of_a_look(table, limit, images_of_an_epoch=images_of_an_epoch, seed=3)
+    assert len(look) == images
+    assert look["target"].mean() == pytest.approx(0.4, abs=0.04)
+    assert look.index.tolist() == list(range(images))
+    taken = table["group"].isin(look["group"])
+    assert look["img_name"].tolist() == table["img_name"][taken].tolist()  # nothing of a group left
+    again = images_of_a_look(table, limit, images_of_an_epoch=images_of_an_epoch, seed=3)
+    pd.testing.assert_frame_equal(look, again)
+
+
+def test_the_seed_decides_which_part_a_look_sees() -> None:
+    table = grouped_table(4000)
+    looks = [images_of_a_look(table, 200, images_of_an_epoch=1, seed=seed) for seed in (1, 2)]
+    assert set(looks[0]["group"]) != set(looks[1]["group"])
+
+
+def test_a_look_has_two_classes() -> None:
+    # Too large to be drawn, the only group of fakes.
+    table = grouped_table(2000).assign(target=[1] * 600 + [0] * 1400)
+    table["group"] = table["group"].where(table["target"] == 0, "fakes")
+    assert len(images_of_a_look(table, "auto", images_of_an_epoch=1, seed=0)) == 2000
+    with pytest.raises(UserError, match="--select-limit 500 draws must hold both"):
+        images_of_a_look(table, 500, images_of_an_epoch=1, seed=0)

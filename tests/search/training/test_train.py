@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from search.data.batches import Shown
-from search.data.reading import Reader
+from search.data.reading import Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
 from search.files import write_text_atomically
@@ -27,6 +28,8 @@ from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.loss import Loss
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
+from search.training.scoring import Evaluation
+from search.training.seconds import SECONDS
 from search.training.train import Classification, Watch, train, unfinished_training
 
 CPU = Runtime(torch.device("cpu"))
@@ -51,6 +54,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"micro_batch_size": 3, "gradient_clip": None},
     {"precision": "bf16", "channels_last": True},
     {"freeze_norm_fraction": 0.5},
+    {"select_limit": 8, "ema_decay": 0.9},
 ]
 
 
@@ -114,7 +118,7 @@ def assert_same(first: Candidate, second: Candidate) -> None:
 
 
 def timeless(candidate: Candidate) -> pd.DataFrame:
-    return candidate.history.drop(columns="seconds")
+    return candidate.history.drop(columns=list(SECONDS))
 
 
 def stop_often(
@@ -226,6 +230,69 @@ def test_metrics_tell_where_and_how_it_was_made(splits: Splits, tmp_path: Path) 
     assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert metrics["best_epoch"] in (1, 2, 3)
     assert metrics["scoring_images_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "look"), [({"select_limit": 8}, 8), ({"precision": "bf16"}, 20), ({}, 20)]
+)
+def test_looks_are_cheap_and_the_kept_weights_are_scored_exactly(
+    changes: dict[str, Any], look: int, splits: Splits, tmp_path: Path
+) -> None:
+    scored: list[tuple[int, str]] = []
+    plain = module.evaluate
+
+    def counts(network: Any, loader: Any, *arguments: Any) -> Evaluation:
+        found = plain(network, loader, *arguments)
+        scored.append((len(found.predictions.scores), found.precision))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "evaluate", counts)
+        found = complete(splits, tmp_path, replace(RECIPE, **changes))
+    precision = changes.get("precision", "fp32")
+    assert scored == [(look, precision)] * 3 + [(20, "fp32")] * bool(changes)
+    assert found.metrics["images_of_a_look"] == look
+    # What is told are the figures of what was kept, on all of select.
+    loader = eval_batches(Reader(32), splits.select, batch_size=64)
+    exact = plain(found.load(), loader, CPU)
+    np.testing.assert_allclose(found.scores["y_pred"], exact.predictions.scores, atol=1e-6)
+    assert found.metrics["auc"] == exact.metrics.auc
+    assert found.metrics["log_loss"] == pytest.approx(exact.metrics.log_loss, abs=1e-5)
+
+
+def test_the_last_scoring_can_be_interrupted(splits: Splits, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, select_limit=8)
+    unbroken = complete(splits, tmp_path / "a", recipe)
+    # 18 steps, three looks of a batch each, and one check before: the next is in the last scoring.
+    with pytest.raises(Interrupted):
+        train(recipe, splits, tmp_path / "b", None, StopAfter(22), runtime=CPU)
+    told = Told()
+    assert_same(unbroken, complete(splits, tmp_path / "b", recipe, watch=told))
+    assert told.steps == []
+    assert told.epochs == []
+
+
+def test_the_seconds_of_all_pieces_add_up(splits: Splits, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    pieces: list[float] = []
+
+    class Slow(Watch):
+        def step(self, record: StepRecord) -> None:
+            # Of nobody's seconds: the training is not at fault.
+            pieces.append(time.perf_counter())
+            time.sleep(0.02)
+
+    stop_often(splits, tmp_path, RECIPE, lambda: 5, watch=Slow())
+    elapsed = time.perf_counter() - started
+    metrics = Candidate(tmp_path).metrics
+    seconds = {name: metrics[name] for name in SECONDS}
+    assert all(value > 0 for value in seconds.values()), seconds
+    assert sum(seconds.values()) <= elapsed - 0.02 * len(pieces)
+    # What the epochs tell is all but the last save.
+    history = Candidate(tmp_path).history
+    told = history[list(SECONDS)].sum()
+    assert all(told[name] <= metrics[name] + 0.01 for name in SECONDS)
+    assert told["train_seconds"] == pytest.approx(metrics["train_seconds"], abs=0.01)
 
 
 def test_another_training_is_not_gone_on_with(splits: Splits, tmp_path: Path) -> None:
