@@ -277,7 +277,7 @@ class Augmentation:  # TEMPORARY until the branch augment is merged
     def __post_init__(self) -> None:
         train_transform(self.policy, self.strength, 32)
 
-    def prepare(self, canvas: torch.Tensor, seed: int) -> torch.Tensor:
+    def prepare(self, canvas: torch.Tensor, seed: int) -> torch.Tensor:  # noqa: ARG002
         return canvas
 
 

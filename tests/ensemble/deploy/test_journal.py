@@ -55,7 +55,7 @@ class Dies(Network):
 
     def __init__(self, network: Network, batches: int = 10**6) -> None:
         torch.nn.Module.__init__(self)
-        self.network, self.image_size = network, network.image_size
+        self.network, self.canvas = network, network.canvas
         self.batches, self.given = batches, list[int]()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
