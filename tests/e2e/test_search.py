@@ -22,7 +22,7 @@ import yaml
 from filelock import FileLock
 
 from search.cli import main
-from search.data.inputs import read_splits
+from search.data.inputs import canvas_of, read_splits
 from search.data.reading import Reader, eval_batches
 from search.report.terminal import StudyProgress
 from search.settings import FORMAT, load_settings
@@ -105,6 +105,8 @@ def test_a_loaded_candidate_gives_the_scores_on_disk(finished_run: Path) -> None
 def test_the_baseline_is_the_challenges(finished_run: Path) -> None:
     baseline = Candidate(finished_run / "candidates" / "0000")
     recipe = baseline.recipe
+    # The largest size of the pool: no image is smaller.
+    assert recipe.canvas == canvas_of(finished_run) == 32
     # Its own ResNet-18 is not in this catalogue, and the report says so.
     assert recipe.architecture == "test_resnet"
     assert "its settings were applied to test_resnet" in (finished_run / "report.html").read_text()
@@ -115,7 +117,8 @@ def test_the_baseline_is_the_challenges(finished_run: Path) -> None:
 def test_the_same_seed_gives_the_same_leaderboard(
     finished_run: Path, data_set: DataSet, quick: list[str], tmp_path: Path
 ) -> None:
-    arguments = ["run", *data_set.flags, *quick, "--epochs", "4", "--trials", "9"]
+    """With the cache of canvases, as the finished run, and without it."""
+    arguments = ["run", *data_set.flags, *quick, "--epochs", "4", "--trials", "9", "--cache", "off"]
     assert main([*arguments, "--out", str(tmp_path / "again")]) == 0
     first = leaderboard(finished_run).drop(columns=MEASURED)
     again = leaderboard(tmp_path / "again").drop(columns=MEASURED)
