@@ -26,17 +26,17 @@ def trunk(backbone: str, image_size: int) -> Recipe:
     return Recipe(backbone=backbone, architecture=name, image_size=image_size, weights="hub")
 
 
-@pytest.mark.timeout(1200)  # 40 s of one core, but on a busy machine several times that
+@pytest.mark.timeout(1200)  # 30 s of one core, but on a busy machine several times that
 def test_a_model_near_the_budget_goes_all_the_way(
     run_folder: Path, tmp_path: Path, peak_gib: Callable[[], float]
 ) -> None:
-    """192M parameters of two real backbones, with random weights: saved, submitted, verified and
+    """195M parameters of two real backbones, with random weights: saved, submitted, verified and
     exported."""
     for name in export.NEEDED:
         pytest.importorskip(name)
     spec = ModelSpec(
         kind="fused",
-        trunks=(trunk("wide_resnet101_2.tv_in1k", 64), trunk("wide_resnet50_2.tv_in1k", 96)),
+        trunks=(trunk("vgg11.tv_in1k", 64), trunk("wide_resnet50_2.tv_in1k", 96)),
         head=HeadSpec(kind="mean"),
         method="fused",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import pickle
 import resource
@@ -294,6 +295,7 @@ def test_other_errors_of_workers_stay_what_they_are(table: pd.DataFrame) -> None
     loader = train_loader(table, refuse, batch_size=4, seed=0, workers=1)
     with pytest.raises(RuntimeError, match="another reason"):
         next(iter(loader))
+    assert not multiprocessing.active_children()  # nor are they waited for
 
 
 def refuse(*_: object) -> torch.Tensor:
