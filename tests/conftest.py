@@ -1,4 +1,4 @@
-"""What every test shares: no network, few threads, a cache of its own."""
+"""What every test shares: no network, one thread, a cache of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 # Before torch is imported anywhere: tests must neither reach a hub nor fight over the cores.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads wait for each other actively: with -n, two of each process would crawl on two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Tiny networks gain nothing by threads, which wait for each other actively: with as many processes
+# as cores all would crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
