@@ -272,6 +272,9 @@ class Reader:
         try:
             yield from self._workers
         except (RuntimeError, OSError) as error:
+            # What the error's traceback holds is collected as a cycle, in which the workers' queues
+            # go first: the workers would be waited for in vain, 10 s each (torch 2.15).
+            self.close()
             if not _is_out_of_shared_memory(error):
                 raise
             raise UserError(
