@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from search.data.canvas import DECODER, FILTER, read_canvas
 from search.data.images import BrokenImage
-from search.files import cache_folder, write_json_atomically
+from search.files import cache_folder, read_json, write_json_atomically
 
 CANVASES, INDEX, MANIFEST, LOCK = "canvases.bin", "index.bin", "manifest.json", ".lock"
 
@@ -172,7 +172,7 @@ def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> Can
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
             write_json_atomically(folder / MANIFEST, described)
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
         tell(f"no cache of canvases: {error}; images are decoded as they come")
         return None
