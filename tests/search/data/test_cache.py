@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +141,24 @@ def test_a_filling_that_was_stopped_goes_on(
     caching.read.clear()
     caching.fill()
     assert sorted(caching.read) == [f"{number}.png" for number in range(4, IMAGES)]
+
+
+def test_a_filling_that_was_killed_goes_on(caching: Caching, expected: torch.Tensor) -> None:
+    program = f"""
+import os, signal
+import search.data.cache as module
+module.CHUNK = 2
+cache = module.open_cache({str(caching.root)!r}, {caching.table["path"].tolist()!r}, {SIDE}, print)
+kill = lambda done, _: done == 6 and os.kill(os.getpid(), signal.SIGKILL)
+module.fill_cache(cache, print, kill)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL
+    caching.fill()
+    assert sorted(caching.read) == ["6.png", "7.png", "8.png"]
+    caching.read.clear()
+    assert torch.equal(caching.scored(), expected)
+    assert caching.read == []
 
 
 def test_an_image_that_changed_is_read_anew(caching: Caching, table: pd.DataFrame) -> None:
