@@ -1,1 +1,1 @@
-"""Images and labels: tables, splits, canvases, augmentation, batches. Knows no network, no Optuna."""
+"""Images and labels: tables, splits, canvases, augmentation, batches. It knows no network."""
