@@ -284,8 +284,11 @@ class Augmentation:  # TEMPORARY until the branch augment is merged
 def render(
     canvases: torch.Tensor, seeds: torch.Tensor, augmentation: Augmentation, size: int
 ) -> torch.Tensor:
+    from search.data.canvas import resize
     from search.data.images import view
 
+    if augmentation.policy == "none":
+        return resize(canvases, size)
     transform = train_transform(augmentation.policy, augmentation.strength, size)
     return torch.stack(
         [
