@@ -53,8 +53,8 @@ def test_states_of_other_networks_are_refused(other: dict[str, Tensor]) -> None:
 def test_statistics_are_those_of_torchs_own_function(tiny_pool: Pool) -> None:
     network = build_network(RECIPE)
     reference = copy.deepcopy(network)
-    loader = tiny_pool.loader("fit", 32)
-    update_bn([batch.images / 255 for batch in loader], reference)
+    loader = tiny_pool.loader("fit")
+    update_bn([batch.canvases / 255 for batch in loader], reference)
     seen = refresh_batch_norm(network, loader, tiny_pool.runtime, limit=1000)
     assert seen == 40
     for found, expected in zip(statistics(network), statistics(reference), strict=True):
@@ -69,7 +69,7 @@ def test_stochastic_depth_does_not_touch_the_statistics(tiny_pool: Pool) -> None
     for rate in (0.0, 0.5):
         network = build_network(replace(RECIPE, drop_path=rate))
         network.load_state_dict(build_network(RECIPE).state_dict())
-        refresh_batch_norm(network, tiny_pool.loader("fit", 32), tiny_pool.runtime, limit=1000)
+        refresh_batch_norm(network, tiny_pool.loader("fit"), tiny_pool.runtime, limit=1000)
         found.append(statistics(network))
     for plain, dropped in zip(*found, strict=True):
         assert torch.equal(plain, dropped)
@@ -80,7 +80,7 @@ def test_the_number_of_images_is_limited(tiny_pool: Pool) -> None:
     network = build_network(RECIPE)
     seen = refresh_batch_norm(
         network,
-        tiny_pool.loader("select", 32),
+        tiny_pool.loader("select"),
         tiny_pool.runtime,
         limit=1,
         on_batch=lambda: batches.append(1),
@@ -90,7 +90,7 @@ def test_the_number_of_images_is_limited(tiny_pool: Pool) -> None:
 
 def test_statistics_start_anew_when_memory_runs_out(tiny_pool: Pool) -> None:
     network, reference = build_network(RECIPE), build_network(RECIPE)
-    loader = tiny_pool.loader("select", 32)  # one batch of 24
+    loader = tiny_pool.loader("select")  # one batch of 24
     passes: list[int] = []
 
     def look(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -103,14 +103,14 @@ def test_statistics_start_anew_when_memory_runs_out(tiny_pool: Pool) -> None:
     assert refresh_batch_norm(network, loader, tiny_pool.runtime, limit=24) == 24
     assert passes[-4:] == [6, 6, 6, 6]
     (batch,) = loader
-    update_bn(list((batch.images / 255).split(6)), reference)
+    update_bn(list((batch.canvases / 255).split(6)), reference)
     for found, expected in zip(statistics(network), statistics(reference), strict=True):
         torch.testing.assert_close(found, expected)
 
 
 def test_a_network_without_batch_norm_is_left_alone(tiny_pool: Pool) -> None:
     network = timm.create_model("test_vit", num_classes=2)
-    loader = tiny_pool.loader("fit", 160)
+    loader = tiny_pool.loader("fit")
     assert refresh_batch_norm(network, loader, tiny_pool.runtime, limit=10) == 0
 
 
@@ -121,6 +121,6 @@ def test_an_interrupted_pass_leaves_no_layer_in_training_mode(tiny_pool: Pool) -
     network = build_network(RECIPE)
     with pytest.raises(KeyboardInterrupt):
         refresh_batch_norm(
-            network, tiny_pool.loader("fit", 32), tiny_pool.runtime, limit=10, on_batch=stop
+            network, tiny_pool.loader("fit"), tiny_pool.runtime, limit=10, on_batch=stop
         )
     assert not any(layer.training for layer in network.modules())
