@@ -46,8 +46,8 @@ from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
 from search.training.candidate import Candidate, score_on_report
+from search.training.canvases import fill, open_quarantine, open_reader
 from search.training.device import Runtime, default_workers, resolve_device
-from search.training.images import fill, open_quarantine, open_reader
 
 LOCK = ".lock"
 

@@ -23,7 +23,7 @@ from search.data.reading import Loader
 from search.files import MERGED
 from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, load_weights
-from search.training.images import fill
+from search.training.canvases import fill
 from search.training.loss import Loss, training_batches
 from search.training.network import build_network
 from search.training.progress import Bars

@@ -30,7 +30,7 @@ from search.catalogue.timm_models import build_on_meta
 from search.files import file_sha256
 from search.interruption import Interruption
 from search.training.candidate import WEIGHTS, Candidate, EpochRecord
-from search.training.images import fill
+from search.training.canvases import fill
 from search.training.loss import training_batches
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES

@@ -31,8 +31,8 @@ from search.errors import UserError
 from search.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import Candidate, score_on_report
+from search.training.canvases import open_quarantine, open_reader
 from search.training.device import Runtime, default_workers, resolve_device
-from search.training.images import open_quarantine, open_reader
 from search.training.scoring import SCORING_BATCH, Evaluation, evaluate
 
 Floats = NDArray[np.float64]
