@@ -58,18 +58,22 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
         size: in pixels.
     """
     if images.device.type != "cpu":
-        # One product for all of them, instead of two kernels for each.
-        top, left, height, width = boxes.unbind(1)
-        sizes = torch.full_like(top, size)
-        filters = torch.full_like(top, Filter.BILINEAR)
-        rows = _weights(top, height, sizes, (size, images.shape[-2]), filters)
-        columns = _weights(left, width, sizes, (size, images.shape[-1]), filters)
-        return _to_bytes(_separable(images.float(), rows, columns).round_())
+        return crop_resize_together(images, boxes, size)
     out = images.new_empty(len(images), 3, size, size)
     for number, (top, left, height, width) in enumerate(boxes.tolist()):
         crop = images[number : number + 1, :, top : top + height, left : left + width]
         out[number] = _interpolate(crop, size, "bilinear")[0]
     return out
+
+
+def crop_resize_together(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """`crop_resize` as one product for all images, instead of two kernels for each: within a level
+    of it, slower on a CPU."""
+    top, left, height, width = boxes.unbind(1)
+    sizes, filters = torch.full_like(top, size), torch.full_like(top, Filter.BILINEAR)
+    rows = _weights(top, height, sizes, (size, images.shape[-2]), filters)
+    columns = _weights(left, width, sizes, (size, images.shape[-1]), filters)
+    return _to_bytes(_separable(images.float(), rows, columns).round_())
 
 
 def down_and_up(images: Tensor, parameters: Tensor) -> Tensor:
@@ -94,6 +98,12 @@ def down_and_up(images: Tensor, parameters: Tensor) -> Tensor:
 
 def _interpolate(images: Tensor, size: int, mode: str) -> Tensor:
     """On bytes of the CPU, four times as fast as on floats."""
+    if size == 1 or images.shape[-2:] == (1, 1):
+        # torch 2.15 takes an image of one pixel for another memory format, and raises.
+        levels = F.interpolate(
+            images.float(), (size, size), mode=mode, align_corners=False, antialias=True
+        )
+        return _to_bytes(levels.round_())
     return F.interpolate(images, (size, size), mode=mode, align_corners=False, antialias=True)
 
 
@@ -175,7 +185,8 @@ def affine(images: Tensor, parameters: Tensor) -> Tensor:
             padding_mode="border",
             align_corners=False,
         )
-        out[chosen] = _to_bytes(levels.round_())
+        # Fractions are cut off, as Pillow does, but not those that stand for a whole level.
+        out[chosen] = _to_bytes(levels.add_(1e-3))
     return torch.where(inside, out, GREY)
 
 

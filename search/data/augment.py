@@ -282,7 +282,7 @@ def _randaugment_step(rng: random.Random, magnitude: float) -> Steps:
     if name in maps:
         return (("affine", (*maps[name], interpolation)),)
     amounts = {
-        "posterize": 4 - int(4 * level),
+        "posterize": max(1, 4 - int(4 * level)),  # of 0 bits Pillow 13 knows nothing either
         "solarize": 256 - int(256 * level),
         "solarize_add": int(110 * level),
         "sharpen": max(0.1, 1 + 0.9 * signed),

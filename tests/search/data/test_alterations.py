@@ -19,6 +19,7 @@ from search.data.alterations import (
     alter_one_by_one,
     alter_together,
     crop_resize,
+    crop_resize_together,
     resize,
     rotation,
 )
@@ -65,28 +66,10 @@ def test_crops_are_resized_once_as_pillow_does(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [24, 72, 100])
-def test_the_product_for_accelerators_crops_alike(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crops_of_a_whole_batch_are_alike(size: int) -> None:
     boxes = torch.tensor(BOXES)
-    cropped = crop_resize(CANVASES, boxes, size)
-    assert furthest(crop_resize(Elsewhere(CANVASES), boxes, size), cropped) <= 1
-
-
-class Elsewhere(Tensor):
-    """Says that it is not on the CPU."""
-
-    @staticmethod
-    def __new__(cls, images: Tensor) -> Elsewhere:
-        return images.as_subclass(cls)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu:0") if False else _Device()
-
-
-class _Device:
-    type = "elsewhere"
+    together = crop_resize_together(CANVASES, boxes, size)
+    assert furthest(together, crop_resize(CANVASES, boxes, size)) <= 1
 
 
 @pytest.mark.parametrize("size", [24, 72, 100])
@@ -130,41 +113,41 @@ def erase(image: Image.Image) -> Image.Image:
 
 LINEAR, CUBIC = Filter.BILINEAR, Filter.BICUBIC
 CASES: list[tuple[str, tuple[float, ...], Callable[[Image.Image], Image.Image], float, float]] = [
-    # operation, parameters, reference, levels at most, levels in the mean
+    # operation, parameters, reference, levels of difference at most and in the mean
     ("mirror", (-1,), ImageOps.mirror, 0, 0),
     ("mirror", (-2,), ImageOps.flip, 0, 0),
-    ("jitter", (1.4, 1, 1, 0, 0, 1, 2, 3), jitter((0,), 1.4), 1, 0.1),
-    ("jitter", (0.6, 1, 1, 0, 0, 1, 2, 3), jitter((0,), 0.6), 1, 0.1),
-    ("jitter", (1, 1.5, 1, 0, 0, 1, 2, 3), jitter((1,), 0, 1.5), 1, 0.1),
-    ("jitter", (1, 0.5, 1, 0, 0, 1, 2, 3), jitter((1,), 0, 0.5), 1, 0.1),
-    ("jitter", (1, 1, 1.5, 0, 0, 1, 2, 3), jitter((2,), 0, 0, 1.5), 2, 0.6),
-    ("jitter", (1, 1, 0.3, 0, 0, 1, 2, 3), jitter((2,), 0, 0, 0.3), 1, 0.6),
-    ("jitter", (1, 1, 1, 25 / 256, 0, 1, 2, 3), jitter((3,), 0, 0, 0, 0.1), 5, 0.8),
-    ("jitter", (1, 1, 1, -25 / 256, 0, 1, 2, 3), jitter((3,), 0, 0, 0, -0.1), 5, 0.8),
+    ("jitter", (1.4, 1, 1, 0, 0, 1, 2, 3), jitter((0,), 1.4), 0, 0),
+    ("jitter", (0.6, 1, 1, 0, 0, 1, 2, 3), jitter((0,), 0.6), 0, 0),
+    ("jitter", (1, 1.5, 1, 0, 0, 1, 2, 3), jitter((1,), 0, 1.5), 0, 0),
+    ("jitter", (1, 0.5, 1, 0, 0, 1, 2, 3), jitter((1,), 0, 0.5), 0, 0),
+    ("jitter", (1, 1, 1.5, 0, 0, 1, 2, 3), jitter((2,), 0, 0, 1.5), 1, 0.3),
+    ("jitter", (1, 1, 0.3, 0, 0, 1, 2, 3), jitter((2,), 0, 0, 0.3), 1, 0.3),
+    ("jitter", (1, 1, 1, 25 / 256, 0, 1, 2, 3), jitter((3,), 0, 0, 0, 0.1), 6, 0.5),
+    ("jitter", (1, 1, 1, -25 / 256, 0, 1, 2, 3), jitter((3,), 0, 0, 0, -0.1), 6, 0.5),
     ("jitter", (1.3, 0.6, 1.5, 0.0, 2, 0, 1, 3), jitter((2, 0, 1), 1.3, 0.6, 1.5), 3, 0.9),
     ("jitter", (1.3, 0.6, 1.5, 0.0, 1, 3, 0, 2), jitter((1, 0, 2), 1.3, 0.6, 1.5), 3, 0.9),
     ("grayscale", (), lambda image: image.convert("L").convert("RGB"), 0, 0),
-    ("autocontrast", (), ImageOps.autocontrast, 1, 0.01),
+    ("autocontrast", (), ImageOps.autocontrast, 0, 0),
     ("equalize", (), ImageOps.equalize, 0, 0),
     ("invert", (), ImageOps.invert, 0, 0),
     ("posterize", (3,), timm("posterize", 3), 0, 0),
-    ("posterize", (0,), timm("posterize", 0), 0, 0),
+    ("posterize", (1,), timm("posterize", 1), 0, 0),
     ("posterize", (8,), timm("posterize", 8), 0, 0),
     ("solarize", (100,), timm("solarize", 100), 0, 0),
     ("solarize", (256,), timm("solarize", 256), 0, 0),
     ("solarize_add", (60,), timm("solarize_add", 60), 0, 0),
-    ("sharpen", (1.9,), lambda image: ImageEnhance.Sharpness(image).enhance(1.9), 2, 0.5),
-    ("sharpen", (0.1,), lambda image: ImageEnhance.Sharpness(image).enhance(0.1), 2, 0.5),
-    ("blur", (0.1,), lambda image: image.filter(ImageFilter.GaussianBlur(0.1)), 1, 0.2),
-    ("blur", (0.8,), lambda image: image.filter(ImageFilter.GaussianBlur(0.8)), 6, 0.6),
-    ("blur", (2.5,), lambda image: image.filter(ImageFilter.GaussianBlur(2.5)), 6, 0.6),
-    ("down_and_up", (20, 1, 2), down_and_up(20, 1, 2), 1, 0.1),
-    ("down_and_up", (50, 2, 1), down_and_up(50, 2, 1), 1, 0.1),
+    ("sharpen", (1.9,), lambda image: ImageEnhance.Sharpness(image).enhance(1.9), 0, 0),
+    ("sharpen", (0.1,), lambda image: ImageEnhance.Sharpness(image).enhance(0.1), 0, 0),
+    ("blur", (0.1,), lambda image: image.filter(ImageFilter.GaussianBlur(0.1)), 0, 0),
+    ("blur", (0.8,), lambda image: image.filter(ImageFilter.GaussianBlur(0.8)), 2, 0.5),
+    ("blur", (2.5,), lambda image: image.filter(ImageFilter.GaussianBlur(2.5)), 5, 0.3),
+    ("down_and_up", (20, 1, 2), down_and_up(20, 1, 2), 2, 0.5),
+    ("down_and_up", (50, 2, 1), down_and_up(50, 2, 1), 2, 0.5),
     ("down_and_up", (33, 3, 1), down_and_up(33, 3, 1), 2, 0.4),
     ("down_and_up", (71, 2, 3), down_and_up(71, 2, 3), 2, 0.4),
-    ("down_and_up", (1, 1, 1), down_and_up(1, 1, 1), 1, 1),
+    ("down_and_up", (1, 1, 1), down_and_up(1, 1, 1), 0, 0),
     ("affine", (*rotation(17), LINEAR), affine("rotate", 17, LINEAR), 2, 0.3),
-    ("affine", (*rotation(-30), CUBIC), affine("rotate", -30, CUBIC), 40, 2),
+    ("affine", (*rotation(-30), CUBIC), affine("rotate", -30, CUBIC), 4, 0.3),
     ("affine", (1, 0.2, 0.2, 0, 1, 0, LINEAR), affine("shear_x", 0.2, LINEAR), 2, 0.3),
     ("affine", (1, 0, 0, 0.2, 1, 0.2, LINEAR), affine("shear_y", 0.2, LINEAR), 2, 0.3),
     ("affine", (1, 0, 0.5, 0, 1, 0, LINEAR), affine("translate_x_rel", 0.25, LINEAR), 2, 0.3),
@@ -186,8 +169,10 @@ def test_operations_are_those_of_pillow(
     for alter in (alter_one_by_one, alter_together):
         for image, own in zip(alter(CANVASES, steps), CANVASES, strict=True):
             wanted = pixels(expected(picture(own)))
-            assert furthest(image, wanted) <= most
-            assert (image.float() - wanted.float()).abs().mean() <= mean
+            differences = (image.float() - wanted.float()).abs()
+            # Pillow counts a pixel on the edge of a turned image to one side or the other.
+            assert (differences > most).float().mean() <= (0.01 if name == "affine" else 0)
+            assert differences.mean() <= mean
     assert torch.equal(CANVASES, before)
 
 
