@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.data.canvas import resample
+
 GREY = 128
 """What lies outside of an image, in levels."""
 
@@ -40,13 +42,10 @@ class Filter(IntEnum):
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Whole images at another size, antialiased bilinear, rounded once."""
+    """Whole images, squares, at another size: `resample` on bytes."""
     if images.shape[-2:] == (size, size):
         return images
-    resized = F.interpolate(
-        images.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
-    )
-    return resized.round().to(torch.uint8)
+    return resample(images.float(), size).to(torch.uint8)
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from search.data.augment import Augmentation, render
-from search.data.canvas import resize
 
 Integers = NDArray[np.int64]
 Draw = tuple[int, int]
@@ -146,8 +145,6 @@ class Batch:
     def show(self, sizes: Iterable[int]) -> dict[int, Tensor]:
         """The views at some sizes, uint8 (N, 3, S, S) by S: the same views, each resampled once
         from the canvas, on the device that it is on."""
-        if self.augmentation is None:
-            return {size: resize(self.canvases, size) for size in sizes}
         return {size: render(self.canvases, self.seeds, self.augmentation, size) for size in sizes}
 
     def pin_memory(self) -> Batch:

@@ -70,13 +70,6 @@ def resample(levels: Tensor, size: int) -> Tensor:
     return resized.round()
 
 
-def resize(canvases: Tensor, size: int) -> Tensor:
-    """Canvases, uint8 (N, 3, C, C), at another size: `resample` on bytes."""
-    if canvases.shape[-2:] == (size, size):
-        return canvases
-    return resample(canvases.float(), size).to(torch.uint8)
-
-
 def choose_side(sizes: Sequence[tuple[int, int]], largest: int) -> int:
     """The side of a run's canvas: the largest input of its pool, but no larger than most images
     are, because enlarging first and shrinking later only blurs.

@@ -1,23 +1,16 @@
-"""Image files -> RGB images, and images -> the one view that a seed stands for."""
+"""Image files -> RGB images."""
 
 from __future__ import annotations
 
 import errno
-import random
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-
-Transform = Callable[[Image.Image], Tensor]
-"""Maps an RGB image of any size to a uint8 tensor (3, S, S)."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """What is read, whatever the file is called. Not all that Pillow could: its EPS reader, for
@@ -124,31 +117,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         black = Image.new("RGBA", opaque.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, opaque).convert("RGB")
     return image.convert("RGB")
-
-
-def view(image: Image.Image, transform: Transform, seed: int) -> Tensor:
-    """The view of an image that a seed stands for, uint8 (3, S, S).
-
-    The same image, transform and seed give the same view in any process; the generators of the
-    caller are left as they were.
-    """
-    with _seeded(seed):
-        return transform(image)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds Python, NumPy and torch, which transforms draw from, and restores them after."""
-    bits = seed % 2**64
-    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    torch_state = torch.default_generator.get_state()
-    random.seed(bits)
-    np.random.seed([bits % 2**32, bits // 2**32])  # noqa: NPY002
-    # Not torch.manual_seed, which would reseed the GPU in the middle of a training.
-    torch.default_generator.manual_seed(bits)
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.default_generator.set_state(torch_state)

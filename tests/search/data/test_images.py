@@ -1,21 +1,19 @@
-"""Reading images of all kinds, and views that only the seed decides."""
+"""Reading images of all kinds."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
-import random
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from search.data import images
-from search.data.images import BrokenImage, read_image, view
+from search.data.images import BrokenImage, read_image
 
 SIZE = (24, 16)  # width, height
 
@@ -179,47 +177,6 @@ def test_running_out_of_memory_is_not_the_files_fault(
     monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(MemoryError):
         read_image(tmp_path / "image.png")
-
-
-def dice(_: Image.Image) -> torch.Tensor:
-    return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])  # noqa: NPY002
-
-
-SEEDS = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -1, 2**64 + 5]
-
-
-def test_views_are_decided_by_the_seed() -> None:
-    image = gradient()
-    first = [view(image, dice, seed) for seed in SEEDS]
-    random.seed(5)
-    torch.manual_seed(5)
-    again = [view(image, dice, seed) for seed in SEEDS]
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(one, other)
-    python, numpy, _ = torch.stack(first).T  # torch's CPU generator hears 32 bits of a seed
-    assert len(python.unique()) == len(numpy.unique()) == len(SEEDS)
-    assert len(torch.stack(first[:3])[:, 2].unique()) == 3
-
-
-def test_views_leave_the_callers_generators_alone() -> None:
-    def state() -> list[float]:
-        return [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
-
-    def prepare() -> None:
-        random.seed(1)
-        np.random.seed(1)  # noqa: NPY002
-        torch.manual_seed(1)
-
-    def broken(image: Image.Image) -> torch.Tensor:
-        raise RuntimeError("a transform failed")
-
-    prepare()
-    expected = state()
-    prepare()
-    view(gradient(), dice, 7)
-    with pytest.raises(RuntimeError, match="a transform failed"):
-        view(gradient(), broken, 7)
-    assert state() == expected
 
 
 def fail_first(times: int, number: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:

@@ -19,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+from search.data.alterations import resize
 from search.data.augment import Augmentation, render
 from search.data.batches import NO_TARGET, Batch, view_seed
-from search.data.canvas import read_canvas, resize
+from search.data.canvas import read_canvas
 from search.data.quarantine import Quarantine
 from search.data.reading import (
     GRACE_SECONDS,
