@@ -1,0 +1,289 @@
+"""Images a second from files to normalised batches: the loader that the challenge hands out,
+timm's, and ours with and without its cache, all on the same files in the same run.
+
+    python tests/benchmarks/bench_pipeline.py --images FOLDER --output pipeline.csv
+
+Without `--images` it makes JPEG files of 512 px. Both policies end in normalised floats of 256 px:
+`light` is resize and flips, `heavy` adds blur, JPEG, colour jitter and erasing (ours: `strong`,
+which also crops, shrinks and adds noise). The arms take turns, so that a machine that slows down
+does so for all; workers have started and files have been read before anything is timed.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from cyclopts import run
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from timm.data import create_dataset, create_loader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from search.data.augment import Augmentation
+from search.data.cache import fill_cache, open_cache
+from search.data.reading import Reader, train_batches
+
+SIZE, BATCH = 256, 32
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+STRENGTH = 0.5
+
+Epoch = Callable[[], Iterable[Tensor]]
+"""Makes the normalised batches (N, 3, SIZE, SIZE) of one pass."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured at a time."""
+
+    arm: str
+    policy: str
+    workers: int
+
+
+class Files(Dataset[tuple[Tensor, int]]):
+    """An image folder as the challenge's starting code reads it."""
+
+    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB")), index % 2
+
+
+def transforms_of_the_challenge(policy: str) -> Callable[[Image.Image], Tensor]:
+    """Resize, flips and normalisation; heavy with what ours draws as often."""
+    flips = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    resize = v2.Resize((SIZE, SIZE))
+    if policy == "light":
+        return v2.Compose([resize, *flips, *floats])
+    blur = v2.RandomApply([v2.GaussianBlur(7, (0.1, 1.5))], 0.35)
+    # Two in three images: the encoder takes bytes, so it stands before the floats.
+    jpeg = v2.RandomApply([v2.PILToTensor(), v2.JPEG((55, 95)), v2.ToPILImage()], 0.65)
+    jitter = v2.ColorJitter(0.25, 0.25, 0.25, 0.06)
+    return v2.Compose([resize, *flips, blur, jpeg, jitter, *floats, v2.RandomErasing(0.25)])
+
+
+def challenge(paths: Sequence[str], policy: str, workers: int, _stack: ExitStack) -> Epoch:
+    """PIL, torchvision's transforms, torch's DataLoader."""
+    loader = DataLoader(
+        Files(paths, transforms_of_the_challenge(policy)),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        drop_last=True,
+    )
+    return lambda: (images for images, _ in loader)
+
+
+def timm_loader(paths: Sequence[str], policy: str, workers: int, _stack: ExitStack) -> Epoch:
+    """timm's `create_loader`, with the augmentations that it has. Its normalisation is part of the
+    transforms, since its prefetcher needs a GPU."""
+    dataset = create_dataset("", root=str(Path(paths[0]).parent))
+    dataset.reader.samples = [(path, 0) for path in paths]
+    heavy = policy == "heavy"
+    loader = create_loader(
+        dataset,
+        (3, SIZE, SIZE),
+        BATCH,
+        is_training=True,
+        no_aug=False,
+        scale=(1.0, 1.0),
+        ratio=(1.0, 1.0),
+        hflip=0.5,
+        vflip=0.5,
+        color_jitter=0.25 if heavy else None,
+        gaussian_blur_prob=0.35 if heavy else None,
+        re_prob=0.25 if heavy else 0.0,
+        mean=MEAN,
+        std=STD,
+        num_workers=workers,
+        use_prefetcher=False,
+        persistent_workers=workers > 0,
+        device=torch.device("cpu"),
+    )
+    return lambda: (images for images, _ in loader)
+
+
+def ours(
+    paths: Sequence[str], policy: str, workers: int, stack: ExitStack, cache_folder: Path | None
+) -> Epoch:
+    """Reader and augmentation as a search uses them, from the cache or decoding as they come."""
+    cache = None
+    if cache_folder is not None:
+        cache = open_cache(str(cache_folder), paths, SIZE, lambda _: None)
+        assert cache is not None
+        fill_cache(cache, lambda _: None)
+    table = pd.DataFrame(
+        {"img_name": paths, "path": paths, "target": np.arange(len(paths)) % 2, "group": paths}
+    )
+    reader = stack.enter_context(Reader(SIZE, workers=workers, cache=cache))
+    augmentation = Augmentation(*(("baseline", 0.0) if policy == "light" else ("strong", STRENGTH)))
+    loader = train_batches(reader, table, augmentation, batch_size=BATCH, seed=0)
+    epochs = itertools.count()
+
+    def epoch() -> Iterator[Tensor]:
+        loader.set_epoch(next(epochs))
+        for batch in loader:
+            yield normalised(batch.show([SIZE])[SIZE])
+
+    return epoch
+
+
+def gather(paths: Sequence[str], _policy: str, _workers: int, _stack: ExitStack) -> Epoch:
+    """Bytes in memory, copied in random order: what no loader can beat."""
+    canvases = torch.randint(0, 256, (len(paths), 3, SIZE, SIZE), dtype=torch.uint8)
+
+    def epoch() -> Iterator[Tensor]:
+        for rows in torch.randperm(len(canvases)).split(BATCH):
+            yield normalised(canvases[rows])
+
+    return epoch
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 (N, 3, S, S) as a network takes it."""
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return images.float().sub_(mean).div_(std)
+
+
+def images_per_second(epoch: Epoch) -> float:
+    """Of one pass."""
+    started, delivered = time.perf_counter(), 0
+    for images in epoch():
+        delivered += len(images)
+    return delivered / (time.perf_counter() - started)
+
+
+def make_images(folder: Path, count: int) -> None:
+    """JPEG files of 512 px: smooth shapes and a little noise, which decode as photographs do."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((512, 512), Image.Resampling.BICUBIC), np.float32)
+        pixels = (smooth + generator.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def main(
+    *,
+    images: Path | None = None,
+    output: Path | None = None,
+    count: int = 1024,
+    repetitions: int = 5,
+    workers: tuple[int, ...] = (0, 2, 4),
+    quick: bool = False,
+) -> None:
+    """Measures every arm under every policy.
+
+    Args:
+        images: a folder of image files; made ones of 512 px by default.
+        output: CSV file; rows for other files that it holds are kept.
+        count: images of a pass.
+        repetitions: of each measurement, in turn with the others; the median is told, with range.
+        workers: processes that load.
+        quick: a few images once: whether it works at all.
+    """
+    if quick:
+        count, repetitions, workers = 2 * BATCH, 1, (0, 1)
+    console = Console()
+    with tempfile.TemporaryDirectory() as temporary:
+        made, cache = Path(temporary) / "made-512px", Path(temporary) / "cache"
+        folder = images or made
+        if images is None:
+            made.mkdir()
+            make_images(made, count)
+        paths = [str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        paths = paths[:count]
+        arms: dict[str, Callable[..., Epoch]] = {
+            "challenge": challenge,
+            "timm": timm_loader,
+            "cold": lambda *arguments: ours(*arguments, None),
+            "warm": lambda *arguments: ours(*arguments, cache),
+            "gather": gather,
+        }
+        rows = []
+        for policy, number in itertools.product(("light", "heavy"), workers):
+            found = measure(
+                {Case(arm, policy, number): make for arm, make in arms.items()},
+                paths,
+                repetitions,
+                console,
+            )
+            rows += [
+                {
+                    "files": folder.parent.name if images else folder.name,
+                    **vars(case),
+                    "images_per_second": round(statistics.median(speeds), 1),
+                    "lowest": round(min(speeds), 1),
+                    "highest": round(max(speeds), 1),
+                    "times_challenge": round(
+                        statistics.median(speeds)
+                        / statistics.median(found[Case("challenge", policy, number)]),
+                        2,
+                    ),
+                }
+                for case, speeds in found.items()
+            ]
+    table = pd.DataFrame(rows)
+    console.print(table.to_string(index=False), highlight=False, soft_wrap=True)
+    if output is not None:
+        write(table, output)
+
+
+def measure(
+    cases: dict[Case, Callable[..., Epoch]],
+    paths: Sequence[str],
+    repetitions: int,
+    console: Console,
+) -> dict[Case, list[float]]:
+    """Images a second of each case, in turn."""
+    speeds: dict[Case, list[float]] = {case: [] for case in cases}
+    with ExitStack() as stack, Progress(console=console, transient=True) as progress:
+        epochs: dict[Case, Any] = {}
+        task = progress.add_task("measuring", total=len(cases) * (repetitions + 1))
+        for case, make in cases.items():
+            progress.update(task, description=f"{case.arm}, {case.policy}, {case.workers} workers")
+            epochs[case] = make(paths, case.policy, case.workers, stack)
+            images_per_second(epochs[case])  # starts the workers, warms the file cache
+            progress.advance(task)
+        for _, (case, epoch) in itertools.product(range(repetitions), epochs.items()):
+            speeds[case].append(images_per_second(epoch))
+            progress.advance(task)
+        epochs.clear()
+        gc.collect()
+    return speeds
+
+
+def write(table: pd.DataFrame, output: Path) -> None:
+    """Replaces the rows for these files, and keeps those for others."""
+    if output.exists():
+        before = pd.read_csv(output)
+        table = pd.concat([before[~before["files"].isin(table["files"])], table])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(output, index=False)
+
+
+if __name__ == "__main__":
+    run(main)
