@@ -98,10 +98,10 @@ class SearchSettings:
     """auto, cpu, cuda, cuda:1 or mps."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Mixed precision of the training; scores are always computed in fp32."""
+    """Of the training; auto measures the fastest. Kept weights are always scored in fp32."""
 
     compile: bool = False
-    """Use torch.compile: slower to start, faster in long trainings."""
+    """Use torch.compile: slower to start, faster in long trainings; with auto, if it is faster."""
 
     workers: Annotated[int | None, AtLeastZero] = None
     """Processes that decode images. Default: chosen by the machine."""

@@ -66,6 +66,8 @@ def run_distill(
     if not training.is_complete:
         task.record(console, interruption, settings.checkpoint_minutes)
     trained = training.complete(console, interruption, settings.checkpoint_minutes)
+    # As it was computed: what was to be measured is known now.
+    plan = replace(plan, recipe=trained.recipe)
     candidate = keep_merged(
         pool,
         DISTILLED,
