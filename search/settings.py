@@ -180,6 +180,52 @@ class SearchSettings:
         return {name: _plain(value) for name, value in asdict(self).items() if value is not None}
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings:
+    """What `search profile` is told; None leaves it to the run, or to the defaults of a search."""
+
+    out: Path | None = None
+    """A run folder, whose images and settings are taken."""
+
+    train_labels: Path | None = None
+    """Label file of the images, instead of a run. Without both: the demo set."""
+
+    train_images: Path | None = None
+    """Folder of the images."""
+
+    backbone: str | None = None
+    """What is trained. Default: the first backbone of the pool."""
+
+    augmentation: str = "light"
+    """Augmentation policy."""
+
+    limit_train: Annotated[int | None, AtLeastOne] = None
+    """Use at most so many training images."""
+
+    image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None
+    """Image size in pixels. Default: the backbone's first."""
+
+    batch_size: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
+    """Images that one optimizer step sees."""
+
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """Of the training; auto measures the fastest."""
+
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images."""
+
+    seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 3.0
+    """Measure each stage for so long."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.train_labels is not None:
+            raise UserError("--out and --train-labels exclude each other: a run has its own images")
+
+
 DATA_DEFAULTS: dict[str, Any] = {
     "pool": "small",
     "weights": "hub",
