@@ -135,7 +135,26 @@ def write_text_atomically(path: Path, text: str, *, private: bool = False) -> No
 
 def write_json_atomically(path: Path, content: Any) -> None:
     """The same for plain values, as indented JSON."""
-    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml_atomically(path: Path, content: Any, *, private: bool = False) -> None:
+    """The same for plain values, as YAML in their order."""
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_text_atomically(path, text, private=private)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no JSON, no UTF-8 or no mapping.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"it is no mapping but {content!r:.40}")
+    return content
 
 
 def whole_lines(content: bytes) -> bytes:

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from search.errors import UserError
-from search.files import BACKBONES, write_text_atomically
+from search.files import BACKBONES, write_yaml_atomically
 
 AtLeastOne = Parameter(validator=Number(gte=1))
 AtLeastZero = Parameter(validator=Number(gte=0))
@@ -278,9 +278,8 @@ the same."""
 def write_settings(settings: SearchSettings, run: Path) -> None:
     """Writes settings.yaml into a run folder."""
     content = {"format": FORMAT, **settings.to_yaml()}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     # A storage URL may hold a password.
-    write_text_atomically(run / SETTINGS, text, private=settings.storage is not None)
+    write_yaml_atomically(run / SETTINGS, content, private=settings.storage is not None)
 
 
 def read_settings(run: Path) -> dict[str, Any] | None:

@@ -9,7 +9,9 @@ import pytest
 
 # Before torch is imported anywhere: tests must neither reach a hub nor fight over the cores.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tiny networks gain nothing by threads, which wait for each other actively: with as many processes
+# as cores all would crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

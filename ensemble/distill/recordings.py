@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from search.data.batches import (
 from search.data.images import BrokenImage, read_image
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.files import drop_unfinished_writes, write_atomically, write_json_atomically
+from search.files import drop_unfinished_writes, read_json, write_atomically, write_json_atomically
 from search.interruption import Interrupted
 from search.training.device import Runtime
 from search.training.scoring import MemoryBackOff, to_device
@@ -356,8 +355,7 @@ def _check_finite(outputs: TeacherOutputs, manifest: ViewManifest) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """What the outputs in a folder depend on; None if that is absent or damaged."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return None
-    known = isinstance(content, dict) and isinstance(content.get("versions"), dict)
-    return content if known else None
+    return content if isinstance(content.get("versions"), dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from ensemble.network.model import FusedNetwork
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of
 from ensemble.pool.pool import Pool
-from search.files import write_json_atomically
+from search.files import read_json, write_json_atomically
 from search.interruption import Interruption
 from search.training.candidate import (
     WEIGHTS,
@@ -190,11 +189,10 @@ class JointTraining:
     def _kept_start(self) -> dict[str, Any] | None:
         """start.json, of whichever training; None if there is none that can be read."""
         try:
-            content = json.loads((self.training.folder / START).read_text(encoding="utf-8"))
+            content = read_json(self.training.folder / START)
         except (OSError, ValueError):
             return None
-        known = isinstance(content, dict) and content.keys() == {"training", "figures", "auc"}
-        return content if known else None
+        return content if content.keys() == {"training", "figures", "auc"} else None
 
     def _evaluate(self, interruption: Interruption) -> float:
         size, check = self.model.image_size, interruption.check

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from search.files import (
     first_problem,
     load_yaml,
     write_atomically,
-    write_text_atomically,
+    write_yaml_atomically,
 )
 from search.training.candidate import (
     METRICS,
@@ -103,9 +102,7 @@ class ModelSpec:
 
     def save(self, path: Path) -> None:
         """Writes the spec as YAML, atomically."""
-        content = TypeAdapter(ModelSpec).dump_python(self, mode="json")
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        write_text_atomically(path, text)
+        write_yaml_atomically(path, TypeAdapter(ModelSpec).dump_python(self, mode="json"))
 
     @staticmethod
     def load(path: Path) -> ModelSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -23,6 +22,7 @@ from ensemble.submission.manifest import find_changes
 from ensemble.submission.reproduce import FOLDER, IMAGES
 from search.data.labels import read_list, read_rows
 from search.errors import UserError
+from search.files import read_json
 from search.training.candidate import WEIGHTS, load_weights
 from search.training.device import Runtime, describe_device, resolve_precision
 from search.training.network import Network
@@ -76,7 +76,7 @@ class Examination:
     @cached_property
     def rules(self) -> dict[str, Any]:
         """rules.json as it was handed in."""
-        return _read_json(self.folder / RULES)
+        return _read_record(self.folder / RULES)
 
     @cached_property
     def recomputed_rules(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Examination:
 
     def check_probes(self) -> str:
         """Scores of images made from the recorded seed, recomputed to the tolerance."""
-        recorded = _read_json(self.folder / PROBES)
+        recorded = _read_record(self.folder / PROBES)
         if recorded["image_size"] != self.model.image_size or len(recorded["scores"]) != COUNT:
             raise UserError(f"must be {COUNT} images of {self.model.image_size} px")
         found = asdict(score_probes(self.model, int(recorded["seed"]), self.model.image_size))
@@ -219,14 +219,11 @@ def _weights_files(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path.name} must be JSON that onefold wrote: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path.name} must be JSON that onefold wrote")
-    return content
 
 
 def _without_reasons(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:

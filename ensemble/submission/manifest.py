@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from search.errors import UserError
-from search.files import file_sha256
+from search.files import file_sha256, read_json, write_json_atomically
 
 MANIFEST = "manifest.json"
 
@@ -18,8 +17,7 @@ def write_manifest(folder: Path) -> str:
         The manifest's own SHA-256, which it cannot hold itself.
     """
     files = {name: file_sha256(folder / name) for name in list_files(folder)}
-    text = json.dumps({"algorithm": "sha256", "files": files}, indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    write_json_atomically(folder / MANIFEST, {"algorithm": "sha256", "files": files})
     return file_sha256(folder / MANIFEST)
 
 
@@ -31,7 +29,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         files = content["files"]
         if content["algorithm"] != "sha256" or not all(
             isinstance(value, str) for value in files.values()

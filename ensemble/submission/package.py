@@ -23,6 +23,7 @@ from ensemble.submission.examination import PROBES
 from ensemble.submission.manifest import write_manifest
 from ensemble.submission.reproduce import FOLDER, portable_spec, submit_command, write_reproduction
 from search.data.inputs import DATA
+from search.files import write_json_atomically
 from search.training.candidate import METRICS, WEIGHTS
 from search.training.network import Network
 
@@ -52,9 +53,9 @@ def write_package(folder: Path, settings: SubmitSettings, content: Content) -> s
     write_prediction(
         folder / PREDICTION, prediction["img_name"].tolist(), prediction["y_pred"].tolist()
     )
-    _write_json(folder / RULES, content.rules)
+    write_json_atomically(folder / RULES, content.rules)
     probes = score_probes(content.model, content.probe_seed, content.model.image_size)
-    _write_json(folder / PROBES, asdict(probes))
+    write_json_atomically(folder / PROBES, asdict(probes))
     metrics = _read(choice.folder / METRICS, json.loads)
     card = render_card(
         title=f"{run.resolve().name}: {choice.name}",
@@ -81,8 +82,3 @@ def write_package(folder: Path, settings: SubmitSettings, content: Content) -> s
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """A mapping that may be absent."""
     return dict(parse(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")

@@ -5,7 +5,6 @@ No path of the machine goes in: of every path the last two parts are kept.
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import shutil
@@ -17,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 import timm
-import yaml
 from huggingface_hub import try_to_load_from_cache
 
 from ensemble.network.model import SPEC, ModelSpec
@@ -25,7 +23,14 @@ from ensemble.settings import SubmitSettings
 from ensemble.teachers import AUTO, FUSED
 from search.catalogue.downloads import HUB_FILES
 from search.data.inputs import DATA
-from search.files import BACKBONES, CANDIDATES, MERGED, file_sha256
+from search.files import (
+    BACKBONES,
+    CANDIDATES,
+    MERGED,
+    file_sha256,
+    write_json_atomically,
+    write_yaml_atomically,
+)
 from search.settings import SETTINGS, SearchSettings, flag, load_settings
 from search.training.candidate import METRICS, RECIPE, WEIGHTS, Candidate
 from search.training.recipe import Recipe
@@ -73,7 +78,7 @@ def write_reproduction(
     """
     settings = load_settings(run)
     folder.mkdir()
-    _write_yaml(folder / SETTINGS, portable_settings(settings))
+    write_yaml_atomically(folder / SETTINGS, portable_settings(settings))
     for name in (DATA, BACKBONES):
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
@@ -82,8 +87,8 @@ def write_reproduction(
     for name, recipe in recipes.items():
         portable_recipe(recipe).save(folder / "recipes" / f"{name}.yaml")
     pd.DataFrame({"img_name": list(names)}).to_csv(folder / IMAGES, index=False)
-    _write_json(folder / "versions.json", versions())
-    _write_json(
+    write_json_atomically(folder / "versions.json", versions())
+    write_json_atomically(
         folder / "seeds.json",
         {
             "search": settings.seed,
@@ -92,7 +97,7 @@ def write_reproduction(
         },
     )
     labels = [path for name, path in paths_of(settings) if name.endswith(("labels", "groups"))]
-    _write_json(
+    write_json_atomically(
         folder / "sha256.json",
         {
             "label_files": {last_parts(path): _hash(path) for path in [*labels, *label_files]},
@@ -155,14 +160,6 @@ def _starting_weights(recipe: Recipe) -> Path | None:
 def _hash(path: Path | None) -> str | None:
     """None where the file is gone: weights of candidates that were not kept, for example."""
     return file_sha256(path) if path is not None and path.is_file() else None
-
-
-def _write_yaml(path: Path, content: Any) -> None:
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 ENSEMBLE = ("python", "-m", "ensemble")

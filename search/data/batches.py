@@ -241,9 +241,14 @@ def _close_workers() -> None:
     """Lets workers end by themselves; multiprocessing, which comes next, would wait out their
     grace."""
     for loader in _LOADERS:
-        iterator: Any = getattr(loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
+        _close_workers_of(loader)
+
+
+def _close_workers_of(loader: DataLoader[Any]) -> None:
+    iterator: Any = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
 
 
 __all__ = [
@@ -371,6 +376,9 @@ class Loader:
         try:
             yield from self._batches
         except (RuntimeError, OSError) as error:
+            # What the error's traceback holds is collected as a cycle, in which the workers' queues
+            # go first: the workers would be waited for in vain, 10 s each (torch 2.15).
+            _close_workers_of(self._batches)
             if not _is_out_of_shared_memory(error):
                 raise
             raise UserError(

@@ -14,7 +14,7 @@ from search.data.demo import make_demo
 from search.data.labels import read_labels
 from search.data.splits import Splits, make_splits
 from search.errors import UserError
-from search.files import cache_folder, write_text_atomically
+from search.files import cache_folder, write_yaml_atomically
 from search.settings import SearchSettings
 
 DATA = "data.yaml"
@@ -106,7 +106,7 @@ def write_data(
         **describe_data(splits),
         "notes": list(notes),
     }
-    write_text_atomically(run / DATA, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_yaml_atomically(run / DATA, content)
 
 
 def study_name(run: Path) -> str:

@@ -5,7 +5,6 @@ Nothing here asks the machine that reports: a run may have been made on another 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pandas as pd
 
 from search.data.inputs import DATA
 from search.errors import UserError
-from search.files import CANDIDATES, load_yaml
+from search.files import CANDIDATES, load_yaml, read_json
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import HISTORY, METRICS
 
@@ -40,15 +39,12 @@ def read_metrics(folder: Path, tell: Tell) -> dict[str, Any]:
     """A candidate's metrics.json; empty if it is absent or damaged, and told if damaged."""
     path = folder / METRICS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it is no mapping but {content!r:.40}")
+        return read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         tell(f"{path} must hold a candidate's figures, which are left blank: {error}")
         return {}
-    return content
 
 
 def report_figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:

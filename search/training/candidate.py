@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from search.data.batches import eval_loader
 from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.files import write_atomically, write_json_atomically
+from search.files import read_json, write_atomically, write_json_atomically
 from search.training.device import Runtime
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
@@ -78,12 +77,11 @@ class Candidate:
     def metrics(self) -> dict[str, Any]:
         """metrics.json: figures on select, costs, and under "report" the figures on report."""
         try:
-            content: dict[str, Any] = json.loads((self.path / METRICS).read_text("utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            return read_json(self.path / METRICS)
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.path / METRICS} must hold a candidate's figures: {error}"
             ) from None
-        return content
 
     @property
     def history(self) -> pd.DataFrame:

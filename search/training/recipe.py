@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from search.errors import UserError
+from search.files import write_yaml_atomically
 
 Triple = tuple[float, float, float]
 ClassBalance = Literal["none", "sampler", "loss"]
@@ -96,8 +97,7 @@ class Recipe:
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML."""
-        content = TypeAdapter(Recipe).dump_python(self, mode="json")
-        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        write_yaml_atomically(path, TypeAdapter(Recipe).dump_python(self, mode="json"))
 
     @staticmethod
     def load(path: Path) -> Recipe:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from search.cli import main
@@ -67,6 +69,20 @@ QUICK = (
 )
 """Flags that make a trial of a few images a matter of a second, the same on every machine; --epochs
 is for the test to set."""
+
+
+@pytest.fixture(autouse=True)
+def quick_projections(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run draws dozens of figures, a fifth of a second each: one pixel will do, after those
+    of `finished_run`. Nor is a speed measured for long."""
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "PNG")
+
+    def write(_figure: Figure, path: Path, **_options: object) -> None:
+        path.write_bytes(stream.getvalue())
+
+    monkeypatch.setattr(Figure, "savefig", write)
+    monkeypatch.setattr("ensemble.compare.speed.SECONDS_PER_MEASUREMENT", 0.01)
 
 
 @pytest.fixture(scope="session")

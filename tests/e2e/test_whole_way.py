@@ -30,9 +30,9 @@ def test_three_commands_lead_to_a_submission(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # The demo's own defaults take minutes; the commands are README's, to the letter.
-    for name, value in (("trials", 4), ("epochs", 2), ("limit_train", 200), ("limit_val", 200)):
+    for name, value in (("trials", 3), ("epochs", 1), ("limit_train", 100), ("limit_val", 120)):
         monkeypatch.setitem(DEMO_DEFAULTS, name, value)
-    monkeypatch.setattr("ensemble.settings.DEMO_EPOCHS", 2)
+    monkeypatch.setattr("ensemble.settings.DEMO_EPOCHS", 1)
     demo = make_demo(cache_folder() / "demo")
     names = {"IMAGES": str(demo.val_images), "LIST": str(demo.val_labels)}
     steps = commands()

@@ -4,6 +4,7 @@ are made here. Everything is built without Optuna, as the ensemble must work wit
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 IMAGE_SIZE = 32
+PROCESS = Path("/proc/self")
 CPU = Runtime(resolve_device("cpu"))
 
 BACKBONES = """\
@@ -93,6 +95,12 @@ WITHOUT_REPORT = "0002"
 def one_thread() -> None:
     """Networks this small gain nothing by threads, and lose much on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quick_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second for each speed is for those who compare models by it."""
+    monkeypatch.setattr("ensemble.compare.speed.SECONDS_PER_MEASUREMENT", 0.01)
 
 
 @pytest.fixture(scope="session")
@@ -198,3 +206,22 @@ def _write_leaderboard(run: Path, candidates: list[Candidate]) -> None:
     complete = table["state"] == "complete"
     table["rank"] = complete.cumsum().where(complete).astype("Int64")
     write_leaderboard(table.reindex(columns=list(COLUMNS)), run / "leaderboard.csv")
+
+
+@pytest.fixture
+def peak_gib() -> Callable[[], float]:
+    """The most memory that this process has taken since the test began, beyond what it had then."""
+    if not (PROCESS / "clear_refs").exists():
+        return lambda: pytest.skip("only Linux tells the peak memory of a while")
+    (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
+    before = _status_gib("VmRSS")
+    return lambda: _status_gib("VmHWM") - before
+
+
+def _status_gib(field: str) -> float:
+    (line,) = (
+        line
+        for line in (PROCESS / "status").read_text(encoding="utf-8").splitlines()
+        if line.startswith(field)
+    )
+    return int(line.split()[1]) / 2**20

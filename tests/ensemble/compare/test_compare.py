@@ -117,8 +117,9 @@ def test_a_run_is_compared_and_its_winner_can_be_chosen(pool: Pool) -> None:
     table = run_compare(pool, Console(quiet=True))
     on_disk = pd.read_csv(pool.run / "comparison.csv")
     assert set(on_disk["model"]) == {"best single", "teacher ensemble", "soup-greedy", "fused"}
-    assert (on_disk["images_per_second_32"].dropna() > 0).all()
-    assert on_disk.set_index("model").loc["teacher ensemble", "images_per_second_1"] is not None
+    # The speeds of all that could be handed in are measured; several models are no contestant.
+    measured = on_disk[["images_per_second_1", "images_per_second_32"]].notna().all(axis=1)
+    assert (measured == (on_disk["model"] != "teacher ensemble")).all()
     assert not on_disk.set_index("model").loc["teacher ensemble", "allowed"]
     for name in ("comparison.png", "comparison-dark.png"):
         assert (pool.run / name).stat().st_size > 1000

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +29,7 @@ from ensemble.pool.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
 from search.interruption import Interrupted
-from search.training.candidate import WEIGHTS, copy_state, save_weights
+from search.training.candidate import copy_state
 from search.training.network import build_network
 from search.training.recipe import Recipe
 
@@ -50,27 +49,6 @@ LARGE = ModelSpec(
 
 def spec_of(pool: Pool, name: str) -> ModelSpec:
     return ModelSpec(kind="single", trunks=(pool.get(name).recipe,), merged_from=(name,))
-
-
-def test_a_fused_network_near_the_budget_is_counted_saved_and_verified(tmp_path: Path) -> None:
-    model = build_model(LARGE)
-    counts = check_budget(model, BUDGET, "the model")
-    assert 180_000_000 < counts.params_exact < BUDGET
-    assert 180_000_000 < counts.params_thop < counts.params_exact
-    assert counts.params_exact == sum(parameter.numel() for parameter in model.parameters())
-    LARGE.save(tmp_path / "model.yaml")
-    save_weights(tmp_path / WEIGHTS, model.state_dict())
-    assert (tmp_path / WEIGHTS).stat().st_size > 4 * counts.params_exact
-    images = torch.rand(2, 3, 64, 64)
-    with torch.inference_mode():
-        expected = model(images)
-        model.to("meta")
-        loaded, spec = load_model(tmp_path)
-        assert torch.equal(loaded(images), expected)
-    assert spec == LARGE
-    assert count_parameters(loaded, 64) == counts
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    assert peak_gib < 6
 
 
 @pytest.mark.parametrize("total", [BUDGET, BUDGET + 1])

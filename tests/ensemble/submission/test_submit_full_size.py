@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import resource
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,15 +26,17 @@ def trunk(backbone: str, image_size: int) -> Recipe:
     return Recipe(backbone=backbone, architecture=name, image_size=image_size, weights="hub")
 
 
-@pytest.mark.timeout(1200)  # 40 s of one core, but on a busy machine several times that
-def test_a_model_near_the_budget_goes_all_the_way(run_folder: Path, tmp_path: Path) -> None:
-    """192M parameters of two real backbones, with random weights: saved, submitted, verified and
+@pytest.mark.timeout(1200)  # 30 s of one core, but on a busy machine several times that
+def test_a_model_near_the_budget_goes_all_the_way(
+    run_folder: Path, tmp_path: Path, peak_gib: Callable[[], float]
+) -> None:
+    """195M parameters of two real backbones, with random weights: saved, submitted, verified and
     exported."""
     for name in export.NEEDED:
         pytest.importorskip(name)
     spec = ModelSpec(
         kind="fused",
-        trunks=(trunk("wide_resnet101_2.tv_in1k", 64), trunk("wide_resnet50_2.tv_in1k", 96)),
+        trunks=(trunk("vgg11.tv_in1k", 64), trunk("wide_resnet50_2.tv_in1k", 96)),
         head=HeadSpec(kind="mean"),
         method="fused",
     )
@@ -62,5 +64,4 @@ def test_a_model_near_the_budget_goes_all_the_way(run_folder: Path, tmp_path: Pa
     model, _ = load_model(submission)
     assert export_onnx(model, tmp_path / "model.onnx") <= export.TOLERANCE
     assert (tmp_path / "model.onnx").stat().st_size >= 4 * exact
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    assert peak_gib < MEMORY_LIMIT_GIB
+    assert peak_gib() < MEMORY_LIMIT_GIB
