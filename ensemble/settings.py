@@ -198,7 +198,7 @@ class DistillSettings(TrainedMergeSettings):
     """Images in one forward pass; halved when memory runs out."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Mixed precision of the student; its scores are always computed in fp32."""
+    """Of the student's training; auto measures the fastest. Its scores are computed in fp32."""
 
     teacher_precision: ScoringPrecision = "fp32"
     """Precision of the teachers' forward passes; recorded views of another are not used."""

@@ -12,7 +12,7 @@ from cyclopts.argument import ArgumentCollection
 from rich.console import Console
 
 from search.errors import loading, run_app
-from search.settings import SearchSettings, flag, read_settings
+from search.settings import ProfileSettings, SearchSettings, flag, read_settings
 
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -110,6 +110,16 @@ def report(*, out: Path) -> None:
 
     for path in write_run_report(out, console):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command
+def profile(*, settings: ProfileSettings = ProfileSettings()) -> None:  # noqa: B008 - it is frozen
+    """Measure each stage of a training alone and the whole, and name the bottleneck."""
+    console = Console()
+    with loading(console):
+        from search.profile import run_profile
+
+    run_profile(settings, console)
 
 
 @app.command

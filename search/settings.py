@@ -104,10 +104,10 @@ class SearchSettings:
     """auto, cpu, cuda, cuda:1 or mps."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Mixed precision of the training; scores are always computed in fp32."""
+    """Of the training; auto measures the fastest. Kept weights are always scored in fp32."""
 
     compile: bool = False
-    """Use torch.compile: slower to start, faster in long trainings."""
+    """Use torch.compile: slower to start, faster in long trainings; with auto, if it is faster."""
 
     workers: Annotated[int | None, AtLeastZero] = None
     """Processes that decode images. Default: chosen by the machine."""
@@ -184,6 +184,58 @@ class SearchSettings:
     def to_yaml(self) -> dict[str, Any]:
         """Plain values for settings.yaml, unset ones left out."""
         return {name: _plain(value) for name, value in asdict(self).items() if value is not None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings:
+    """What `search profile` is told; None leaves it to the run, or to the defaults of a search."""
+
+    out: Path | None = None
+    """A run folder, whose images and settings are taken."""
+
+    train_labels: Path | None = None
+    """Label file of the images, instead of a run. Without both: the demo set."""
+
+    train_images: Path | None = None
+    """Folder of the images."""
+
+    backbone: str | None = None
+    """What is trained. Default: the first backbone of the pool."""
+
+    augmentation: str = "light"
+    """Augmentation policy."""
+
+    limit_train: Annotated[int | None, AtLeastOne] = None
+    """Use at most so many training images."""
+
+    image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None
+    """Image size in pixels. Default: the backbone's first."""
+
+    batch_size: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
+    """Images that one optimizer step sees."""
+
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """Of the training; auto measures the fastest."""
+
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images."""
+
+    canvas: Annotated[int | None, Parameter(validator=Number(gte=16, lte=1024))] = None
+    """Side in pixels that images are decoded to. Default: the run's, or as a search chooses it."""
+
+    cache: Literal["auto", "off"] | None = None
+    """off decodes images as they come; auto measures with their canvases kept."""
+
+    seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 3.0
+    """Measure each stage for so long."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.train_labels is not None:
+            raise UserError("--out and --train-labels exclude each other: a run has its own images")
 
 
 DATA_DEFAULTS: dict[str, Any] = {

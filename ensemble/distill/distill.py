@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def run_distill(
         fill(pool.reader, console, interruption.check)
         task.record(console, interruption, settings.checkpoint_minutes)
     trained = training.complete(console, interruption, settings.checkpoint_minutes)
+    # As it was computed: what was to be measured is known now.
+    plan = replace(plan, recipe=trained.recipe)
     candidate = keep_merged(
         pool,
         DISTILLED,

@@ -21,7 +21,7 @@ from search.data.augment import Augmentation
 from search.errors import UserError
 from search.files import file_sha256
 from search.training.candidate import WEIGHTS, Candidate
-from search.training.device import Precision, resolve_precision
+from search.training.device import Precision, check_training_precision, resolve_precision
 from search.training.recipe import Recipe
 
 
@@ -184,8 +184,8 @@ def _taught(pool: Pool, settings: DistillSettings, base: Recipe) -> Recipe:
         cutmix_alpha=0.0,
         label_smoothing=0.0,
         class_balance="sampler" if base.class_balance == "sampler" else "none",
-        precision=resolve_precision(settings.precision, device),
-        channels_last=device.type == "cuda",
+        precision=check_training_precision(settings.precision, device),
+        channels_last=True,
         compile=False,
         **given,
     )

@@ -97,8 +97,9 @@ def run_fuse(
     history: tuple[EpochRecord, ...] = ()
     if joint is None:
         figures = fit()
+        recipe = replace(recipe, precision="fp32")
     else:
-        history, figures = joint.complete(fit, console, interruption, checkpoint_minutes)
+        recipe, history, figures = joint.complete(fit, console, interruption, checkpoint_minutes)
     names = tuple(c.name for c in chosen)
     spec = ModelSpec(
         kind="fused",

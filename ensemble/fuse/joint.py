@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -21,7 +22,6 @@ from search.training.candidate import (
     load_weights,
     save_weights,
 )
-from search.training.device import resolve_precision
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES, Classification
 
@@ -36,7 +36,7 @@ FINETUNE_RATE = 0.1
 
 def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Recipe:
     """The recipe of the joint training: the best member's, with smaller steps, at the fused
-    network's image size, computed as this machine can.
+    network's image size, in the arithmetic that is the fastest for it.
 
     No mixup and no averaging: the few epochs start from trained networks.
     """
@@ -49,7 +49,7 @@ def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Reci
         cutmix_alpha=0.0,
         ema_decay=0.0,
         freeze_norm_fraction=1.0,
-        precision=resolve_precision("auto", pool.runtime.device),
+        precision="auto",
         compile=False,
         seed=pool.settings.seed,
     )
@@ -104,7 +104,7 @@ class JointTraining:
         console: Console,
         interruption: Interruption,
         checkpoint_minutes: float = CHECKPOINT_MINUTES,
-    ) -> tuple[tuple[EpochRecord, ...], dict[str, Any]]:
+    ) -> tuple[Recipe, tuple[EpochRecord, ...], dict[str, Any]]:
         """Fits the model's head, then trains all of it; it stays as it was fitted if no epoch is
         better on select.
 
@@ -115,7 +115,7 @@ class JointTraining:
             checkpoint_minutes: see `train`.
 
         Returns:
-            One record an epoch, and figures for metrics.json.
+            The recipe as it was computed, one record an epoch, and figures for metrics.json.
 
         Raises:
             Interrupted: if asked to stop; the same training goes on from its last batch.
@@ -126,6 +126,10 @@ class JointTraining:
         metrics = candidate.metrics
         reached = metrics["auc"]
         kept = reached > start
+        # As if an earlier process had trained it: rounding depends on the layout, and scores must
+        # not depend on when the training stopped.
+        laid_out: Any = self.model
+        laid_out.to(memory_format=torch.contiguous_format)
         if kept:
             load_weights(candidate.path / WEIGHTS, self.model)
         else:
@@ -136,12 +140,16 @@ class JointTraining:
             highlight=False,
             soft_wrap=True,
         )
-        return epochs_of(candidate), {
-            **figures,
-            **costs_of(candidate),
-            "finetune_kept": kept,
-            "best_epoch": metrics["best_epoch"] if kept else 0,
-        }
+        return (
+            candidate.recipe,
+            epochs_of(candidate),
+            {
+                **figures,
+                **costs_of(candidate),
+                "finetune_kept": kept,
+                "best_epoch": metrics["best_epoch"] if kept else 0,
+            },
+        )
 
     def leftover(self) -> Leftover | None:
         """What an earlier command began from other settings or members, if it is in the way."""

@@ -255,10 +255,13 @@ def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
             f", beside the challenge's baseline ({recipe.backbone} at {recipe.image_size} px, "
             f"always {recipe.epochs} epochs)"
         )
+    precision: str = plan.space.precision
+    if precision == "auto":
+        precision = "the fastest arithmetic, measured for each backbone"
     lines = [
         f"{short_path(run)}: {sizes} images; {len(plan.space.backbones)} backbones of pool "
-        f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {plan.space.precision}, "
-        f"canvases of {plan.space.canvas} px",
+        f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {precision}, canvases of "
+        f"{plan.space.canvas} px",
         f"epochs are compared on {plan.images_of_a_look:,} of {len(plan.splits.select):,} images "
         "of select (--select-limit), the weights that are kept are scored on all in fp32",
         *(f"rejected {one.name}: {'; '.join(verdict.reasons)}" for one, verdict in plan.rejected),

@@ -18,9 +18,9 @@ from search.settings import SearchSettings
 from search.study.space import Space
 from search.training.device import (
     Runtime,
+    check_training_precision,
     default_workers,
     resolve_device,
-    resolve_precision,
 )
 from search.training.recipe import Recipe
 from search.training.scoring import images_of_a_look
@@ -76,7 +76,7 @@ def prepare(
         UserError: for anything that would stop the search later; nothing was written then.
     """
     device = resolve_device(settings.device)
-    precision = resolve_precision(settings.precision, device)
+    precision = check_training_precision(settings.precision, device)
     catalogue = load_backbones(catalogue_path or settings.backbones or DEFAULT_PATH)
     assert settings.pool is not None
     pool = [_sized(backbone, settings.image_size) for backbone in catalogue.pool(settings.pool)]

@@ -38,7 +38,7 @@ class Space:
     batch_size: int
     micro_batch_size: int | None
     select_limit: SelectLimit
-    precision: Precision
+    precision: Precision | Literal["auto"]
     channels_last: bool
     compile: bool
     seed: int

@@ -9,7 +9,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -142,16 +142,33 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         UserError: for fp16 outside CUDA, where loss scaling is not available.
     """
     if name == "auto":
-        if device.type != "cuda":
-            return "fp32"
-        with torch.cuda.device(device):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if native else "fp16"
+        half = native_half_precision(device) if device.type == "cuda" else None
+        return half or "fp32"
     if name == "fp16" and device.type != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA GPU, found {device}; use --precision auto")
     if name not in ("fp32", "bf16", "fp16"):
         raise UserError(f"--precision must be auto, fp32, bf16 or fp16, found '{name}'")
     return name  # type: ignore[return-value]
+
+
+def check_training_precision(name: str, device: torch.device) -> Precision | Literal["auto"]:
+    """The precision to train in: as given; "auto" is left to be measured, see
+    `search.training.arithmetic`.
+
+    Raises:
+        UserError: as `resolve_precision`.
+    """
+    return "auto" if name == "auto" else resolve_precision(name, device)
+
+
+def native_half_precision(device: torch.device) -> Literal["bf16", "fp16"] | None:
+    """The precision of 16 bits that a device may be fast in: bf16 on GPUs that compute it natively
+    and on CPUs, fp16 (with loss scaling) on other CUDA GPUs."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp16"
+    return "bf16" if device.type == "cpu" else None
 
 
 OUT_OF_MEMORY_SIGNS = (
@@ -219,16 +236,36 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-@contextmanager
-def exact_float32() -> Iterator[None]:
+def exact_float32() -> AbstractContextManager[None]:
     """Computes fp32 matrix products and convolutions without TF32, so that scores do not depend
     on the device beyond rounding."""
+    return _tf32(allowed=False)
+
+
+@contextmanager
+def fast_float32(device: torch.device) -> Iterator[None]:
+    """Computes fp32 as fast as training may: on a CUDA GPU in TF32, and with the convolutions that
+    cuDNN measures to be the fastest for shapes that stay the same."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with _tf32(allowed=True):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def _tf32(*, allowed: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         # torch 2.11 to 2.15 warn differently about these two names; both versions honour them.
         warnings.simplefilter("ignore")
         before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield
     finally:

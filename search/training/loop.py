@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,6 +18,7 @@ from search.data.batches import Batch
 from search.training.candidate import EpochRecord, copy_state
 from search.training.device import (
     Runtime,
+    fast_float32,
     random_state,
     restore_random_state,
     seed_everything,
@@ -28,7 +28,7 @@ from search.training.metrics import measure
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, Predictions
 from search.training.seconds import Seconds
-from search.training.step import OptimizerStep, make_scheduler
+from search.training.step import OptimizerStep, make_optimizer, make_scheduler
 
 STEPS_BETWEEN_LOOKS = 20
 """Steps between two looks at the summed loss; a look waits for the GPU, and NaN stays in a sum."""
@@ -122,12 +122,7 @@ class Training:
             if recipe.ema_decay > 0
             else None
         )
-        trainable: Any = network
-        self._optimizer = create_optimizer_v2(
-            trainable.parameter_groups(recipe.weight_decay, recipe.layer_decay),
-            opt=recipe.optimizer,
-            lr=recipe.learning_rate,
-        )
+        self._optimizer = make_optimizer(self.network, recipe, runtime)
         self.steps = len(batches)
         self._scheduler = make_scheduler(self._optimizer, recipe, self.steps)
         self.step = OptimizerStep(compiled, self._optimizer, loss, recipe, runtime)
@@ -180,7 +175,7 @@ class Training:
             if is_frozen != (update <= frozen_steps):
                 is_frozen = not is_frozen
                 _set_batch_norm(self.network, training=not is_frozen)
-            with self.seconds.spent_on("train"):
+            with self.seconds.spent_on("train"), fast_float32(self.runtime.device):
                 self._add(self.step(batch), len(batch.targets))
                 self._scheduler.step_update(update)
                 if self._ema is not None:

@@ -91,7 +91,9 @@ class Recipe:
     """Images of select that are scored after each epoch."""
 
     # How it is computed.
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """auto: the fastest is measured before a training begins, which sets the next two as well and
+    is what is written down, see `search.training.arithmetic`."""
     channels_last: bool = False
     compile: bool = False
     seed: int = 0

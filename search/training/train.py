@@ -17,6 +17,7 @@ from search.data.reading import Loader, Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
+from search.training.arithmetic import Arithmetic, choose_arithmetic, describe_machine
 from search.training.candidate import (
     CHECKPOINT,
     Candidate,
@@ -169,6 +170,8 @@ def train(
     identity = describe_training(recipe, splits, task)
     saved = _saved_state(folder, identity, watch)
     network = task.network(start=saved is None)
+    if recipe.precision == "auto":
+        recipe = _computed_fast(recipe, network, runtime, saved, watch)
     training = Training(network, task.batches(), task.loss(), recipe, runtime)
     if saved is not None:
         training.load_state_dict(saved)
@@ -254,6 +257,25 @@ def evaluation_batch(recipe: Recipe) -> int:
     return min(max(64, 2 * recipe.batch_size), 256)
 
 
+ARITHMETIC = "arithmetic"
+"""Entry of a checkpoint: what its steps were computed in, and for which machine that was chosen."""
+
+
+def _computed_fast(
+    recipe: Recipe,
+    network: nn.Module,
+    runtime: Runtime,
+    saved: Mapping[str, Any] | None,
+    watch: Watch,
+) -> Recipe:
+    """The recipe in the arithmetic that its training began with on this machine, or else in the
+    fastest."""
+    recorded = (saved or {}).get(ARITHMETIC)
+    if recorded is not None and recorded["machine"] == describe_machine(runtime.device):
+        return Arithmetic(**recorded["chosen"]).applied(recipe)
+    return choose_arithmetic(network, recipe, runtime, watch.tell).applied(recipe)
+
+
 class _Keeper:
     """Saves a training's state, now or when it is due."""
 
@@ -261,7 +283,12 @@ class _Keeper:
         self, folder: Path, identity: Mapping[str, Any], training: Training, seconds: float
     ) -> None:
         self.path, self.training, self.seconds = folder / CHECKPOINT, training, seconds
-        self.identity = json.dumps(identity)
+        recipe, machine = training.recipe, describe_machine(training.runtime.device)
+        chosen = {name: getattr(recipe, name) for name in Arithmetic.__dataclass_fields__}
+        self.about = {
+            "identity": json.dumps(identity),
+            ARITHMETIC: {"machine": machine, "chosen": chosen},
+        }
         self.saved = time.monotonic()
 
     def save_if_due(self) -> None:
@@ -272,7 +299,7 @@ class _Keeper:
     def save(self) -> None:
         """Replaces the checkpoint as a whole."""
         with self.training.seconds.spent_on("save"):
-            save_state(self.path, {"identity": self.identity, **self.training.state_dict()})
+            save_state(self.path, {**self.about, **self.training.state_dict()})
         self.saved = time.monotonic()
 
 

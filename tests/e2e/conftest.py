@@ -63,8 +63,12 @@ pools:
 """
 """Without a ResNet-18: the baseline's settings are applied to the pool's first network."""
 
-QUICK = (*("--weights", "none", "--batch-size", "16", "--workers", "0", "--device", "cpu"),)
-"""Flags that make a trial of a few images a matter of a second; --epochs is for the test to set."""
+QUICK = (
+    *("--weights", "none", "--batch-size", "16", "--workers", "0", "--device", "cpu"),
+    *("--precision", "fp32"),
+)
+"""Flags that make a trial of a few images a matter of a second, the same on every machine; --epochs
+is for the test to set."""
 
 
 @pytest.fixture(autouse=True)

@@ -22,12 +22,20 @@ from search.data.reading import Reader, eval_batches
 from search.data.splits import Splits
 from search.report.leaderboard import COLUMNS, write_leaderboard
 from search.settings import SearchSettings, write_settings
+from search.training.arithmetic import DEFAULT
 from search.training.candidate import Candidate
 from search.training.device import Runtime, resolve_device
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
 from search.training.train import train
+
+
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No measurement decides what a test compares."""
+    monkeypatch.setattr("search.training.train.choose_arithmetic", lambda *_: DEFAULT)
+
 
 IMAGE_SIZE = 32
 PROCESS = Path("/proc/self")

@@ -65,7 +65,7 @@ def test_distill_leaves_a_whole_candidate(distil: Run) -> None:
     assert metrics["epochs"] == 2
     assert metrics["params_exact"] == sum(p.numel() for p in model.parameters())
     assert metrics["device"].startswith("cpu")
-    assert metrics["precision"] == "fp32"
+    assert metrics["precision"] == student.recipe.precision == spec.trunks[0].precision == "fp32"
     assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert metrics["best_epoch"] in (1, 2)
     assert metrics["train_seconds"] > 0

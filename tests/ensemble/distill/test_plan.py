@@ -49,7 +49,7 @@ def test_settings_that_single_images_cannot_follow_are_off(distil: Run) -> None:
     recipe = plan.recipe
     assert (recipe.mixup_alpha, recipe.cutmix_alpha, recipe.label_smoothing) == (0, 0, 0)
     assert (recipe.optimizer, recipe.schedule) == ("adamw", "cosine")
-    assert (recipe.batch_size, recipe.seed, recipe.precision) == (6, 5, "fp32")
+    assert (recipe.batch_size, recipe.seed, recipe.precision) == (6, 5, "auto")
 
 
 def test_a_student_that_is_its_own_only_teacher_is_told(distil: Run) -> None:

@@ -15,7 +15,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ensemble.fuse import fuse
-from ensemble.fuse import joint as finetune
 from ensemble.fuse.fuse import find_members, run_fuse
 from ensemble.fuse.joint import JointTraining, joint_recipe
 from ensemble.network.heads import HeadKind
@@ -24,7 +23,6 @@ from ensemble.pool.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
 from search.interruption import Interrupted, Interruption
-from search.training.device import Runtime
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
 from search.training.seconds import SECONDS
@@ -135,7 +133,7 @@ def test_a_joint_training_that_helps_is_kept(pool: Pool, monkeypatch: pytest.Mon
     after = run_fuse(pool, members=["0002", "0004"], finetune_epochs=2, console=console)
     assert after.metrics["finetune_kept"] is True
     assert after.metrics["best_epoch"] in (1, 2)
-    assert after.metrics["precision"] == "fp32"
+    assert after.metrics["precision"] == after.recipe.precision == "fp32"
     assert after.metrics["device"].startswith("cpu")
     assert after.metrics["train_seconds"] > 0
     assert not working(pool).exists()
@@ -150,9 +148,7 @@ def test_a_joint_training_that_helps_is_kept(pool: Pool, monkeypatch: pytest.Mon
     assert "epoch 2/2" in console.export_text()
 
 
-def test_the_joint_recipe_is_the_best_members_with_smaller_steps(
-    tiny_pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_joint_recipe_is_the_best_members_with_smaller_steps(tiny_pool: Pool) -> None:
     best = Recipe(
         backbone="b",
         architecture="a",
@@ -168,13 +164,8 @@ def test_the_joint_recipe_is_the_best_members_with_smaller_steps(
     assert recipe.learning_rate == pytest.approx(1e-4)
     assert (recipe.epochs, recipe.image_size) == (3, 96)
     assert (recipe.micro_batch_size, recipe.augmentation) == (4, "strong")
-    assert (recipe.mixup_alpha, recipe.precision, recipe.compile) == (0.0, "fp32", False)
-    on_cuda = replace(tiny_pool, runtime=Runtime(torch.device("cuda")))
-    # What this machine computes in, whichever one searched.
-    asked: list[Any] = []
-    monkeypatch.setattr(finetune, "resolve_precision", lambda *given: asked.append(given) or "fp16")
-    assert joint_recipe(best, 96, 3, on_cuda).precision == "fp16"
-    assert asked == [("auto", torch.device("cuda"))]
+    # What this machine is fast in, whichever one searched.
+    assert (recipe.mixup_alpha, recipe.precision, recipe.compile) == (0.0, "auto", False)
 
 
 @pytest.mark.parametrize("finetune_epochs", [0, 1])

@@ -1,0 +1,341 @@
+"""`search profile`: images/s of each stage of a training alone and of the whole; the bottleneck."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from search.catalogue.backbones import DEFAULT_PATH, load_backbones
+from search.data.augment import Augmentation, render
+from search.data.batches import Batch
+from search.data.cache import OFF, CanvasCache, fill_cache, open_cache
+from search.data.canvas import choose_side, sample_sizes, to_canvas
+from search.data.images import BrokenImage, read_image
+from search.data.inputs import canvas_of, read_splits
+from search.data.reading import Reader
+from search.errors import UserError
+from search.files import BACKBONES
+from search.settings import ProfileSettings, SearchSettings, load_settings
+from search.training.arithmetic import choose_arithmetic, random_batch
+from search.training.device import (
+    Runtime,
+    check_training_precision,
+    default_workers,
+    fast_float32,
+    resolve_device,
+)
+from search.training.loop import Training
+from search.training.loss import classification_loss, training_batches
+from search.training.network import build_network
+from search.training.recipe import Recipe
+from search.training.scoring import predict_batches, to_device
+
+MOST_IMAGES = 512
+"""Of the data set, that a stage is measured on."""
+
+DATA_STAGES = ("read", "decode", "canvas", "gather", "compress")
+"""What worker processes do beside the training."""
+
+MAKING_CANVASES = ("read", "decode", "canvas")
+"""What a cache does once for all; `gather` takes its place."""
+
+NO_PART = ("score",)
+"""Stages that an image of a training does not pass."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How fast one stage is."""
+
+    name: str
+    images_per_second: float  # of one process that does nothing else
+    seconds: float | None  # of the training's time, for an image; None: it does not pass here
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured."""
+
+    stages: tuple[Stage, ...]
+    whole: float  # images/s of a training
+    bottleneck: str
+
+
+def run_profile(settings: ProfileSettings, console: Console) -> Profile:
+    """Measures each stage and the whole, and prints a table.
+
+    Args:
+        settings: see there.
+        console: where it goes.
+
+    Raises:
+        UserError: for bad input, or if no image can be read.
+    """
+    search, catalogue_path = _search_settings(settings)
+    device = resolve_device(search.device)
+    workers = default_workers(device) if search.workers is None else search.workers
+    runtime = Runtime(device, workers)
+    recipe = _recipe(settings, search, catalogue_path, device)
+    table = _readable(read_splits(search).fit, recipe.seed)
+    recipe = replace(recipe, batch_size=min(recipe.batch_size, len(table)))
+    if settings.out is None:
+        side = choose_side(sample_sizes(table["path"].tolist()), recipe.image_size)
+        recipe = replace(recipe, canvas=search.canvas or side)
+    if recipe.precision == "auto":
+        network = build_network(recipe, pretrained=False)
+        recipe = choose_arithmetic(network, recipe, runtime, console.print).applied(recipe)
+    cached = search.cache != OFF
+    with tempfile.TemporaryDirectory() as folder:
+        cache = _cache(Path(folder), table, recipe.canvas, console) if cached else None
+        speeds = dict(_measured(table, recipe, runtime, cache, settings.seconds))
+    whole = speeds.pop("whole")
+    stages = tuple(
+        Stage(name, speed, _cost(name, speed, workers, cached=cached))
+        for name, speed in speeds.items()
+    )
+    slowest = max(stages, key=lambda stage: stage.seconds or 0.0)
+    profile = Profile(stages, whole, slowest.name)
+    _show(profile, recipe, runtime, console)
+    return profile
+
+
+def _cost(name: str, speed: float, workers: int, *, cached: bool) -> float | None:
+    """Seconds that an image costs a training; workers share what they do."""
+    if name in NO_PART or (cached and name in MAKING_CANVASES):
+        return None
+    return 1 / speed / (max(1, workers) if name in DATA_STAGES else 1)
+
+
+def _cache(folder: Path, table: pd.DataFrame, side: int, console: Console) -> CanvasCache | None:
+    """A cache of these few images, as a search has one of all."""
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    cache = open_cache(str(folder), table["path"].tolist(), side, tell)
+    if cache is not None:
+        fill_cache(cache, lambda _: None)
+    return cache
+
+
+def _search_settings(settings: ProfileSettings) -> tuple[SearchSettings, Path]:
+    """The run's settings, or those of a search of the data set, with what the user gave."""
+    if settings.out is not None:
+        base, catalogue = load_settings(settings.out), settings.out / BACKBONES
+    else:
+        base = SearchSettings(
+            train_labels=settings.train_labels, train_images=settings.train_images
+        ).resolved()
+        catalogue = DEFAULT_PATH
+    names = (
+        *("limit_train", "device", "workers", "batch_size", "image_size", "precision"),
+        *("canvas", "cache"),
+    )
+    given = {name: getattr(settings, name) for name in names}
+    if settings.out is not None:
+        # The run's images and their canvas stay its own; few of them are looked at anyway.
+        given.pop("limit_train")
+        given["canvas"] = canvas_of(settings.out)
+    return replace(base, **{k: v for k, v in given.items() if v is not None}), catalogue
+
+
+def _recipe(
+    settings: ProfileSettings, search: SearchSettings, catalogue_path: Path, device: torch.device
+) -> Recipe:
+    """A trial's recipe, of the backbone that is asked for or the first of the pool; with random
+    weights, which are as fast as any."""
+    catalogue = load_backbones(catalogue_path)
+    assert search.pool is not None
+    pool = catalogue.pool(search.pool)
+    backbone = pool[0] if settings.backbone is None else catalogue.get(settings.backbone)
+    size = search.image_size or backbone.image_sizes[0]
+    return Recipe(
+        backbone=backbone.name,
+        architecture=backbone.architecture,
+        model_args=backbone.create_args(size),
+        mean=backbone.mean,
+        std=backbone.std,
+        image_size=size,
+        canvas=search.canvas or size,
+        weights="none",
+        batch_size=search.batch_size or Recipe.batch_size,
+        micro_batch_size=search.micro_batch_size,
+        augmentation=settings.augmentation,
+        precision=check_training_precision(search.precision, device),
+        channels_last=True,
+        compile=search.compile,
+        seed=search.seed,
+    )
+
+
+def _readable(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Some images that can be read, drawn from all: those of one folder may be alike."""
+    drawn = table.sample(min(len(table), MOST_IMAGES), random_state=seed)
+    kept = [_is_readable(path) for path in drawn["path"]]
+    if sum(kept) < 2:
+        raise UserError(
+            f"profile needs two images that can be read, found {sum(kept)} of {len(drawn)}"
+        )
+    return drawn[kept].reset_index(drop=True)
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        read_image(path)
+    except BrokenImage:
+        return False
+    return True
+
+
+def _measured(
+    table: pd.DataFrame,
+    recipe: Recipe,
+    runtime: Runtime,
+    cache: CanvasCache | None,
+    seconds: float,
+) -> Iterator[tuple[str, float]]:
+    """images/s of each stage, then of the whole."""
+    yield from _data_stages(table["path"].tolist(), recipe, runtime, cache, seconds)
+    # At the network's own size: to bring canvases to it is part of augmenting.
+    batch = random_batch(recipe.batch_size, recipe.image_size)
+
+    def synchronised(work: Callable[[], Any]) -> Callable[[], int]:
+        def step() -> int:
+            work()
+            if runtime.on_cuda:
+                torch.cuda.synchronize(runtime.device)
+            return len(batch.targets)
+
+        return step
+
+    pinned = batch.pin_memory() if runtime.on_cuda else batch
+    yield "copy", _speed(synchronised(lambda: to_device(pinned, runtime)), seconds)
+    network = build_network(recipe, pretrained=False)
+    reader = Reader(recipe.canvas, workers=runtime.workers, cache=cache, pin_memory=runtime.on_cuda)
+    loader = training_batches(table, recipe, reader)
+    training = Training(network, loader, classification_loss(table, recipe), recipe, runtime)
+    ready = replace(batch, canvases=batch.canvases.to(runtime.device))
+    with fast_float32(runtime.device):
+        training.network.train()
+        yield "train", _speed(synchronised(lambda: training.step(ready)), seconds)
+
+    def score() -> int:
+        (found,) = predict_batches(training.network, [ready], runtime)
+        return len(found.scores)
+
+    yield "score", _speed(score, seconds)
+    training.network.train()
+    with reader, fast_float32(runtime.device):
+        batches = _endless(loader)
+        next(batches)  # Workers start.
+
+        def step() -> int:
+            found = next(batches)
+            training.step(found).item()
+            return len(found.targets)
+
+        yield "whole", _speed(step, seconds)
+
+
+def _data_stages(
+    paths: Sequence[str],
+    recipe: Recipe,
+    runtime: Runtime,
+    cache: CanvasCache | None,
+    seconds: float,
+) -> Iterator[tuple[str, float]]:
+    """What happens to an image before it is in a batch, each stage on what the one before made."""
+    augmentation = Augmentation(recipe.augmentation, recipe.augmentation_strength)
+    images = [read_image(path) for path in paths[:64]]
+    read = _speed_of(paths, lambda path: Path(path).read_bytes(), seconds)
+    both = _speed_of(paths, read_image, seconds)
+    yield "read", read
+    yield "decode", 1 / max(1 / both - 1 / read, 1e-9)
+
+    yield "canvas", _speed_of(images, lambda image: to_canvas(image, recipe.canvas), seconds)
+    canvases = torch.stack([to_canvas(image, recipe.canvas) for image in images])
+    if cache is not None:
+        into, rows = torch.empty_like(canvases[0]).numpy(), cache.rows
+        yield "gather", _speed_of(paths, lambda path: cache.copy(rows[path], path, into), seconds)
+        cache.close()
+    seeds = itertools.count()
+
+    def prepare(canvas: torch.Tensor) -> None:
+        augmentation.prepare(canvas, next(seeds))
+
+    yield "compress", _speed_of(list(canvases), prepare, seconds)
+    batch = canvases[: recipe.batch_size].to(runtime.device)
+
+    def augment() -> int:
+        numbers = torch.tensor([next(seeds) for _ in batch])
+        render(batch, numbers, augmentation, recipe.image_size)
+        if runtime.on_cuda:
+            torch.cuda.synchronize(runtime.device)
+        return len(batch)
+
+    yield "augment", _speed(augment, seconds)
+
+
+def _speed_of(items: Sequence[Any], work: Callable[[Any], Any], seconds: float) -> float:
+    """Items/s, over and over."""
+    endless = itertools.cycle(items)
+
+    def step() -> int:
+        work(next(endless))
+        return 1
+
+    return _speed(step, seconds)
+
+
+def _speed(step: Callable[[], int], seconds: float) -> float:
+    """Images/s of a step that returns how many it worked on, after one that warms up."""
+    step()
+    images, started = 0, time.perf_counter()
+    while True:
+        images += step()
+        elapsed = time.perf_counter() - started
+        if elapsed >= seconds:
+            return images / max(elapsed, 1e-9)
+
+
+def _endless(loader: Any) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        yield from loader
+
+
+def _show(profile: Profile, recipe: Recipe, runtime: Runtime, console: Console) -> None:
+    layout = " channels_last" if recipe.channels_last else ""
+    # A line of its own: a title would be broken to the width of the table.
+    console.print(
+        f"{recipe.backbone} at {recipe.image_size} px, {recipe.augmentation}, batches of "
+        f"{recipe.batch_size}, {recipe.precision}{layout}, on {runtime.device} with "
+        f"{runtime.workers} workers",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "images/s alone", "ms an image", ""):
+        table.add_column(column, justify="left" if column in ("stage", "") else "right")
+    for stage in profile.stages:
+        cost = "" if stage.seconds is None else f"{1000 * stage.seconds:.2f}"
+        mark = "bottleneck" if stage.name == profile.bottleneck else ""
+        table.add_row(stage.name, f"{stage.images_per_second:,.0f}", cost, mark)
+    table.add_row("whole", f"{profile.whole:,.1f}", f"{1000 / profile.whole:.2f}", "")
+    console.print(table)
+    parallel = f"shared by {runtime.workers} workers" if runtime.workers else "in the same process"
+    console.print(
+        f"bottleneck: {profile.bottleneck} (all up to compressing is {parallel})",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from search.data.splits import Splits
+from search.interruption import Interrupted, Interruption
+from search.training import arithmetic as module
+from search.training import train as training_module
+from search.training.arithmetic import DEFAULT, Arithmetic, choose_arithmetic, describe_machine
+from search.training.candidate import copy_state
+from search.training.device import Runtime
+from search.training.network import Network, build_network
+from search.training.recipe import Recipe
+from search.training.train import train
+
+CPU = Runtime(torch.device("cpu"))
+RECIPE = Recipe(
+    backbone="test_resnet.r160_in1k",
+    architecture="test_resnet",
+    image_size=32,
+    canvas=32,
+    weights="none",
+    batch_size=8,
+    epochs=2,
+    precision="auto",
+)
+BF16 = Arithmetic("bf16", channels_last=False)
+EVEN = {"fp32 channels_last": 1.0, "fp32": 1.0, "bf16 channels_last": 1.0, "bf16": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONEFOLD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Clock:
+    """A time in which every forward pass takes as long as its arithmetic says."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.now = seconds, 0.0
+        self.seen: list[str] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def forward(self, images: Tensor) -> None:
+        half = torch.is_autocast_enabled("cpu")
+        is_last = images.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append(str(Arithmetic("bf16" if half else "fp32", is_last)))
+        self.now += self.seconds[self.seen[-1]]
+
+
+class Timed(Network):
+    """Tells the clock of each forward pass; may spoil its logits in bf16."""
+
+    def __init__(self, clock: Clock, spoil: Callable[[Tensor], Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.inner, self.image_size = build_network(RECIPE), 32
+        self.clock, self.spoil = clock, spoil
+
+    def __deepcopy__(self, _: Any) -> Timed:
+        twin = Timed(self.clock, self.spoil)
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.clock.forward(images)
+        logits: Tensor = self.inner(images)
+        return self.spoil(logits) if torch.is_autocast_enabled("cpu") else logits
+
+    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        return self.inner.parameter_groups(weight_decay, layer_decay)
+
+
+def choose(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[str, float],
+    spoil: Callable[[Tensor], Tensor] = lambda logits: logits,
+) -> tuple[Arithmetic, str, Clock]:
+    """What is chosen where a step takes so many seconds, by precision and layout."""
+    clock = Clock(EVEN | seconds)
+    told: list[str] = []
+    network = Timed(clock, spoil)
+    before = copy_state(network)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.time, "perf_counter", clock.perf_counter)
+        found = choose_arithmetic(network, RECIPE, CPU, told.append)
+    assert all(torch.equal(before[name], tensor) for name, tensor in copy_state(network).items())
+    (line,) = told
+    return found, line, clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({}, "fp32 channels_last"),
+        ({"bf16": 0.98}, "fp32 channels_last"),  # noise
+        ({"bf16": 0.5}, "bf16"),
+        ({"bf16 channels_last": 0.4, "bf16": 0.5}, "bf16 channels_last"),
+        ({"fp32": 0.7, "bf16": 0.8}, "fp32"),
+    ],
+)
+def test_the_fastest_wins(
+    seconds: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert str(choose(monkeypatch, seconds)[0]) == expected
+
+
+def test_one_line_tells_the_choice_and_what_it_was_chosen_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, line, _ = choose(monkeypatch, {"fp32 channels_last": 0.1, "bf16": 0.2})
+    assert line == "test_resnet.r160_in1k: fp32 channels_last, 80 images/s (bf16 40)"
+
+
+def fail(_: Tensor) -> Tensor:
+    raise RuntimeError("not implemented for 'BFloat16'")
+
+
+@pytest.mark.parametrize("spoil", [lambda x: x * 3 + 1, lambda x: x * float("nan"), fail])
+def test_an_arithmetic_that_fails_or_disagrees_never_wins(
+    spoil: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = {"bf16": 0.4, "bf16 channels_last": 0.4}
+    assert choose(monkeypatch, fast)[0].precision == "bf16"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_read", lambda *_: None)
+        found, line, _ = choose(monkeypatch, fast, spoil)
+    assert found == DEFAULT
+    assert "bf16" not in line
+
+
+def test_a_hopeless_arithmetic_is_given_up_after_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, clock = choose(monkeypatch, {"bf16": 50.0, "bf16 channels_last": 50.0})
+    assert clock.seen.count("bf16") == clock.seen.count("bf16 channels_last") == 1
+    assert clock.seen.count("fp32 channels_last") >= module.FIRST_STEPS
+
+
+def test_what_was_measured_is_kept_for_this_machine_and_network(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    first, line, _ = choose(monkeypatch, {"bf16": 0.5})
+    again, told, clock = choose(monkeypatch, {"fp32": 0.1})
+    assert (again, told, clock.seen) == (first, line, [])
+    (kept,) = (own_cache / "arithmetic").iterdir()
+    assert json.loads(kept.read_text())["key"]["machine"] == describe_machine(CPU.device)
+    kept.write_text("damaged")
+    assert choose(monkeypatch, {"fp32": 0.1})[0] == Arithmetic("fp32", channels_last=False)
+    # Another batch is another measurement.
+    choose_arithmetic(build_network(RECIPE), replace(RECIPE, batch_size=4), CPU, lambda _: None)
+    assert len(list((own_cache / "arithmetic").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    own_cache.write_text("no folder")
+    assert choose(monkeypatch, {"bf16": 0.5})[0] == BF16
+
+
+def test_global_generators_stay_where_they_are() -> None:
+    before = torch.get_rng_state()
+    found = choose_arithmetic(build_network(RECIPE), RECIPE, CPU, lambda _: None)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not found.compile
+
+
+def test_compiling_is_tried_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Arithmetic] = []
+    speeds = {"fp32 compiled": 30.0, "bf16": 20.0}
+
+    def measure(_: Any, recipe: Recipe, *__: Any) -> Any:
+        assert recipe.precision != "auto"
+        found = Arithmetic(recipe.precision, recipe.channels_last, recipe.compile)
+        measured.append(found)
+        speed = speeds.get(str(found).replace(" channels_last", ""), 10.0)
+        return module._Measured(found, (0.7,), speed)
+
+    monkeypatch.setattr(module, "_measure", measure)
+    network = build_network(RECIPE)
+    assert choose_arithmetic(network, RECIPE, CPU, lambda _: None).precision == "bf16"
+    assert not any(arithmetic.compile for arithmetic in measured)
+    asked = choose_arithmetic(network, replace(RECIPE, compile=True), CPU, lambda _: None)
+    assert asked == Arithmetic("fp32", channels_last=True, compile=True)
+    assert [a.precision for a in measured if a.compile] == ["fp32", "bf16"]
+
+
+def test_a_training_is_written_down_as_it_was_computed(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_module, "choose_arithmetic", lambda *_: BF16)
+    candidate = train(RECIPE, splits, tmp_path / "a", runtime=CPU)
+    assert candidate.recipe == replace(RECIPE, precision="bf16")
+    assert candidate.metrics["precision"] == "bf16"
+
+
+class StopAfter(Interruption):
+    def __init__(self, checks: int) -> None:
+        super().__init__()
+        self.left = checks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted("stopped by the test")
+
+
+def test_going_on_keeps_the_arithmetic_that_was_begun_with(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_module, "choose_arithmetic", lambda *_: BF16)
+    for name in ("a", "b"):
+        with pytest.raises(Interrupted):
+            train(RECIPE, splits, tmp_path / name, None, StopAfter(3), runtime=CPU)
+    monkeypatch.setattr(training_module, "choose_arithmetic", lambda *_: DEFAULT)
+    assert train(RECIPE, splits, tmp_path / "a", runtime=CPU).recipe.precision == "bf16"
+    # Another machine may be fast in another one.
+    monkeypatch.setattr(training_module, "describe_machine", lambda _: "another")
+    assert train(RECIPE, splits, tmp_path / "b", runtime=CPU).recipe.precision == "fp32"
