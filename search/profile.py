@@ -318,9 +318,9 @@ def _show(profile: Profile, recipe: Recipe, runtime: Runtime, console: Console) 
     layout = " channels_last" if recipe.channels_last else ""
     # A line of its own: a title would be broken to the width of the table.
     console.print(
-        f"{recipe.backbone} at {recipe.image_size} px, {recipe.augmentation}, batches of "
-        f"{recipe.batch_size}, {recipe.precision}{layout}, on {runtime.device} with "
-        f"{runtime.workers} workers",
+        f"{recipe.backbone} at {recipe.image_size} px from canvases of {recipe.canvas} px, "
+        f"{recipe.augmentation}, batches of {recipe.batch_size}, {recipe.precision}{layout}, on "
+        f"{runtime.device} with {runtime.workers} workers",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from search import profile as module
 from search.cli import main
+from search.data.inputs import write_data
 from search.errors import UserError
 from search.profile import Profile, run_profile
 from search.settings import ProfileSettings, SearchSettings, write_settings
@@ -51,10 +52,11 @@ def test_a_run_is_profiled_on_its_own_images(
 ) -> None:
     settings = SearchSettings(out=tmp_path, batch_size=4, image_size=32).resolved()
     write_settings(settings, tmp_path)
+    write_data(tmp_path, module.read_splits(settings), "study", budget=1, canvas=40)
     catalogue = Path(module.DEFAULT_PATH).read_bytes()
     (tmp_path / "backbones.yaml").write_bytes(catalogue)
     _, text = profiled(out=tmp_path, image_size=None, batch_size=None, limit_train=None)
-    assert "at 32 px, light, batches of 4, fp32" in text
+    assert "at 32 px from canvases of 40 px, light, batches of 4, fp32" in text
 
 
 @pytest.mark.parametrize(
@@ -62,9 +64,11 @@ def test_a_run_is_profiled_on_its_own_images(
     [
         ({"train": 50.0}, 0, "train"),
         ({"augment": 40.0, "train": 50.0}, 0, "augment"),
-        ({"augment": 40.0, "train": 50.0}, 2, "train"),  # two of them are faster together
-        ({"augment": 20.0, "train": 50.0}, 2, "augment"),
-        ({"canvas": 1.0, "score": 1.0, "decode": 30.0}, 0, "decode"),  # no part of a training
+        ({"augment": 40.0, "train": 50.0}, 2, "augment"),  # where the training is
+        ({"compress": 40.0, "train": 50.0}, 2, "train"),  # two workers are faster together
+        ({"compress": 20.0, "train": 50.0}, 2, "compress"),
+        # Canvases are made once, and scoring is no part of a training.
+        ({"decode": 1.0, "canvas": 1.0, "score": 1.0, "gather": 30.0}, 0, "gather"),
     ],
 )
 def test_the_bottleneck_is_what_costs_a_training_most(
@@ -73,6 +77,12 @@ def test_the_bottleneck_is_what_costs_a_training_most(
     found = dict.fromkeys(STAGES, 1000.0) | speeds | {"whole": 10.0}
     monkeypatch.setattr(module, "_measured", lambda *_: found.items())
     assert profiled(workers=workers)[0].bottleneck == expected
+
+
+def test_without_a_cache_canvases_are_part_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {name: 1000.0 for name in STAGES if name != "gather"} | {"decode": 30.0, "whole": 10.0}
+    monkeypatch.setattr(module, "_measured", lambda *_: found.items())
+    assert profiled(cache="off")[0].bottleneck == "decode"
 
 
 def test_broken_images_are_left_out(tmp_path: Path) -> None:
