@@ -187,8 +187,8 @@ def test_batches_alter_each_image_its_own_way() -> None:
     images = torch.stack([canvas(seed) for seed in range(40)])
     steps = [rng.sample(choices, rng.randint(0, 4)) for _ in images]
     alone, together = alter_one_by_one(images, steps), alter_together(images, steps)
-    # Equal but for floats on the edge of a level, which the next alterations may drive apart.
-    assert (alone != together).float().mean() < 0.02
+    # Equal but for a level, which the next alterations may drive apart.
+    assert ((alone.int() - together.int()).abs() > 1).float().mean() < 0.01
     assert any(torch.equal(image, own) for image, own in zip(images, alone, strict=True))
 
 
