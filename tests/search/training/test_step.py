@@ -16,6 +16,7 @@ RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",
     architecture="test_resnet",
     image_size=32,
+    canvas=32,
     weights="none",
     learning_rate=1e-2,
 )
