@@ -3,8 +3,8 @@ each image that were drawn elsewhere.
 
 A result depends on an image and its parameters alone, never on its neighbours in the batch.
 
-These few lines won over the libraries where it matters (tests/benchmarks/bench_alterations.py; ms an
-image of 256 px on two cores; Pillow, torchvision 0.29, kornia 0.9): crop and resize 0.30 against
+These few lines won over the libraries where it matters (tests/benchmarks/bench_alterations.py: ms
+an image of 256 px on two cores; Pillow, torchvision 0.29, kornia 0.9): crop and resize 0.30 against
 0.48, 0.43, 1.45; colour jitter 1.40 against 3.15, 3.78, 4.82; blur 0.93 against 2.27, 2.49, 1.95.
 torchvision is faster at equalising (0.55, here 0.73), at maps (1.02, 1.24), noise and erasing, but
 takes one image at a time, whose parameters differ; and noise has to be the same on every device.
