@@ -3,11 +3,12 @@ each image that were drawn elsewhere.
 
 A result depends on an image and its parameters alone, never on its neighbours in the batch.
 
-These few lines won over the libraries where it matters (tests/benchmarks/bench_alterations.py: ms
-an image of 256 px on two cores; Pillow, torchvision 0.29, kornia 0.9): crop and resize 0.30 against
-0.48, 0.43, 1.45; colour jitter 1.40 against 3.15, 3.78, 4.82; blur 0.93 against 2.27, 2.49, 1.95.
-torchvision is faster at equalising (0.55, here 0.73), at maps (1.02, 1.24), noise and erasing, but
-takes one image at a time, whose parameters differ; and noise has to be the same on every device.
+Our own few lines, because parameters of each image are foreign to torchvision v2, and kornia 0.9
+draws them from one generator for the whole batch. Ours are also the faster where the time goes:
+`tests/benchmarks/bench_alterations.py` took, in ms for a face of 256 px on one core, ours /
+torchvision on tensors / kornia on batches: crop and resize 0.27 / 0.28 / 2.29, jitter 0.86 / 3.49 /
+5.43, blur 0.87 / 3.47 / 1.41, equalize 0.57 / 0.67 / 1.51; the others lose a third of a millisecond
+at most (affine 1.06 / 0.95 / 1.15, noise 1.11 / 0.76 / 1.00). Resampling itself is torch's.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ def _luma(levels: Tensor) -> Tensor:
 
 
 # In place where they can: new memory of this size comes from the system page by page, which costs
-# more than the arithmetic (hue 1.7 ms on one core; so, 0.4).
+# more than the arithmetic (hue at 224 px: 1.7 ms on one core; so, 0.3).
 
 
 def _brightness(levels: Tensor, factors: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class View:
 
     Attributes:
         before: alterations of the canvas, in its pixels.
-        box: top, left, height and width of what is seen of it, in its pixels; None for all.
+        box: top, left, height and width of what is seen of it, in its pixels; None for all, to the
+            bit as images are scored, which takes five times as long on a CPU.
         after: alterations of what is seen, in shares of it.
     """
 
@@ -217,17 +218,16 @@ def _compression(rng: random.Random, lowest_quality: int, most: int) -> Steps:
     """One pass for a chain of up to `most`, JPEG or WebP each, as sharing compresses images.
 
     What remains of an image is decided by the chain's worst pass, and each other costs about as
-    much as 5 points of quality: over 60 faces at 256 px, chains of up to 4 passes down to quality
-    30 differ by 2.24 levels in the mean from their image, and this one pass by 2.2; chains of 2
-    down to 55 by 1.62 and 1.6.
+    much as 4 points of quality: over 60 faces at 256 px, chains of up to 4 passes down to quality
+    30 differ from their image by 2.24 levels in the mean, and this one pass by 2.15; chains of up
+    to 2 down to 55 by 1.62 and 1.57.
     """
     passes = [
         (rng.randint(lowest_quality, 95), rng.randrange(2), rng.randrange(2))
         for _ in range(rng.randint(1, most))
     ]
     quality, webp, subsampled = min(passes)
-    quality -= 5 * (len(passes) - 1)
-    return ((COMPRESS, (webp, max(5, quality), subsampled)),)
+    return ((COMPRESS, (webp, quality - 4 * (len(passes) - 1), subsampled)),)
 
 
 def _degradation(rng: random.Random, strength: float, side: int) -> Steps:
@@ -297,12 +297,12 @@ def _none(_rng: random.Random, _strength: float, _side: int) -> View:
     return View()
 
 
-def _flip(rng: random.Random, _strength: float, _side: int) -> View:
-    return View(after=_mirror(rng))
+def _flip(rng: random.Random, _strength: float, side: int) -> View:
+    return View((), (0, 0, side, side), _mirror(rng))
 
 
-def _baseline(rng: random.Random, _strength: float, _side: int) -> View:
-    return View(after=_mirror(rng) + _mirror(rng, -2))
+def _baseline(rng: random.Random, _strength: float, side: int) -> View:
+    return View((), (0, 0, side, side), _mirror(rng) + _mirror(rng, -2))
 
 
 def _light(rng: random.Random, strength: float, side: int) -> View:
@@ -327,7 +327,7 @@ def _geometric(rng: random.Random, strength: float, side: int) -> View:
     return View((), box, after)
 
 
-def _colour(rng: random.Random, strength: float, _side: int) -> View:
+def _colour(rng: random.Random, strength: float, side: int) -> View:
     after = (
         _mirror(rng)
         + _jitter(rng, _between(strength, 0.1, 0.5))
@@ -335,7 +335,7 @@ def _colour(rng: random.Random, strength: float, _side: int) -> View:
         + _sometimes(rng, _between(strength, 0.05, 0.2), "autocontrast")
         + _sometimes(rng, _between(strength, 0.02, 0.1), "equalize")
     )
-    return View(after=after)
+    return View((), (0, 0, side, side), after)
 
 
 def _degrade(rng: random.Random, strength: float, side: int) -> View:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torchvision.transforms import v2
 
 from search.data import augment
 from search.data.alterations import crop_resize, resize
@@ -73,7 +76,7 @@ def measures(images: Tensor) -> dict[str, Tensor]:
     }
 
 
-COUNT = 300
+COUNT = 250
 ERRORS = 4.0
 """Standard errors that two samples of one distribution may lie apart."""
 
@@ -100,6 +103,196 @@ def test_policies_are_in_distribution_what_they_were(policy: str) -> None:
         assert apart <= ERRORS * spread + slack, (name, own.std(), theirs.std())
 
 
+DRAWS = 3000
+DRAWN: list[tuple[str, str, int, tuple[float, float], tuple[float, ...]]] = [
+    # policy, alteration, its parameter; at strengths 0 and 1 the share of views that have it, and
+    # the ends of what the parameter is drawn from evenly: all as in the reference's own code
+    ("flip", "mirror", 0, (0.5, 0.5), (-1, -1, -1, -1)),
+    ("baseline", "mirror", 0, (0.75, 0.75), ()),
+    *(("light", "jitter", k, (1, 1), (0.95, 1.05, 0.75, 1.25)) for k in range(3)),
+    ("light", "jitter", 3, (1, 1), (-0.0125, 0.0125, -0.0625, 0.0625)),
+    *(("light", "jitter", k, (1, 1), (-0.5, 3.5, -0.5, 3.5)) for k in range(4, 8)),
+    *(("colour", "jitter", k, (1, 1), (0.9, 1.1, 0.5, 1.5)) for k in range(3)),
+    ("colour", "jitter", 3, (1, 1), (-0.025, 0.025, -0.125, 0.125)),
+    ("colour", "grayscale", 0, (0.02, 0.2), ()),
+    ("colour", "autocontrast", 0, (0.05, 0.2), ()),
+    ("colour", "equalize", 0, (0.02, 0.1), ()),
+    ("geometric", "affine", 6, (0.5, 0.5), (0, 0, 0, 0)),
+    ("degrade", "blur", 0, (0.2, 0.5), (0.1, 0.5, 0.1, 2.5)),
+    ("degrade", "down_and_up", 0, (0.2, 0.5), ()),
+    ("degrade", "down_and_up", 1, (0.2, 0.5), (0.5, 3.5, 0.5, 3.5)),
+    ("degrade", "down_and_up", 2, (0.2, 0.5), (0.5, 3.5, 0.5, 3.5)),
+    ("degrade", "noise", 0, (0.2, 0.5), (1, 3, 1, 20)),
+    ("degrade", "noise", 1, (0.2, 0.5), ()),
+    ("degrade", COMPRESS, 0, (0.5, 0.8), ()),
+    ("degrade", COMPRESS, 1, (0.5, 0.8), ()),
+    ("degrade", COMPRESS, 2, (0.5, 0.8), ()),
+    *(("strong", name, 0, (0.2, 0.5), ()) for name in ("blur", "down_and_up", "noise")),
+    ("strong", COMPRESS, 0, (0.5, 0.8), ()),
+    *(("strong", "jitter", k, (1, 1), (0.9, 1.1, 0.6, 1.4)) for k in range(3)),
+    ("strong", "grayscale", 0, (0.02, 0.1), ()),
+    ("strong", "erase", 0, (0.1, 0.4), ()),
+    ("erase", "erase", 0, (0.2, 0.8), ()),
+]
+
+
+@pytest.mark.parametrize(("policy", "name", "parameter", "shares", "ends"), DRAWN)
+def test_alterations_are_drawn_as_often_and_as_far(
+    policy: str,
+    name: str,
+    parameter: int,
+    shares: tuple[float, float],
+    ends: tuple[float, ...],
+) -> None:
+    for strength, share in enumerate(shares):
+        found = drawn(policy, name, float(strength))
+        error = (share * (1 - share) / DRAWS) ** 0.5
+        assert len(found) / DRAWS == pytest.approx(share, abs=ERRORS * error + 1e-9)
+        if ends:
+            low, high = ends[2 * strength : 2 * strength + 2]
+            assert_even([parameters[parameter] for parameters in found], low, high)
+
+
+def drawn(policy: str, name: str, strength: float) -> list[tuple[float, ...]]:
+    """The parameters of an alteration in the views that have it."""
+    augmentation = Augmentation(policy, strength)
+    found = []
+    for seed in range(DRAWS):
+        view = augmentation.draw(seed, 256)
+        own = [parameters for step, parameters in (*view.before, *view.after) if step == name]
+        found += own[:1]
+    return found
+
+
+def assert_even(values: list[float], low: float, high: float) -> None:
+    """Uniform between the ends, by mean and deviation."""
+    width, count = high - low, len(values)
+    # Integers reach half of one beyond; hues are whole 256ths.
+    grain = 1 / 256 + 0.05 * width
+    deviation = width / 12**0.5
+    assert min(values) >= low - 1e-9
+    assert max(values) <= high + 1e-9
+    assert abs(np.mean(values) - (low + high) / 2) <= ERRORS * deviation / count**0.5 + 1e-9
+    assert abs(np.std(values) - deviation) <= ERRORS * deviation / (2 * count) ** 0.5 + grain
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_sides_of_degraded_images_follow_the_factor(strength: float) -> None:
+    most = 4.0 if strength else 1.3
+    factors = [256 / side for side, *_ in drawn("degrade", "down_and_up", strength)]
+    assert_even([min(max(factor, 1.0), most) for factor in factors], 1.0, most)
+    # A side is a whole number of pixels.
+    assert max(factors) <= most * 1.01
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_compression_is_that_of_a_chain(strength: float) -> None:
+    lowest, most = (30, 4) if strength else (80, 1)
+    rng = random.Random(0)
+    expected = []
+    for _ in range(DRAWS):
+        passes = rng.randint(1, most)
+        worst = min(rng.randint(lowest, 95) for _ in range(passes))
+        expected.append(worst - 4 * (passes - 1))
+    formats, found, subsampled = zip(*drawn("degrade", COMPRESS, strength), strict=True)
+    error = ERRORS * np.std(expected) * (1 / DRAWS + 1 / len(found)) ** 0.5
+    assert np.mean(found) == pytest.approx(np.mean(expected), abs=error)
+    assert np.std(found) == pytest.approx(np.std(expected), abs=error)
+    for share in (np.mean(formats), np.mean(subsampled)):
+        assert share == pytest.approx(0.5, abs=ERRORS * 0.5 / len(found) ** 0.5)
+
+
+def test_half_of_the_noise_is_the_same_in_all_channels() -> None:
+    channels = [parameters[1] for parameters in drawn("degrade", "noise", 1.0)]
+    assert set(channels) == {1, 3}
+    assert np.mean([count == 1 for count in channels]) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_turns_and_shears_reach_as_far(strength: float) -> None:
+    degrees, shift, slope = (30, 0.1, 15) if strength else (5, 0.02, 2)
+    turns, slopes, across, down = [], [], [], []
+    for a, b, c, d, e, f, _ in drawn("geometric", "affine", strength):
+        turns.append(np.degrees(np.arctan2(-d, e)))
+        back = np.array([[a, b], [d, e]])  # a shear after a turn
+        slopes.append(np.degrees(np.arctan((back @ [[e, d], [-d, e]])[0, 1])))
+        moved = -np.linalg.inv(back) @ [c, f] / 2
+        across.append(moved[0])
+        down.append(moved[1])
+    assert_even(turns, -degrees, degrees)
+    assert_even(across, -shift, shift)
+    assert_even(down, -shift, shift)
+    assert_even(slopes, -slope, slope)
+
+
+def test_crops_are_torchvisions() -> None:
+    least = {"light": 0.5, "geometric": 0.25, "degrade": 0.7, "randaugment": 0.7, "erase": 0.8}
+    for policy, area in {**least, "strong": 0.3}.items():
+        torch.manual_seed(0)
+        crop = v2.RandomResizedCrop((9, 9), scale=(area, 1.0), ratio=(0.8, 1.25))
+        image = torch.zeros(1, 256, 256)
+        params = [crop.make_params([image]) for _ in range(DRAWS // 3)]
+        expected = np.array([[p[k] for k in ("top", "left", "height", "width")] for p in params])
+        augmentation = Augmentation(policy, 1.0)
+        found = np.array([augmentation.draw(seed, 256).box for seed in range(DRAWS)])
+        error = expected.std(0) / (DRAWS / 4) ** 0.5
+        assert (abs(found.mean(0) - expected.mean(0)) <= ERRORS * error).all(), policy
+        assert (abs(found.std(0) - expected.std(0)) <= ERRORS * error).all(), policy
+
+
+def test_erased_boxes_are_timms() -> None:
+    for policy, most in (("erase", 1 / 3), ("strong", 0.2)):
+        random.seed(0)
+        erasing = RandomErasing(1.0, max_area=most, device="cpu")
+        kept = torch.stack([erasing(torch.ones(1, 100, 100)) for _ in range(DRAWS // 3)])
+        expected = 1 - kept.mean((1, 2, 3)).numpy()
+        boxes = drawn(policy, "erase", 1.0)
+        found = np.array([height * width for _, _, height, width in boxes])
+        error = expected.std() * (3 / DRAWS + 1 / len(found)) ** 0.5
+        assert abs(found.mean() - expected.mean()) <= ERRORS * error
+        assert abs(found.std() - expected.std()) <= ERRORS * error
+
+
+def test_randaugment_draws_each_of_timms_operations_as_often() -> None:
+    augmentation = Augmentation("randaugment", 0.8)
+    steps = []
+    for seed in range(DRAWS):
+        after = augmentation.draw(seed, 256).after
+        steps += [step for step in after if step[0] != "mirror"]
+    assert len(steps) / DRAWS == pytest.approx(1.0, abs=0.06)  # each of two with 0.5
+    counts = Counter(name for name, _ in steps)
+    assert {name: round(15 * count / len(steps)) for name, count in counts.items()} == {
+        **dict.fromkeys(("autocontrast", "equalize", "invert", "posterize", "solarize"), 1),
+        "solarize_add": 1,
+        "sharpen": 1,
+        "jitter": 3,
+        "affine": 5,
+    }
+    # Magnitude 8, of 10, give or take 0.5.
+    centres = {"posterize": 1.2, "solarize": 51.7, "solarize_add": 87.5}
+    for name, centre in centres.items():
+        amounts = [parameters[0] for step, parameters in steps if step == name]
+        assert np.mean(amounts) == pytest.approx(centre, abs=2 if centre > 2 else 0.25)
+    colours = [factor for name, p in steps if name == "jitter" for factor in p[:3] if factor != 1]
+    sharpness = [p[0] for name, p in steps if name == "sharpen"]
+    for factors in (colours, sharpness):
+        assert np.mean(np.abs(np.array(factors) - 1)) == pytest.approx(0.72, abs=0.02)
+        assert np.mean(np.array(factors) > 1) == pytest.approx(0.5, abs=0.15)
+    maps = np.array([parameters[:6] for name, parameters in steps if name == "affine"])
+    moved = np.abs(maps - (1, 0, 0, 0, 1, 0))
+    # Turns by 24 degrees, shears by 0.24, shifts by 0.24 of the image, which is 2 wide.
+    turns = maps[:, 4] != 1
+    turns &= maps[:, 0] != 1
+    shifts = moved[:, [1, 3]].max(1) == 0
+    for chosen, share, centre in (
+        (turns, 0.2, np.sin(np.radians(24))),
+        (shifts, 0.4, 0.48),
+        (~turns & ~shifts, 0.4, 0.24),
+    ):
+        assert chosen.mean() == pytest.approx(share, abs=0.06)
+        assert moved[chosen].max(1).mean() == pytest.approx(centre, abs=0.02)
+
+
 @pytest.mark.parametrize("policy", WITH_STRENGTH)
 def test_strength_moves_views_away_from_the_image(policy: str) -> None:
     plain = resize(canvas()[None], SIZE).float()
@@ -121,7 +314,8 @@ def test_strength_does_nothing_where_it_says_so(policy: str) -> None:
 
 
 def test_flips_are_flips() -> None:
-    plain = resize(canvas()[None], SIZE)[0]
+    whole = torch.tensor([[0, 0, SIDE, SIDE]])
+    plain = crop_resize(canvas()[None], whole, SIZE)[0]
     seen = {image.numpy().tobytes() for image in views("baseline", 0.5, torch.arange(40))}
     assert seen == {plain.flip(dims).numpy().tobytes() for dims in ([], [-1], [-2], [-1, -2])}
 
