@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search.data.batches import Batch, Shown
-from search.files import cache_folder, write_json_atomically
+from search.files import cache_folder, read_json, write_json_atomically
+from search.interruption import Interrupted
 from search.training.device import (
     Precision,
     Runtime,
@@ -86,7 +87,11 @@ class _Measured:
 
 
 def choose_arithmetic(
-    network: nn.Module, recipe: Recipe, runtime: Runtime, tell: Callable[[str], None]
+    network: nn.Module,
+    recipe: Recipe,
+    runtime: Runtime,
+    tell: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> Arithmetic:
     """The fastest arithmetic whose loss agrees with that of fp32, from the cache or measured now.
 
@@ -97,12 +102,13 @@ def choose_arithmetic(
             be tried.
         runtime: the device.
         tell: given one line on what was found.
+        check: called before every step; an Interrupted that it raises ends it.
     """
     key = _key(network, recipe, runtime)
     path = cache_folder() / "arithmetic" / f"{_digest(key)}.json"
     known = _read(path, key)
     if known is None:
-        found = _measure_all(network, recipe, runtime)
+        found = _measure_all(network, recipe, runtime, check)
         if not found:
             return DEFAULT
         best = _best(found)
@@ -159,7 +165,7 @@ def _digest(key: dict[str, Any]) -> str:
 def _read(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """What was measured before; None if there is nothing that can be read."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         Arithmetic(**content["arithmetic"])
         return content if content["key"] == key and isinstance(content["line"], str) else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -173,7 +179,9 @@ def _candidates(device: torch.device) -> list[Arithmetic]:
     return [Arithmetic(precision, layout) for precision in precisions for layout in (True, False)]
 
 
-def _measure_all(network: nn.Module, recipe: Recipe, runtime: Runtime) -> list[_Measured]:
+def _measure_all(
+    network: nn.Module, recipe: Recipe, runtime: Runtime, check: Callable[[], None]
+) -> list[_Measured]:
     """Every arithmetic that works, fp32 first; none if not even that does, as the training will
     say itself."""
     images = recipe.micro_batch_size or recipe.batch_size
@@ -196,10 +204,14 @@ def _measure_all(network: nn.Module, recipe: Recipe, runtime: Runtime) -> list[_
         quickest = max((m.images_per_second for m in found), default=0.0)
         limit = HOPELESS * images / quickest if quickest and not arithmetic.compile else None
         # An operation that bf16 lacks, no compiler, too little memory: the others are tried.
-        with suppress(Exception):
-            measured = _measure(network, arithmetic.applied(plain), runtime, batch, limit)
-            if measured is not None and (not found or _agree(measured, found[0])):
-                found.append(measured)
+        try:
+            measured = _measure(network, arithmetic.applied(plain), runtime, batch, limit, check)
+        except Interrupted:
+            raise
+        except Exception:
+            return
+        if measured is not None and (not found or _agree(measured, found[0])):
+            found.append(measured)
 
     for arithmetic in _candidates(runtime.device):
         if found or arithmetic.precision == "fp32":
@@ -213,7 +225,12 @@ def _measure_all(network: nn.Module, recipe: Recipe, runtime: Runtime) -> list[_
 
 
 def _measure(
-    network: nn.Module, recipe: Recipe, runtime: Runtime, batch: Batch, limit: float | None
+    network: nn.Module,
+    recipe: Recipe,
+    runtime: Runtime,
+    batch: Batch,
+    limit: float | None,
+    check: Callable[[], None],
 ) -> _Measured | None:
     """
     Args:
@@ -222,6 +239,7 @@ def _measure(
         runtime: the device.
         batch: trained on in every step.
         limit: seconds of a first step that is not worth a second; None has no limit.
+        check: called before every step.
     """
     trained = copy.deepcopy(network).to(runtime.device).train()
     if recipe.channels_last:
@@ -237,6 +255,7 @@ def _measure(
         while len(losses) < FIRST_STEPS or (
             len(losses) < MOST_STEPS and sum(seconds[1:]) < ENOUGH_SECONDS
         ):
+            check()
             started = time.perf_counter()
             losses.append(step(batch).item())  # waits for the GPU
             seconds.append(time.perf_counter() - started)

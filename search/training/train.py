@@ -171,7 +171,7 @@ def train(
     saved = _saved_state(folder, identity, watch)
     network = task.network(start=saved is None)
     if recipe.precision == "auto":
-        recipe = _computed_fast(recipe, network, runtime, saved, watch)
+        recipe = _computed_fast(recipe, network, runtime, saved, watch, interruption)
     training = Training(network, task.batches(), task.loss(), recipe, runtime)
     if saved is not None:
         training.load_state_dict(saved)
@@ -267,13 +267,15 @@ def _computed_fast(
     runtime: Runtime,
     saved: Mapping[str, Any] | None,
     watch: Watch,
+    interruption: Interruption,
 ) -> Recipe:
     """The recipe in the arithmetic that its training began with on this machine, or else in the
     fastest."""
     recorded = (saved or {}).get(ARITHMETIC)
     if recorded is not None and recorded["machine"] == describe_machine(runtime.device):
         return Arithmetic(**recorded["chosen"]).applied(recipe)
-    return choose_arithmetic(network, recipe, runtime, watch.tell).applied(recipe)
+    chosen = choose_arithmetic(network, recipe, runtime, watch.tell, interruption.check)
+    return chosen.applied(recipe)
 
 
 class _Keeper:

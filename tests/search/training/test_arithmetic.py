@@ -226,3 +226,12 @@ def test_going_on_keeps_the_arithmetic_that_was_begun_with(
     # Another machine may be fast in another one.
     monkeypatch.setattr(training_module, "describe_machine", lambda _: "another")
     assert train(RECIPE, splits, tmp_path / "b", runtime=CPU).recipe.precision == "fp32"
+
+
+def test_a_stop_while_measuring_leaves_at_the_next_step_and_the_training_goes_on(
+    splits: Splits, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train(RECIPE, splits, tmp_path / "a", None, StopAfter(2), runtime=CPU)
+    assert not list((tmp_path / "cache").glob("arithmetic/*"))  # half a measurement is none
+    assert train(RECIPE, splits, tmp_path / "a", runtime=CPU).is_complete
