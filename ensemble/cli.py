@@ -29,7 +29,7 @@ from search.settings import AtLeastZero
 
 if TYPE_CHECKING:
     from ensemble.pool.pool import Pool
-    from search.interruption import Interruption
+    from search.machine.interruption import Interruption
 
 app = App(
     name="python -m ensemble",
@@ -255,7 +255,7 @@ def _merging(settings: RunSettings, console: Console, started: float) -> Iterato
     ends there, and a line tells how to go on. The time limit was the user's wish and no failure;
     after Ctrl-C a script must not go on as if the merge had come to its end.
     """
-    from search.interruption import Interrupted, Interruption
+    from search.machine.interruption import Interrupted, Interruption
 
     timeout = settings.timeout if isinstance(settings, MergeSettings) else None
     interruption = Interruption(None if timeout is None else timeout.total_seconds(), started)
@@ -277,7 +277,7 @@ def _alone(run: Path) -> Iterator[None]:
         UserError: if another one is at it, or the folder is no run or cannot be written to.
     """
     from ensemble.network.model import finish_all_replacing
-    from search.files import COMPARISON, MERGED, drop_unfinished_writes
+    from search.machine.files import COMPARISON, MERGED, drop_unfinished_writes
     from search.settings import load_settings
 
     load_settings(run)  # no lock is left where there is no run

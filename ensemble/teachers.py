@@ -16,7 +16,7 @@ from ensemble.network.model import TeacherOrigin, load_model, load_spec
 from ensemble.pool.eligibility import judge_origin, judge_recipe
 from ensemble.pool.pool import Pool
 from search.errors import UserError
-from search.files import MERGED, file_sha256
+from search.machine.files import MERGED, file_sha256
 from search.training.candidate import WEIGHTS, Candidate
 from search.training.metrics import Metrics, measure, roc_auc
 

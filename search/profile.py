@@ -16,24 +16,24 @@ from rich.console import Console
 from rich.table import Table
 
 from search.catalogue.backbones import DEFAULT_PATH, load_backbones
-from search.data.augment import Augmentation, render
-from search.data.batches import Batch
-from search.data.cache import OFF, CanvasCache, fill_cache, open_cache
-from search.data.canvas import choose_side, sample_sizes, to_canvas
-from search.data.images import BrokenImage, read_image
 from search.data.inputs import canvas_of, read_splits
-from search.data.reading import Reader
 from search.errors import UserError
-from search.files import BACKBONES
-from search.settings import ProfileSettings, SearchSettings, load_settings
-from search.training.arithmetic import choose_arithmetic, random_batch
-from search.training.device import (
+from search.machine.device import (
     Runtime,
     check_training_precision,
     default_workers,
     fast_float32,
     resolve_device,
 )
+from search.machine.files import BACKBONES
+from search.pixels.augment import Augmentation, render
+from search.pixels.batches import Batch
+from search.pixels.cache import OFF, CanvasCache, fill_cache, open_cache
+from search.pixels.canvas import choose_side, sample_sizes, to_canvas
+from search.pixels.images import BrokenImage, read_image
+from search.pixels.reading import Reader
+from search.settings import ProfileSettings, SearchSettings, load_settings
+from search.training.arithmetic import choose_arithmetic, random_batch
 from search.training.loop import Training
 from search.training.loss import classification_loss, training_batches
 from search.training.network import build_network

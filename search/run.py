@@ -19,10 +19,13 @@ from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH
 from search.data.inputs import canvas_of, check_data, read_splits, study_name, write_data
-from search.data.reading import Reader
 from search.errors import UserError
-from search.files import BACKBONES, CANDIDATES, drop_unfinished_writes
-from search.interruption import Interrupted, Interruption
+from search.machine.device import Runtime, default_workers, resolve_device
+from search.machine.files import BACKBONES, CANDIDATES, drop_unfinished_writes
+from search.machine.interruption import Interrupted, Interruption
+from search.pixels.canvas import describe_canvas
+from search.pixels.opening import fill, open_quarantine, open_reader
+from search.pixels.reading import Reader
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.recorded import read_metrics
@@ -46,8 +49,6 @@ from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
 from search.training.candidate import Candidate, score_on_report
-from search.training.canvases import fill, open_quarantine, open_reader
-from search.training.device import Runtime, default_workers, resolve_device
 
 LOCK = ".lock"
 
@@ -184,7 +185,9 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
                     shutil.copyfile(source, run / BACKBONES)
             budget = plan.catalogue.budget
             canvas = plan.space.canvas
-            write_data(run, plan.splits, study.study_name, budget, canvas, plan.notes)
+            write_data(
+                run, plan.splits, study.study_name, budget, describe_canvas(canvas), plan.notes
+            )
             # Last: with it the folder is a run that can be resumed.
             write_settings(settings, run)
             recover(study, run)

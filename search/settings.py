@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from search.errors import UserError
-from search.files import BACKBONES, write_yaml_atomically
+from search.machine.files import BACKBONES, write_yaml_atomically
 
 AtLeastOne = Parameter(validator=Number(gte=1))
 AtLeastZero = Parameter(validator=Number(gte=0))
@@ -333,7 +333,7 @@ def load_settings(run: Path) -> SearchSettings:
     # Light to import until a run is opened: the command line reads this module for its --help.
     from pydantic import TypeAdapter, ValidationError
 
-    from search.files import first_problem
+    from search.machine.files import first_problem
 
     content = read_settings(run)
     if content is None:

@@ -21,7 +21,7 @@ from ensemble.pool.pool import Pool
 from ensemble.teachers import choose_teachers
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
-from search.files import COMPARISON, write_atomically
+from search.machine.files import COMPARISON, write_atomically
 from search.report.figure import DARK, LIGHT
 from search.training.candidate import Candidate
 from search.training.metrics import Metrics, delong_test, measure

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from search.errors import UserError
-from search.files import CANDIDATES, COMPARISON, MERGED, suggestion
+from search.machine.files import CANDIDATES, COMPARISON, MERGED, suggestion
 from search.training.candidate import RECIPE, WEIGHTS, Candidate
 
 AUTO = "auto"

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from search.training.device import exact_float32, is_out_of_memory
+from search.machine.device import exact_float32, is_out_of_memory
 
 # Importing the timer looks for a CUDA compiler, and warns where there is none.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ensemble.deploy.probes import COUNT, probe_images
 from search.errors import UserError
-from search.files import write_atomically
+from search.machine.files import write_atomically
 from search.training.network import margin
 
 TOLERANCE = 1e-4
@@ -44,7 +44,7 @@ def export_onnx(model: Any, path: Path) -> float:
     """Writes a model as ONNX: one file, preprocessing inside the graph, any batch size.
 
     The graph takes `images`, canvases in uint8 RGB (N, 3, C, C), and gives `y_pred`, float64 (N,).
-    Making the canvas of a photo is left to the caller, see `search.data.canvas.explain`; the
+    Making the canvas of a photo is left to the caller, see `search.pixels.canvas.explain`; the
     trunks' own resizing and normalisation are in the graph.
 
     Args:

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from ensemble.network.model import ModelSpec
-from search.files import file_sha256, whole_lines
+from search.machine.device import Precision, Runtime, describe_device, library_versions
+from search.machine.files import file_sha256, whole_lines
 from search.training.candidate import WEIGHTS
-from search.training.device import Precision, Runtime, describe_device, library_versions
 
 NO_FILE = (-1, -1)
 

@@ -22,7 +22,7 @@ from ensemble.network.model import load_model
 from ensemble.settings import PredictSettings
 from search.data.labels import read_list
 from search.errors import UserError
-from search.training.device import resolve_precision
+from search.machine.device import resolve_precision
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from search.errors import UserError
-from search.files import write_atomically
+from search.machine.files import write_atomically
 
 PREDICTION = "prediction.csv"
 COLUMNS = ("img_name", "y_pred")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search.training.device import describe_device, exact_float32
+from search.machine.device import describe_device, exact_float32
 from search.training.network import margin
 
 COUNT = 8

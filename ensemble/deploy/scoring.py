@@ -16,13 +16,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ensemble.deploy.journal import Journal
-from search.data.batches import Batch
-from search.data.quarantine import BrokenFile, Quarantine
-from search.data.reading import Reader, eval_batches
 from search.errors import UserError
-from search.training.device import Precision, Runtime, default_workers, resolve_device
+from search.machine.device import Precision, Runtime, default_workers, resolve_device
+from search.machine.progress import Bars
+from search.pixels.batches import Batch
+from search.pixels.quarantine import BrokenFile, Quarantine
+from search.pixels.reading import Reader, eval_batches
 from search.training.network import margin
-from search.training.progress import Bars
 from search.training.scoring import check_finite, predict_batches
 
 

@@ -20,14 +20,14 @@ from ensemble.network.model import keep_merged, summarise
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
 from ensemble.pool.pool import Pool
 from ensemble.settings import DistillSettings
-from search.data.reading import Loader
-from search.files import MERGED
-from search.interruption import Interruption
+from search.machine.files import MERGED
+from search.machine.interruption import Interruption
+from search.machine.progress import Bars
+from search.pixels.opening import fill
+from search.pixels.reading import Loader
 from search.training.candidate import WEIGHTS, Candidate, load_weights
-from search.training.canvases import fill
 from search.training.loss import Loss, training_batches
 from search.training.network import build_network
-from search.training.progress import Bars
 from search.training.scoring import SCORING_BATCH
 
 DISTILLED = "distilled"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ensemble.distill.losses import normalise_features
-from search.data.batches import Images, Shown
-from search.training.device import Precision, Runtime, exact_float32
+from search.machine.device import Precision, Runtime, exact_float32
+from search.pixels.batches import Images, Shown
 from search.training.network import margin
 from search.training.scoring import autocast
 

@@ -17,11 +17,11 @@ from ensemble.settings import DistillSettings
 from ensemble.teachers import TeacherPlan, plan_teachers
 from search.catalogue.rules import Verdict, judge
 from search.catalogue.weights import check_weights, locate_weights
-from search.data.augment import Augmentation
 from search.errors import UserError
-from search.files import file_sha256
+from search.machine.device import Precision, check_training_precision, resolve_precision
+from search.machine.files import file_sha256
+from search.pixels.augment import Augmentation
 from search.training.candidate import WEIGHTS, Candidate
-from search.training.device import Precision, check_training_precision, resolve_precision
 from search.training.recipe import Recipe
 
 

@@ -18,13 +18,18 @@ from rich.console import Console
 from ensemble.distill.outputs import Teacher, TeacherOutputs
 from ensemble.distill.views import ViewManifest, compared, round_loader
 from ensemble.network.training import Leftover
-from search.data.batches import Batch, Shown
-from search.data.images import BrokenImage, read_image
-from search.data.reading import Reader
 from search.errors import UserError
-from search.files import drop_unfinished_writes, read_json, write_atomically, write_json_atomically
-from search.interruption import Interrupted
-from search.training.device import Runtime
+from search.machine.device import Runtime
+from search.machine.files import (
+    drop_unfinished_writes,
+    read_json,
+    write_atomically,
+    write_json_atomically,
+)
+from search.machine.interruption import Interrupted
+from search.pixels.batches import Batch, Shown
+from search.pixels.images import BrokenImage, read_image
+from search.pixels.reading import Reader
 from search.training.scoring import MemoryBackOff, show
 from search.training.train import CHECKPOINT_MINUTES
 

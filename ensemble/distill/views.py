@@ -16,10 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ensemble.teachers import TeacherEntry
-from search.data.augment import Augmentation
-from search.data.batches import BatchPlan, balanced, shuffled, view_seeds
-from search.data.reading import SMALLEST_TRAINING_BATCH, Loader, Reader
-from search.training.device import Precision
+from search.machine.device import Precision
+from search.pixels.augment import Augmentation
+from search.pixels.batches import BatchPlan, balanced, shuffled, view_seeds
+from search.pixels.reading import SMALLEST_TRAINING_BATCH, Loader, Reader
 
 
 @dataclass(frozen=True)

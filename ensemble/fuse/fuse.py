@@ -27,10 +27,10 @@ from ensemble.network.model import (
 from ensemble.network.training import settle
 from ensemble.pool.pool import Pool
 from search.catalogue.timm_models import build_on_meta
-from search.files import file_sha256
-from search.interruption import Interruption
+from search.machine.files import file_sha256
+from search.machine.interruption import Interruption
+from search.pixels.opening import fill
 from search.training.candidate import WEIGHTS, Candidate, EpochRecord
-from search.training.canvases import fill
 from search.training.loss import training_batches
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES

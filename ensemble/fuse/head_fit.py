@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from ensemble.network.heads import Head, WeightsHead
 from ensemble.network.model import FusedNetwork
 from ensemble.teachers import quality
-from search.data.batches import Images
-from search.data.reading import Loader
+from search.machine.device import Runtime, exact_float32
+from search.pixels.batches import Images
+from search.pixels.reading import Loader
 from search.training.candidate import copy_state
-from search.training.device import Runtime, exact_float32
 from search.training.network import margin
 from search.training.scoring import MemoryBackOff, show
 

@@ -13,8 +13,8 @@ from torch import nn
 from ensemble.network.model import FusedNetwork
 from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of
 from ensemble.pool.pool import Pool
-from search.files import read_json, write_json_atomically
-from search.interruption import Interruption
+from search.machine.files import read_json, write_json_atomically
+from search.machine.interruption import Interruption
 from search.training.candidate import (
     WEIGHTS,
     EpochRecord,

@@ -17,9 +17,9 @@ from ensemble.network.heads import Head, HeadKind, build_head, head_cost, head_o
 from ensemble.pool.eligibility import judge_recipe
 from ensemble.pool.pool import Pool
 from search.catalogue.rules import Counts, count_parameters, counter, over_budget
-from search.data.batches import Images
 from search.errors import UserError
-from search.files import (
+from search.machine.device import describe_device, library_versions
+from search.machine.files import (
     COMPARISON,
     MERGED,
     first_problem,
@@ -27,6 +27,7 @@ from search.files import (
     write_atomically,
     write_yaml_atomically,
 )
+from search.pixels.batches import Images
 from search.training.candidate import (
     METRICS,
     RECIPE,
@@ -39,7 +40,6 @@ from search.training.candidate import (
     save_candidate,
     score_table,
 )
-from search.training.device import describe_device, library_versions
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 

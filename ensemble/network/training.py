@@ -13,14 +13,14 @@ from rich.console import Console
 from ensemble.network.model import OLD, finish_all_replacing
 from ensemble.pool.pool import Pool
 from search.errors import UserError
-from search.files import MERGED
-from search.interruption import Interruption
+from search.machine.files import MERGED
+from search.machine.interruption import Interruption
+from search.machine.progress import Bar, Bars
+from search.machine.seconds import SECONDS
 from search.training.candidate import CHECKPOINT, Candidate, EpochRecord
 from search.training.loop import StepRecord
 from search.training.metrics import Metrics
-from search.training.progress import Bar, Bars
 from search.training.recipe import Recipe
-from search.training.seconds import SECONDS
 from search.training.train import (
     CHECKPOINT_MINUTES,
     Task,

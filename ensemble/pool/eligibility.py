@@ -12,7 +12,7 @@ from rich.console import Console
 from search.catalogue.backbones import Catalogue
 from search.catalogue.provenance import IMAGENET_1K, provenance
 from search.errors import UserError
-from search.files import CANDIDATES, LEADERBOARD
+from search.machine.files import CANDIDATES, LEADERBOARD
 from search.settings import SearchSettings
 from search.training.candidate import METRICS, Candidate
 from search.training.recipe import Recipe

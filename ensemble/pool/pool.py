@@ -24,15 +24,15 @@ from ensemble.pool.eligibility import (
 )
 from search.catalogue.backbones import Catalogue, load_backbones
 from search.data.inputs import canvas_of, check_data, read_splits, tables
-from search.data.quarantine import Quarantine
-from search.data.reading import Loader, Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
-from search.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
+from search.machine.device import Runtime, default_workers, resolve_device
+from search.machine.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
+from search.pixels.opening import open_quarantine, open_reader
+from search.pixels.quarantine import Quarantine
+from search.pixels.reading import Loader, Reader, eval_batches
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import Candidate, score_on_report
-from search.training.canvases import open_quarantine, open_reader
-from search.training.device import Runtime, default_workers, resolve_device
 from search.training.scoring import SCORING_BATCH, Evaluation, evaluate
 
 Floats = NDArray[np.float64]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.reading import Loader
-from search.training.device import Runtime, exact_float32
+from search.machine.device import Runtime, exact_float32
+from search.pixels.reading import Loader
 from search.training.scoring import MemoryBackOff, to_device
 
 State = Mapping[str, Tensor]

@@ -14,9 +14,9 @@ from ensemble.network.model import ModelSpec, keep_merged, summarise
 from ensemble.pool.eligibility import FEWEST
 from ensemble.pool.pool import Pool
 from ensemble.soup.averaging import add_states, divide_state, refresh_batch_norm
-from search.data.reading import train_batches
 from search.errors import UserError
-from search.interruption import Interruption
+from search.machine.interruption import Interruption
+from search.pixels.reading import train_batches
 from search.training.candidate import Candidate, copy_state
 from search.training.network import Network
 from search.training.recipe import Recipe

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ensemble.network.model import ModelSpec
-from search.data.canvas import DECODER, FILTER, explain
+from search.pixels.canvas import DECODER, FILTER, explain
 
 CARD = "model_card.md"
 

@@ -22,9 +22,9 @@ from ensemble.submission.manifest import find_changes
 from ensemble.submission.reproduce import FOLDER, IMAGES
 from search.data.labels import read_list, read_rows
 from search.errors import UserError
-from search.files import read_json
+from search.machine.device import Runtime, describe_device, resolve_precision
+from search.machine.files import read_json
 from search.training.candidate import WEIGHTS, load_weights
-from search.training.device import Runtime, describe_device, resolve_precision
 from search.training.network import Network
 
 PROBES = "probes.json"

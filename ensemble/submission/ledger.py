@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from filelock import FileLock
 
 from search.errors import UserError
-from search.files import write_text_atomically
+from search.machine.files import write_text_atomically
 
 Phase = Literal["validation", "test"]
 

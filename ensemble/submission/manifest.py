@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from search.errors import UserError
-from search.files import file_sha256, read_json, write_json_atomically
+from search.machine.files import file_sha256, read_json, write_json_atomically
 
 MANIFEST = "manifest.json"
 

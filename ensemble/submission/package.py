@@ -23,7 +23,7 @@ from ensemble.submission.examination import PROBES
 from ensemble.submission.manifest import write_manifest
 from ensemble.submission.reproduce import FOLDER, portable_spec, submit_command, write_reproduction
 from search.data.inputs import DATA
-from search.files import write_json_atomically
+from search.machine.files import write_json_atomically
 from search.training.candidate import METRICS, WEIGHTS
 from search.training.network import Network
 

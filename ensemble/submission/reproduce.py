@@ -23,7 +23,7 @@ from ensemble.settings import SubmitSettings
 from ensemble.teachers import AUTO, FUSED
 from search.catalogue.downloads import HUB_FILES
 from search.data.inputs import DATA
-from search.files import (
+from search.machine.files import (
     BACKBONES,
     CANDIDATES,
     MERGED,

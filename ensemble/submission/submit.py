@@ -27,10 +27,10 @@ from ensemble.submission.verify import verify
 from search.catalogue.backbones import Catalogue, load_backbones
 from search.data.labels import read_list
 from search.errors import UserError
-from search.files import BACKBONES, file_sha256
+from search.machine.device import describe_device, resolve_precision
+from search.machine.files import BACKBONES, file_sha256
 from search.settings import load_settings
 from search.training.candidate import Candidate
-from search.training.device import describe_device, resolve_precision
 from search.training.network import Network
 
 SUBMISSION = "submission"

@@ -15,8 +15,8 @@ from ensemble.settings import TOLERANCE
 from ensemble.submission.examination import Examination
 from ensemble.submission.manifest import MANIFEST
 from search.errors import UserError
-from search.files import file_sha256
-from search.training.device import Runtime
+from search.machine.device import Runtime
+from search.machine.files import file_sha256
 
 
 @dataclass(frozen=True)

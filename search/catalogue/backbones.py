@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from search.catalogue.timm_models import architectures, pretrained_names, unknown_name
 from search.errors import UserError
-from search.files import check_keys, first_problem, load_yaml, suggestion
+from search.machine.files import check_keys, first_problem, load_yaml, suggestion
 from search.training.network import REACHING_OUT
 
 _IN_CHECKOUT = Path(__file__).parents[2] / "backbones.yaml"

@@ -23,8 +23,8 @@ from huggingface_hub.utils.tqdm import tqdm
 from rich.console import Console
 
 from search.errors import Interrupted, UserError
-from search.files import write_atomically
-from search.training.progress import Bar, Bars
+from search.machine.files import write_atomically
+from search.machine.progress import Bar, Bars
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What timm looks for in a repository of the hub, in this order."""

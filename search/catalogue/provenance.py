@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from search.errors import UserError
-from search.files import first_problem, load_yaml
+from search.machine.files import first_problem, load_yaml
 
 IMAGENET_1K = "ImageNet-1K"
 UNKNOWN = "unknown"

@@ -23,7 +23,7 @@ from search.catalogue.provenance import provenance
 from search.catalogue.timm_models import build_on_meta
 from search.catalogue.weights import fits_image_size
 from search.errors import UserError
-from search.files import cache_folder, suggestion
+from search.machine.files import cache_folder, suggestion
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from search.files import suggestion
+from search.machine.files import suggestion
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Images and labels: tables, splits, canvases, augmentation, batches. It knows no network."""
+"""Labels: tables, groups, splits, the demo set. It decodes no image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from search.data.canvas import DECODER, FILTER, choose_side, sample_sizes
 from search.data.demo import make_demo
 from search.data.labels import read_labels
 from search.data.splits import Splits, make_splits
 from search.errors import UserError
-from search.files import cache_folder, write_yaml_atomically
+from search.machine.files import cache_folder, write_yaml_atomically
 from search.settings import SearchSettings
 
 DATA = "data.yaml"
@@ -94,7 +93,7 @@ def write_data(
     splits: Splits,
     study_name: str,
     budget: int,
-    canvas: int,
+    canvas: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> None:
     """Records in a run folder what its study is called and which images it is about.
@@ -104,13 +103,13 @@ def write_data(
         splits: the images.
         study_name: of the Optuna study.
         budget: largest number of parameters that the run allows.
-        canvas: side in pixels, see `search.data.canvas`.
+        canvas: see `search.pixels.canvas.describe_canvas`.
         notes: what a reader of its figures should know.
     """
     content = {
         "study": study_name,
         "budget": budget,
-        "canvas": {"side": canvas, "filter": FILTER, "decoder": DECODER},
+        "canvas": dict(canvas),
         **describe_data(splits),
         "notes": list(notes),
     }
@@ -133,12 +132,6 @@ def canvas_of(run: Path) -> int:
         UserError: if the folder holds no search.
     """
     return int(_read_data(run)["canvas"]["side"])
-
-
-def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
-    """The side of a new run's canvas, from its images and the sizes of its networks."""
-    paths = [path for table in tables(splits).values() for path in table["path"]]
-    return choose_side(sample_sizes(paths), max(image_sizes))
 
 
 def check_data(run: Path, splits: Splits | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from optuna_dashboard import get_note, run_server, save_note
 from rich.console import Console
 
 from search.errors import UserError
-from search.files import CANDIDATES, file_sha256, write_atomically
+from search.machine.files import CANDIDATES, file_sha256, write_atomically
 from search.report.leaderboard import outcome
 from search.report.plots import draw_candidate_roc, draw_epochs
 from search.report.recorded import EPOCH_COLUMNS, SCORE_COLUMNS, named, read_table

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from search.files import write_atomically
+from search.machine.files import write_atomically
 
 WIDTH_INCHES, DPI = 4.2, 220
 TEXT_POINTS, SMALL_POINTS = 11.0, 9.5

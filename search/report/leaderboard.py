@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from search.errors import UserError
-from search.files import CANDIDATES, write_atomically
+from search.machine.files import CANDIDATES, write_atomically
+from search.machine.seconds import SECONDS
 from search.report.recorded import has_candidate, read_metrics, report_figures_of
-from search.training.seconds import SECONDS
 
 if TYPE_CHECKING:
     import optuna

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from search.files import CANDIDATES, COMPARISON, write_text_atomically
+from search.machine.files import CANDIDATES, COMPARISON, write_text_atomically
+from search.machine.seconds import SECONDS
 from search.report.figure import DARK, LIGHT, Theme
 from search.report.leaderboard import COLUMNS, STATES, TEXTS
 from search.report.plots import (
@@ -37,7 +38,6 @@ from search.report.recorded import (
 from search.report.terminal import Problems, format_seconds
 from search.study.space import BASELINE, PRESET
 from search.training.candidate import HISTORY, SCORES
-from search.training.seconds import SECONDS
 
 if TYPE_CHECKING:
     import optuna

@@ -12,7 +12,7 @@ import optuna
 import pandas as pd
 from rich.console import Console
 
-from search.files import LEADERBOARD
+from search.machine.files import LEADERBOARD
 from search.report.dashboard import publish
 from search.report.leaderboard import (
     read_leaderboard,

@@ -13,7 +13,7 @@ import pandas as pd
 
 from search.data.inputs import DATA
 from search.errors import UserError
-from search.files import CANDIDATES, load_yaml, read_json
+from search.machine.files import CANDIDATES, load_yaml, read_json
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import HISTORY, METRICS
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from search.data.inputs import tables
 from search.errors import UserError
-from search.training.progress import Bars
+from search.machine.progress import Bars
 
 if TYPE_CHECKING:
     from search.study.plan import SearchPlan

@@ -14,10 +14,12 @@ import torch
 from optuna.trial import TrialState
 from pydantic import TypeAdapter, ValidationError
 
-from search.data.reading import Reader
 from search.errors import UserError
-from search.files import CANDIDATES
-from search.interruption import Interrupted, Interruption
+from search.machine.device import is_out_of_memory
+from search.machine.files import CANDIDATES
+from search.machine.interruption import Interrupted, Interruption
+from search.machine.seconds import SECONDS
+from search.pixels.reading import Reader
 from search.study.plan import SearchPlan
 from search.study.space import BASELINE, PRESET
 from search.study.trials import (
@@ -39,11 +41,9 @@ from search.study.trials import (
 )
 from search.training.candidate import CHECKPOINT, HISTORY, Candidate, EpochRecord
 from search.training.candidate import RECIPE as RECIPE_FILE
-from search.training.device import is_out_of_memory
 from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
-from search.training.seconds import SECONDS
 from search.training.train import HOW_NOT_WHAT, Watch, train
 
 FAILURES_TO_STOP = 3

@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
-from search.files import CANDIDATES
+from search.machine.files import CANDIDATES
 from search.settings import SearchSettings
 from search.study.plan import SearchPlan
 from search.study.space import BASELINE, PRESET

@@ -11,17 +11,18 @@ from rich.console import Console
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
 from search.catalogue.rules import Verdict, judge
 from search.catalogue.weights import check_weights
-from search.data.inputs import choose_canvas, read_splits
+from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.errors import UserError
-from search.settings import SearchSettings
-from search.study.space import Space
-from search.training.device import (
+from search.machine.device import (
     Runtime,
     check_training_precision,
     default_workers,
     resolve_device,
 )
+from search.pixels.opening import choose_canvas
+from search.settings import SearchSettings
+from search.study.space import Space
 from search.training.recipe import Recipe
 from search.training.scoring import images_of_a_look
 

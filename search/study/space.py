@@ -10,8 +10,8 @@ from typing import Any, Literal, cast, get_args
 from optuna import Trial
 
 from search.catalogue.backbones import Backbone
-from search.data.augment import POLICIES
-from search.training.device import Precision
+from search.machine.device import Precision
+from search.pixels.augment import POLICIES
 from search.training.recipe import ClassBalance, Recipe, SelectLimit
 
 BASELINE = "baseline"

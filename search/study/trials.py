@@ -9,10 +9,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.catalogue.rules import Verdict
+from search.machine.seconds import SECONDS
 from search.study.space import BASELINE, PRESET
 from search.training.candidate import Candidate
 from search.training.recipe import Recipe
-from search.training.seconds import SECONDS
 
 STATE = "state"
 """complete, paused, pruned, failed or rejected."""

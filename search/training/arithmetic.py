@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.data.batches import Batch, Shown
-from search.files import cache_folder, read_json, write_json_atomically
-from search.interruption import Interrupted
-from search.training.device import (
+from search.machine.device import (
     Precision,
     Runtime,
     fast_float32,
     library_versions,
     native_half_precision,
 )
+from search.machine.files import cache_folder, read_json, write_json_atomically
+from search.machine.interruption import Interrupted
+from search.pixels.batches import Batch, Shown
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
 from search.training.step import OptimizerStep, make_optimizer

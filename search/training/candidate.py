@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from search.data.reading import Reader, eval_batches
 from search.errors import UserError
-from search.files import read_json, write_atomically, write_json_atomically
-from search.training.device import Runtime
+from search.machine.device import Runtime
+from search.machine.files import read_json, write_atomically, write_json_atomically
+from search.pixels.reading import Reader, eval_batches
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.scoring import SCORING_BATCH, Predictions, evaluate

@@ -14,20 +14,20 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.batches import Batch
-from search.training.candidate import EpochRecord, copy_state
-from search.training.device import (
+from search.machine.device import (
     Runtime,
     fast_float32,
     random_state,
     restore_random_state,
     seed_everything,
 )
+from search.machine.seconds import Seconds
+from search.pixels.batches import Batch
+from search.training.candidate import EpochRecord, copy_state
 from search.training.loss import Loss
 from search.training.metrics import measure
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, Predictions
-from search.training.seconds import Seconds
 from search.training.step import OptimizerStep, make_optimizer, make_scheduler
 
 STEPS_BETWEEN_LOOKS = 20
@@ -43,7 +43,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class Batches(Protocol):
-    """What a training asks of a `search.data.batches.Loader`."""
+    """What a training asks of a `search.pixels.batches.Loader`."""
 
     def __len__(self) -> int: ...
 

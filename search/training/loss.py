@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from search.data.augment import Augmentation
-from search.data.batches import Shown
-from search.data.reading import Loader, Reader, train_batches
+from search.pixels.augment import Augmentation
+from search.pixels.batches import Shown
+from search.pixels.reading import Loader, Reader, train_batches
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
 

@@ -9,9 +9,9 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from search.data.batches import Images
-from search.data.canvas import resample
 from search.errors import UserError
+from search.pixels.batches import Images
+from search.pixels.canvas import resample
 from search.training.recipe import Recipe
 
 NUM_CLASSES = 2

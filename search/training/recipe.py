@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from search.errors import UserError
-from search.files import write_yaml_atomically
+from search.machine.files import write_yaml_atomically
 
 Triple = tuple[float, float, float]
 ClassBalance = Literal["none", "sampler", "loss"]
@@ -33,7 +33,7 @@ class Recipe:
     """Name that timm.create_model builds, without a tag."""
     canvas: int
     """Side of the squares that image files are brought to before anything else, in pixels; see
-    `search.data.canvas`."""
+    `search.pixels.canvas`."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model."""
     mean: Triple = (0.485, 0.456, 0.406)
@@ -82,7 +82,7 @@ class Recipe:
 
     # What the network sees.
     augmentation: str = "none"
-    """Policy in search.data.augment.POLICIES."""
+    """Policy in search.pixels.augment.POLICIES."""
     augmentation_strength: float = 0.5
     """From 0, the mildest form of the policy, to 1."""
 

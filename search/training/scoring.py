@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search.data.batches import Batch, Images, Shown, count_images, split_images
 from search.data.labels import check_two_classes
 from search.data.splits import draw_part
-from search.training.device import (
+from search.machine.device import (
     AUTOCAST_DTYPES,
     Precision,
     Runtime,
     exact_float32,
     is_out_of_memory,
 )
+from search.pixels.batches import Batch, Images, Shown, count_images, split_images
 from search.training.metrics import Metrics, measure
 from search.training.network import margin
 from search.training.recipe import SelectLimit

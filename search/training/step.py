@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.batches import Batch, Shown
-from search.training.device import Precision, Runtime, is_out_of_memory
+from search.machine.device import Precision, Runtime, is_out_of_memory
+from search.pixels.batches import Batch, Shown
 from search.training.loss import Loss, mixing
 from search.training.recipe import Recipe
 from search.training.scoring import autocast, show

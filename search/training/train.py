@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from search.data.reading import Loader, Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
-from search.interruption import Interrupted, Interruption
+from search.machine.device import Precision, Runtime, describe_device, library_versions
+from search.machine.interruption import Interrupted, Interruption
+from search.pixels.reading import Loader, Reader, eval_batches
 from search.training.arithmetic import Arithmetic, choose_arithmetic, describe_machine
 from search.training.candidate import (
     CHECKPOINT,
@@ -29,7 +30,6 @@ from search.training.candidate import (
     save_state,
     score_table,
 )
-from search.training.device import Precision, Runtime, describe_device, library_versions
 from search.training.loop import Batches, StepRecord, Training
 from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics

@@ -26,8 +26,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from search.data.alterations import alter, crop_resize
-from search.data.augment import POLICIES, Augmentation, render
+from search.pixels.alterations import alter, crop_resize
+from search.pixels.augment import POLICIES, Augmentation, render
 
 SIDE, SIZE = 256, 224
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

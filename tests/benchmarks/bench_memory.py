@@ -47,7 +47,7 @@ def steps(way: str, architecture: str, image_size: int, count: int, /) -> None:
     """Trains for some steps, and prints images a second and the kernel's share."""
     import torch
 
-    from search.training.device import keep_freed_memory
+    from search.machine.device import keep_freed_memory
     from search.training.network import build_network
     from search.training.recipe import Recipe
 

@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from search.data.augment import Augmentation
-from search.data.cache import fill_cache, open_cache
-from search.data.reading import Reader, train_batches
+from search.pixels.augment import Augmentation
+from search.pixels.cache import fill_cache, open_cache
+from search.pixels.reading import Reader, train_batches
 
 SIZE, BATCH = 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,16 +23,16 @@ from filelock import FileLock
 
 from search.cli import main
 from search.data.inputs import canvas_of, read_splits
-from search.data.reading import Reader, eval_batches
+from search.machine.device import Runtime
+from search.machine.seconds import SECONDS
+from search.pixels.reading import Reader, eval_batches
 from search.report.terminal import StudyProgress
 from search.settings import FORMAT, load_settings
 from search.study.storage import open_storage
 from search.training import scoring
 from search.training.candidate import Candidate
-from search.training.device import Runtime
 from search.training.loop import StepRecord
 from search.training.scoring import predict
-from search.training.seconds import SECONDS
 from search.training.train import Watch
 from tests.e2e.conftest import QUICK, DataSet, make_data_set
 
@@ -402,7 +402,7 @@ def test_a_report_needs_the_folder_alone(
     def nothing(*_: object, **__: object) -> None:
         raise AssertionError("a report must not need this")
 
-    monkeypatch.setattr("search.data.images.read_image", nothing)
+    monkeypatch.setattr("search.pixels.images.read_image", nothing)
     assert main(["report", "--out", str(run)]) == 0
     assert "left blank: 0001" in capsys.readouterr().out
     assert "torch " in (run / "report.html").read_text()

@@ -12,7 +12,7 @@ import pytest
 from ensemble.cli import main as ensemble
 from search.cli import main as search
 from search.data.demo import make_demo
-from search.files import cache_folder
+from search.machine.files import cache_folder
 from search.settings import DEMO_DEFAULTS
 
 README = Path(__file__).parents[2] / "README.md"

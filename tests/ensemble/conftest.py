@@ -18,13 +18,14 @@ from ensemble.pool.pool import Pool, open_pool
 from search.catalogue.backbones import load_backbones
 from search.catalogue.rules import count_parameters
 from search.data.inputs import read_splits, write_data
-from search.data.reading import Reader, eval_batches
 from search.data.splits import Splits
+from search.machine.device import Runtime, resolve_device
+from search.pixels.canvas import describe_canvas
+from search.pixels.reading import Reader, eval_batches
 from search.report.leaderboard import COLUMNS, write_leaderboard
 from search.settings import SearchSettings, write_settings
 from search.training.arithmetic import DEFAULT
 from search.training.candidate import Candidate
-from search.training.device import Runtime, resolve_device
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
@@ -126,7 +127,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run is not None
     splits = read_splits(settings)
     write_settings(settings, run)
-    write_data(run, splits, run.name, budget=200_000_000, canvas=IMAGE_SIZE)
+    write_data(run, splits, run.name, budget=200_000_000, canvas=describe_canvas(IMAGE_SIZE))
     (run / "backbones.yaml").write_text(BACKBONES, encoding="utf-8")
     load_backbones(run / "backbones.yaml")
     candidates = [_train(run, name, splits) for name in RECIPES]

@@ -18,11 +18,11 @@ from ensemble.deploy.scoring import score_images
 from ensemble.distill.outputs import Teacher
 from ensemble.distill.student import Student
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
-from search.data.augment import Augmentation
-from search.data.cache import fill_cache, open_cache
-from search.data.canvas import explain
-from search.data.reading import Reader, eval_batches, train_batches
-from search.training.device import Runtime
+from search.machine.device import Runtime
+from search.pixels.augment import Augmentation
+from search.pixels.cache import fill_cache, open_cache
+from search.pixels.canvas import explain
+from search.pixels.reading import Reader, eval_batches, train_batches
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.scoring import predict, show

@@ -10,13 +10,13 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from search.files import LEADERBOARD
+from search.machine.files import LEADERBOARD
+from search.machine.seconds import SECONDS
 from search.study.driving import kept_candidates
 from search.study.space import PRESET
 from search.study.storage import open_storage
 from search.study.trials import STATE, counted_trials
 from search.training.candidate import METRICS, Candidate
-from search.training.seconds import SECONDS
 from tests.e2e.conftest import QUICK, DataSet
 from tests.faults.evidence import FinishedCandidates, Problem, half_written, left_over
 from tests.faults.phases import OPENING, REPORT_SCORING, RESULTS, SEARCH, SPLITS, Phase

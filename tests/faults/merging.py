@@ -17,9 +17,9 @@ from ensemble.submission.ledger import Ledger
 from ensemble.submission.submit import SUBMISSION
 from ensemble.submission.verify import verify
 from search.errors import UserError
-from search.files import MERGED
+from search.machine.files import MERGED
+from search.machine.seconds import SECONDS
 from search.training.candidate import METRICS, WEIGHTS, Candidate
-from search.training.seconds import SECONDS
 from tests.e2e.conftest import DataSet
 from tests.faults import phases
 from tests.faults.courses import CHECKPOINT_MINUTES, MEASURED, Command

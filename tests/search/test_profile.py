@@ -11,6 +11,7 @@ from search import profile as module
 from search.cli import main
 from search.data.inputs import write_data
 from search.errors import UserError
+from search.pixels.canvas import describe_canvas
 from search.profile import Profile, run_profile
 from search.settings import ProfileSettings, SearchSettings, write_settings
 
@@ -52,7 +53,9 @@ def test_a_run_is_profiled_on_its_own_images(
 ) -> None:
     settings = SearchSettings(out=tmp_path, batch_size=4, image_size=32).resolved()
     write_settings(settings, tmp_path)
-    write_data(tmp_path, module.read_splits(settings), "study", budget=1, canvas=40)
+    write_data(
+        tmp_path, module.read_splits(settings), "study", budget=1, canvas=describe_canvas(40)
+    )
     catalogue = Path(module.DEFAULT_PATH).read_bytes()
     (tmp_path / "backbones.yaml").write_bytes(catalogue)
     _, text = profiled(out=tmp_path, image_size=None, batch_size=None, limit_train=None)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ensemble.deploy.journal import Journal
 from ensemble.deploy.scoring import Scored, score_images
-from search.training.device import Runtime
+from search.machine.device import Runtime
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ensemble.deploy.scoring import FlipAverage, score_images
 from search.errors import UserError
-from search.training.device import Runtime
+from search.machine.device import Runtime
 from search.training.network import Network, build_network, margin
 from search.training.recipe import Recipe
 

@@ -21,10 +21,10 @@ from ensemble.distill.recordings import RecordedViews, ViewManifest, record_view
 from ensemble.pool.pool import Pool, open_pool
 from ensemble.settings import DistillSettings
 from ensemble.teachers import TeacherEntry
-from search.data.reading import Reader
-from search.interruption import Interruption
+from search.machine.device import Runtime
+from search.machine.interruption import Interruption
+from search.pixels.reading import Reader
 from search.training.candidate import Candidate
-from search.training.device import Runtime
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 

@@ -24,9 +24,9 @@ from ensemble.fuse.fuse import run_fuse
 from ensemble.network.model import finish_all_replacing, load_model, merged_models
 from ensemble.pool.pool import open_pool
 from search.errors import UserError
-from search.interruption import Interrupted, Interruption
+from search.machine.interruption import Interrupted, Interruption
+from search.machine.seconds import SECONDS
 from search.training.candidate import Candidate
-from search.training.seconds import SECONDS
 from tests.ensemble.distill.conftest import Run, quick, with_backbone
 
 

@@ -12,12 +12,12 @@ from ensemble.distill.outputs import Teacher, TeacherOutputs
 from ensemble.distill.recordings import ViewManifest
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
 from ensemble.distill.views import view_loader
-from search.data.augment import Augmentation, render
-from search.data.batches import Batch, Images, Shown, count_images, view_seed
-from search.data.canvas import read_canvas
-from search.data.quarantine import Quarantine
-from search.data.reading import Loader, Reader, train_batches
 from search.errors import UserError
+from search.pixels.augment import Augmentation, render
+from search.pixels.batches import Batch, Images, Shown, count_images, view_seed
+from search.pixels.canvas import read_canvas
+from search.pixels.quarantine import Quarantine
+from search.pixels.reading import Loader, Reader, train_batches
 from search.training.scoring import show
 from tests.ensemble.distill.conftest import (
     CPU,

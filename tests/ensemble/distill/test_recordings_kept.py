@@ -16,7 +16,7 @@ from ensemble.distill.recordings import (
 )
 from ensemble.network.training import settle
 from search.errors import UserError
-from search.interruption import Interrupted
+from search.machine.interruption import Interrupted
 from tests.ensemble.distill.conftest import (
     MANIFEST_OF_TEST,
     VIEWS,

@@ -22,10 +22,10 @@ from ensemble.network.model import FusedNetwork, HeadSpec, load_model, merged_fo
 from ensemble.pool.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
-from search.interruption import Interrupted, Interruption
+from search.machine.interruption import Interrupted, Interruption
+from search.machine.seconds import SECONDS
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
-from search.training.seconds import SECONDS
 
 
 def with_budget(pool: Pool, budget: int) -> Pool:

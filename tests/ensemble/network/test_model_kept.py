@@ -28,7 +28,7 @@ from ensemble.network.model import (
 from ensemble.pool.pool import Pool
 from search.catalogue.rules import count_parameters
 from search.errors import UserError
-from search.interruption import Interrupted
+from search.machine.interruption import Interrupted
 from search.training.candidate import copy_state
 from search.training.network import build_network
 from search.training.recipe import Recipe

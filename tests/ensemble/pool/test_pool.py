@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from ensemble.pool.pool import Pool, open_pool
-from search.data.quarantine import Quarantine
 from search.errors import UserError
-from search.interruption import Interrupted
+from search.machine.interruption import Interrupted
+from search.pixels.quarantine import Quarantine
 from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
 

@@ -13,7 +13,7 @@ from ensemble.pool.pool import Pool
 from ensemble.soup import soup
 from ensemble.soup.soup import check_compatible, find_group, run_soup, start_of
 from search.errors import UserError
-from search.interruption import Interrupted, Interruption
+from search.machine.interruption import Interrupted, Interruption
 from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe

@@ -21,11 +21,11 @@ from ensemble.submission.manifest import find_changes
 from ensemble.submission.submit import _make_room, run_submit
 from ensemble.submission.verify import verify
 from search.data.labels import read_list
-from search.data.reading import Reader, eval_batches
 from search.errors import UserError
+from search.machine.device import Runtime, resolve_device
+from search.pixels.reading import Reader, eval_batches
 from search.settings import load_settings
 from search.training.candidate import Candidate, copy_state, save_weights
-from search.training.device import Runtime, resolve_device
 from search.training.scoring import predict
 
 NOON = datetime(2025, 3, 4, 12, tzinfo=UTC)

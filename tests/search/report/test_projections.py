@@ -14,8 +14,8 @@ import torch
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
+import search.machine.device
 import search.report.projections
-import search.training.device
 from search.report.projections import write_after_trial, write_projections
 from search.study.storage import open_storage
 from tests.search.report.conftest import HandMadeRun
@@ -206,7 +206,7 @@ def test_no_device_is_asked(night: HandMadeRun, monkeypatch: pytest.MonkeyPatch)
     for name in ("is_available", "get_device_name", "set_device", "device_count", "init"):
         monkeypatch.setattr(torch.cuda, name, fail)
     for name in ("resolve_device", "describe_device"):
-        monkeypatch.setattr(search.training.device, name, fail)
+        monkeypatch.setattr(search.machine.device, name, fail)
     _, told = project(night)
     assert told == []
     assert "cuda NVIDIA H200, torch 2.15.0" in page(night)

@@ -14,9 +14,9 @@ import torch
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.data.reading import Reader
 from search.errors import UserError
-from search.interruption import Interrupted, Interruption
+from search.machine.interruption import Interrupted, Interruption
+from search.pixels.reading import Reader
 from search.study.driving import (
     FAILURES_TO_STOP,
     FEWEST_COMPLETE,
@@ -132,7 +132,7 @@ def test_a_trial_that_was_stopped_waits_under_its_number_and_goes_on_first(
     study: optuna.Study,
 ) -> None:
     search = make_search(raising(error))
-    search.interruption.requested = isinstance(error, RuntimeError)
+    search.machine.interruption.requested = isinstance(error, RuntimeError)
     for x in (0.25, 0.75):
         study.enqueue_trial({"x": x}, user_attrs={PRESET: "anything"})
     trial = study.ask()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from search.data.splits import Splits
-from search.interruption import Interrupted, Interruption
+from search.machine.device import Runtime
+from search.machine.interruption import Interrupted, Interruption
 from search.training import arithmetic as module
 from search.training import train as training_module
 from search.training.arithmetic import DEFAULT, Arithmetic, choose_arithmetic, describe_machine
 from search.training.candidate import copy_state
-from search.training.device import Runtime
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.train import train

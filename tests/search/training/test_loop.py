@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.data.batches import Batch, Shown
-from search.training.device import AUTOCAST_DTYPES, Runtime
+from search.machine.device import AUTOCAST_DTYPES, Runtime
+from search.pixels.batches import Batch, Shown
 from search.training.loop import NonFiniteLossError, StepRecord, Training
 from search.training.loss import ClassificationLoss, Loss
 from search.training.network import build_network

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.data.batches import Shown
+from search.pixels.batches import Shown
 from search.training.loss import ClassificationLoss, mixing
 from search.training.recipe import Recipe
 

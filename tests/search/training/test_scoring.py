@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from search.data.reading import Loader, Reader, eval_batches
 from search.errors import UserError
-from search.training.device import Runtime
+from search.machine.device import Runtime
+from search.pixels.reading import Loader, Reader, eval_batches
 from search.training.recipe import SelectLimit
 from search.training.scoring import MemoryBackOff, images_of_a_look, predict
 

@@ -5,8 +5,8 @@ from typing import Any, cast
 import pytest
 import torch
 
+from search.machine.device import Runtime
 from search.training import step as module
-from search.training.device import Runtime
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.step import make_optimizer

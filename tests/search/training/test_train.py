@@ -15,21 +15,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search.data.batches import Shown
-from search.data.reading import Reader, eval_batches
 from search.data.splits import Splits
 from search.errors import UserError
-from search.files import write_text_atomically
-from search.interruption import Interrupted, Interruption
+from search.machine.device import Runtime
+from search.machine.files import write_text_atomically
+from search.machine.interruption import Interrupted, Interruption
+from search.machine.seconds import SECONDS
+from search.pixels.batches import Shown
+from search.pixels.reading import Reader, eval_batches
 from search.training import train as module
 from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, EpochRecord
-from search.training.device import Runtime
 from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.loss import Loss
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation
-from search.training.seconds import SECONDS
 from search.training.train import Classification, Watch, train, unfinished_training
 
 CPU = Runtime(torch.device("cpu"))

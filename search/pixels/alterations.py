@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from search.data.canvas import resample
+from search.pixels.canvas import resample
 
 GREY = 128
 """What lies outside of an image, in levels."""

@@ -13,7 +13,7 @@ from timm.data import auto_augment as timm_operations
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from search.data.alterations import (
+from search.pixels.alterations import (
     OPERATIONS,
     Filter,
     alter_one_by_one,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.data.images import BrokenImage, read_image
 from search.errors import UserError
-from search.files import append_lines, whole_lines, write_text_atomically
+from search.machine.files import append_lines, whole_lines, write_text_atomically
+from search.pixels.images import BrokenImage, read_image
 
 _LONGEST_REASON = 200
 

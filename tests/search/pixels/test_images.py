@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.data import images
-from search.data.images import BrokenImage, read_image
+from search.pixels import images
+from search.pixels.images import BrokenImage, read_image
 
 SIZE = (24, 16)  # width, height
 

@@ -20,8 +20,8 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-import search.data.cache as module
-from search.data.cache import (
+import search.pixels.cache as module
+from search.pixels.cache import (
     CANVASES,
     INDEX,
     LOCK,
@@ -30,8 +30,8 @@ from search.data.cache import (
     fill_cache,
     open_cache,
 )
-from search.data.canvas import read_canvas
-from search.data.reading import Reader, eval_batches
+from search.pixels.canvas import read_canvas
+from search.pixels.reading import Reader, eval_batches
 
 SIDE, IMAGES = 12, 9
 ONE = 3 * SIDE * SIDE
@@ -88,7 +88,7 @@ def caching(tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
         caching.read.append(Path(path).name)
         return read_canvas(path, side)
 
-    for where in ("search.data.cache", "search.data.reading"):
+    for where in ("search.pixels.cache", "search.pixels.reading"):
         monkeypatch.setattr(f"{where}.read_canvas", counted)
     return caching
 
@@ -146,7 +146,7 @@ def test_a_filling_that_was_stopped_goes_on(
 def test_a_filling_that_was_killed_goes_on(caching: Caching, expected: torch.Tensor) -> None:
     program = f"""
 import os, signal
-import search.data.cache as module
+import search.pixels.cache as module
 module.CHUNK = 2
 cache = module.open_cache({str(caching.root)!r}, {caching.table["path"].tolist()!r}, {SIDE}, print)
 kill = lambda done, _: done == 6 and os.kill(os.getpid(), signal.SIGKILL)
@@ -212,7 +212,7 @@ def read_only(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("search.data.cache._opened_to_write", refuse)
+    monkeypatch.setattr("search.pixels.cache._opened_to_write", refuse)
     caching.fill()
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from search.interruption import Interrupted, Interruption
+from search.machine.interruption import Interrupted, Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

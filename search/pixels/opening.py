@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from search.data.cache import fill_cache, open_cache
-from search.data.quarantine import Quarantine
-from search.data.reading import Reader
+from search.data.inputs import tables
 from search.data.splits import Splits
-from search.files import QUARANTINE
-from search.training.device import Runtime
-from search.training.progress import Bars
+from search.machine.device import Runtime
+from search.machine.files import QUARANTINE
+from search.machine.progress import Bars
+from search.pixels.cache import fill_cache, open_cache
+from search.pixels.canvas import choose_side, sample_sizes
+from search.pixels.quarantine import Quarantine
+from search.pixels.reading import Reader
+
+
+def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
+    """The side of a new run's canvas, from its images and the sizes of its networks."""
+    paths = [path for table in tables(splits).values() for path in table["path"]]
+    return choose_side(sample_sizes(paths), max(image_sizes))
 
 
 def open_quarantine(run: Path, console: Console) -> Quarantine:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from search.data.quarantine import MOST_TOLD, BrokenFile, Quarantine
 from search.errors import UserError
+from search.pixels.quarantine import MOST_TOLD, BrokenFile, Quarantine
 
 
 def table(rows: int) -> pd.DataFrame:

@@ -27,9 +27,9 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 
-from search.data.canvas import DECODER, FILTER, read_canvas
-from search.data.images import BrokenImage
-from search.files import cache_folder, read_json, write_json_atomically
+from search.machine.files import cache_folder, read_json, write_json_atomically
+from search.pixels.canvas import DECODER, FILTER, read_canvas
+from search.pixels.images import BrokenImage
 
 CANVASES, INDEX, MANIFEST, LOCK = "canvases.bin", "index.bin", "manifest.json", ".lock"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from search.files import cache_folder, write_atomically
+from search.machine.files import cache_folder, write_atomically
 
 
 @pytest.mark.parametrize(

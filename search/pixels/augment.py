@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from search.data.alterations import (
+from search.errors import UserError
+from search.pixels.alterations import (
     Filter,
     Steps,
     alter,
@@ -28,7 +29,6 @@ from search.data.alterations import (
     resize,
     rotation,
 )
-from search.errors import UserError
 
 COMPRESS = "compress"
 """The one alteration that is no operation on batches; parameters: 1 for WebP, 0 for JPEG; quality;

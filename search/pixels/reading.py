@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from search.data.augment import Augmentation
-from search.data.batches import (
+from search.errors import UserError
+from search.pixels.augment import Augmentation
+from search.pixels.batches import (
     NO_TARGET,
     Batch,
     BatchPlan,
@@ -29,11 +30,10 @@ from search.data.batches import (
     shuffled,
     with_views,
 )
-from search.data.cache import CanvasCache, DamagedCacheError
-from search.data.canvas import read_canvas
-from search.data.images import BrokenImage
-from search.data.quarantine import BrokenFile, Quarantine
-from search.errors import UserError
+from search.pixels.cache import CanvasCache, DamagedCacheError
+from search.pixels.canvas import read_canvas
+from search.pixels.images import BrokenImage
+from search.pixels.quarantine import BrokenFile, Quarantine
 
 
 @dataclass(frozen=True)

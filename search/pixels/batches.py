@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search.data.augment import Augmentation, render
+from search.pixels.augment import Augmentation, render
 
 Integers = NDArray[np.int64]
 Draw = tuple[int, int]

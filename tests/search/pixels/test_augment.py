@@ -14,11 +14,11 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import v2
 
-from search.data import augment
-from search.data.alterations import crop_resize, resize
-from search.data.augment import COMPRESS, POLICIES, Augmentation, View, render
 from search.errors import UserError
-from tests.search.data.reference_augment import show
+from search.pixels import augment
+from search.pixels.alterations import crop_resize, resize
+from search.pixels.augment import COMPRESS, POLICIES, Augmentation, View, render
+from tests.search.pixels.reference_augment import show
 
 SIDE, SIZE = 64, 48
 WITH_STRENGTH = [name for name, policy in POLICIES.items() if policy.has_strength]

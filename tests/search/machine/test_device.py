@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from search.errors import UserError
-from search.training.device import (
+from search.machine.device import (
     exact_float32,
     is_out_of_memory,
     keep_freed_memory,

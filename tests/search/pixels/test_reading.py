@@ -19,12 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from search.data.alterations import resize
-from search.data.augment import Augmentation, render
-from search.data.batches import NO_TARGET, Batch, view_seed
-from search.data.canvas import read_canvas
-from search.data.quarantine import Quarantine
-from search.data.reading import (
+from search.errors import UserError
+from search.pixels.alterations import resize
+from search.pixels.augment import Augmentation, render
+from search.pixels.batches import NO_TARGET, Batch, view_seed
+from search.pixels.canvas import read_canvas
+from search.pixels.quarantine import Quarantine
+from search.pixels.reading import (
     GRACE_SECONDS,
     Canvases,
     Loader,
@@ -33,7 +34,6 @@ from search.data.reading import (
     eval_batches,
     train_batches,
 )
-from search.errors import UserError
 
 SIZE, CANVAS = 16, 20
 STRONG = Augmentation("strong", 0.5)
@@ -200,7 +200,7 @@ def test_broken_images_are_set_aside_once(
         read.append(path)
         return read_canvas(path, side)
 
-    monkeypatch.setattr("search.data.reading.read_canvas", reading)
+    monkeypatch.setattr("search.pixels.reading.read_canvas", reading)
     # Known from the start, the image is not read, and all else is as it was.
     known = training(table, batch_size=11, seed=1, quarantine=Quarantine(quarantine.path))
     assert_same(epoch_of(known), found)
@@ -367,7 +367,7 @@ def test_workers_that_are_left_end_with_the_process(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     program = f"""
 import pandas as pd
-from search.data.reading import Reader, eval_batches
+from search.pixels.reading import Reader, eval_batches
 table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
 batches = iter(eval_batches(Reader(8, workers=1), table, batch_size=1))
 next(batches)

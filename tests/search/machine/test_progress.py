@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from search.training.progress import Bars
+from search.machine.progress import Bars
 
 
 def lines(total: int, steps: list[int], **options: int) -> list[str]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from search.training import seconds as module
-from search.training.seconds import SECONDS, Seconds
+from search.machine import seconds as module
+from search.machine.seconds import SECONDS, Seconds
 
 
 @pytest.fixture

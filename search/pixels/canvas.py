@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from search.data.images import FORMATS, read_image
+from search.pixels.images import FORMATS, read_image
 
 FILTER = "bilinear"
 DECODER = f"Pillow {PIL.__version__}"
@@ -41,6 +42,11 @@ def to_canvas(image: Image.Image, side: int) -> Tensor:
 def read_canvas(path: str | Path, side: int) -> Tensor:
     """The canvas of an image file; raises as `read_image`."""
     return to_canvas(read_image(path), side)
+
+
+def describe_canvas(side: int) -> dict[str, Any]:
+    """What data.yaml says of a run's canvas of a side in pixels."""
+    return {"side": side, "filter": FILTER, "decoder": DECODER}
 
 
 def explain(side: int) -> str:

@@ -1,0 +1,1 @@
+"""Images: canvases, their cache, augmentation, batches. It knows no network."""
