@@ -25,6 +25,7 @@ from ensemble.settings import (
     TrainedMergeSettings,
 )
 from search.errors import UserError, loading, run_app
+from search.machine.progress import tell_line
 from search.settings import AtLeastZero
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ def _comparison(settings: RunSettings) -> str:
 
 
 def _tell(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    tell_line(console, line)
 
 
 def _names(members: str) -> list[str] | None:

@@ -26,6 +26,7 @@ from search.machine.device import (
     resolve_device,
 )
 from search.machine.files import BACKBONES
+from search.machine.progress import tell_line
 from search.pixels.augment import Augmentation, render
 from search.pixels.batches import Batch
 from search.pixels.cache import OFF, CanvasCache, fill_cache, open_cache
@@ -120,7 +121,7 @@ def _cache(folder: Path, table: pd.DataFrame, side: int, console: Console) -> Ca
     """A cache of these few images, as a search has one of all."""
 
     def tell(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        tell_line(console, line)
 
     cache = open_cache(str(folder), table["path"].tolist(), side, tell)
     if cache is not None:

@@ -11,24 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import pandas as pd
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH
-from search.data.inputs import canvas_of, check_data, read_splits, study_name, write_data
+from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
-from search.machine.device import Runtime, default_workers, resolve_device
 from search.machine.files import BACKBONES, CANDIDATES, drop_unfinished_writes
 from search.machine.interruption import Interrupted, Interruption
+from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
-from search.pixels.opening import fill, open_quarantine, open_reader
-from search.pixels.reading import Reader
+from search.pixels.reading import Reader, fill, open_quarantine, open_reader
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.recorded import read_metrics
+from search.report.report_split import score_best_on_report, score_what_is_missing
 from search.report.terminal import StudyProgress, introduce, print_top, short_path
 from search.settings import (
     SearchSettings,
@@ -48,7 +47,7 @@ from search.study.plan import SearchPlan, prepare
 from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
-from search.training.candidate import Candidate, score_on_report
+from search.training.candidate import Candidate
 
 LOCK = ".lock"
 
@@ -89,7 +88,7 @@ def run_search(settings: SearchSettings, console: Console, started: float | None
     settings = settings.resolved()
     assert settings.out is not None
     if settings.is_demo and read_settings(settings.out) is None:
-        _tell(
+        tell_line(
             console,
             f"{short_path(settings.out)} holds no run yet: searching the embedded demo set",
         )
@@ -132,15 +131,15 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
             study = _study_of(settings, run, console)
             if study is not None:
                 recover(study, run)
-                _score_what_is_missing(settings, study, run, console, interruption)
+                score_what_is_missing(settings, study, run, console, interruption)
     except Timeout:
-        _tell(console, "the search is running: the report split is left to its end")
+        tell_line(console, "the search is running: the report split is left to its end")
         study = _study_of(settings, run, console)
     except UserError as error:
-        _tell(console, f"the report split is left as it is: {error}")
+        tell_line(console, f"the report split is left as it is: {error}")
     except OSError as error:
         # A folder that may only be read, as Kaggle mounts its input.
-        _tell(console, f"the report split is left as it is: {error}")
+        tell_line(console, f"the report split is left as it is: {error}")
         study = _study_of(settings, run, console)
     interruption.check()
     return write_projections(run, study, console)
@@ -152,7 +151,7 @@ def _study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.S
         fingerprint = str(check_data(run)["fingerprint"])
         return open_study(settings, fingerprint, study_name(run))
     except (UserError, OSError, StorageInternalError) as error:
-        _tell(console, f"the study cannot be opened: {' '.join(str(error).split())}")
+        tell_line(console, f"the study cannot be opened: {' '.join(str(error).split())}")
         return None
 
 
@@ -261,7 +260,7 @@ def _work(opened: _Opened, trials: int | None) -> None:
         stopped_by_time = interruption.timed_out and remaining > 0
         interruption.reserved_seconds = reserve.results_seconds
         if not interruption.requested:
-            _score_on_report(
+            score_best_on_report(
                 kept_candidates(study, run),
                 plan.splits.report,
                 plan.runtime,
@@ -277,15 +276,15 @@ def _work(opened: _Opened, trials: int | None) -> None:
     paths = write_projections(run, study, console)
     print_top(rows_from_study(study, run), console)
     for path in paths:
-        _tell(console, f"wrote {short_path(path)}")
+        tell_line(console, f"wrote {short_path(path)}")
     if problem is not None:
         raise problem
     if interruption.requested:
-        _tell(console, "interrupted: what was begun goes on from where it is")
+        tell_line(console, "interrupted: what was begun goes on from where it is")
     if stopped_by_time:
-        _tell(console, "the time limit was reached: what was begun goes on from where it is")
+        tell_line(console, "the time limit was reached: what was begun goes on from where it is")
     if stopped_by_time or interruption.requested:
-        _tell(console, f"resume with: python -m search run --out {short_path(run)}")
+        tell_line(console, f"resume with: python -m search run --out {short_path(run)}")
     if interruption.requested:
         # All is written; a script must not go on as if the search had come to its end.
         raise KeyboardInterrupt
@@ -304,77 +303,6 @@ def _train_baseline(search: Search) -> None:
             reason = search.run_trial(claim(search.study, trial))
             if reason is not None:
                 raise UserError(f"the baseline failed: {reason}")
-
-
-def _score_what_is_missing(
-    settings: SearchSettings,
-    study: optuna.Study,
-    run: Path,
-    console: Console,
-    interruption: Interruption,
-) -> None:
-    """Scores kept candidates on report where that is missing and can be done here."""
-    missing = [c for c in kept_candidates(study, run) if c.report_scores is None]
-    if not missing:
-        return
-    try:
-        splits = read_splits(settings)
-        check_data(run, splits)
-        device = resolve_device(settings.device)
-    except UserError as error:
-        names = ", ".join(candidate.name for candidate in missing)
-        _tell(console, f"candidates without scores on report are left blank: {names} ({error})")
-        return
-    workers = default_workers(device) if settings.workers is None else settings.workers
-    runtime = Runtime(device, workers)
-    with open_reader(
-        splits,
-        canvas_of(run),
-        cache=settings.cache,
-        runtime=runtime,
-        quarantine=open_quarantine(run, console),
-        console=console,
-    ) as reader:
-        _score_on_report(missing, splits.report, runtime, reader, console, interruption, run)
-
-
-def _score_on_report(
-    candidates: list[Candidate],
-    table: pd.DataFrame,
-    runtime: Runtime,
-    reader: Reader,
-    console: Console,
-    interruption: Interruption,
-    run: Path,
-) -> None:
-    """Fills in scores and figures on report, best candidates first, until the time is up.
-
-    The only use of the report split in a search; nothing chooses by it.
-    """
-    missing = [candidate for candidate in candidates if candidate.report_scores is None]
-    for done, candidate in enumerate(missing):
-        try:
-            interruption.check()
-            _tell(console, f"scoring candidate {candidate.name} on report")
-            try:
-                network = candidate.load()
-            except UserError as error:
-                _tell(console, f"left without scores on report: {error}")
-                continue
-            score_on_report(candidate, network, table, runtime, reader, interruption.check)
-        except (RuntimeError, FloatingPointError) as error:
-            # Damaged weights, or an image that does not fit into memory: the others are scored.
-            reason = " ".join(str(error).split())[:300]
-            _tell(console, f"candidate {candidate.name} could not be scored on report: {reason}")
-            continue
-        except Interrupted:
-            names = ", ".join(candidate.name for candidate in missing[done:])
-            _tell(
-                console,
-                f"not scored on report: {names}; `python -m search report --out "
-                f"{short_path(run)}` scores them",
-            )
-            return
 
 
 class _Reserve:
@@ -420,12 +348,8 @@ def _clean(settings: SearchSettings, run: Path, console: Console) -> None:
         return
     drop_stale_lock(run)
     if drop_torn_line(run):
-        _tell(
+        tell_line(
             console,
             f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was running "
             "then goes on",
         )
-
-
-def _tell(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -18,8 +18,15 @@ from numpy.typing import NDArray
 from ensemble.teachers import TeacherEntry
 from search.machine.device import Precision
 from search.pixels.augment import Augmentation
-from search.pixels.batches import BatchPlan, balanced, shuffled, view_seeds
-from search.pixels.reading import SMALLEST_TRAINING_BATCH, Loader, Reader
+from search.pixels.loading import (
+    SMALLEST_TRAINING_BATCH,
+    BatchPlan,
+    Loader,
+    balanced,
+    shuffled,
+    view_seeds,
+)
+from search.pixels.reading import Reader
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ensemble.pool.pool import Pool
 from search.errors import UserError
 from search.machine.files import MERGED
 from search.machine.interruption import Interruption
-from search.machine.progress import Bar, Bars
+from search.machine.progress import Bar, Bars, tell_line
 from search.machine.seconds import SECONDS
 from search.training.candidate import CHECKPOINT, Candidate, EpochRecord
 from search.training.loop import StepRecord
@@ -221,4 +221,4 @@ class _Shown(Watch):
 
     def tell(self, line: str) -> None:
         """Prints it."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        tell_line(self.console, line)

@@ -28,9 +28,10 @@ from search.data.splits import Splits
 from search.errors import UserError
 from search.machine.device import Runtime, default_workers, resolve_device
 from search.machine.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
-from search.pixels.opening import open_quarantine, open_reader
+from search.machine.progress import tell_line
+from search.pixels.loading import Loader, eval_batches
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import Loader, Reader, eval_batches
+from search.pixels.reading import Reader, open_quarantine, open_reader
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import Candidate, score_on_report
 from search.training.scoring import SCORING_BATCH, Evaluation, evaluate
@@ -252,7 +253,7 @@ def _align(
         split,
         _names(quarantine, split),
         limit_fraction=quarantine.limit_fraction,
-        tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        tell=lambda line: tell_line(console, line),
     )
 
 

@@ -24,6 +24,11 @@ PLAIN_LINES = 10
 """Lines that tell of a piece of work where there is no terminal."""
 
 
+def tell_line(console: Console, line: str) -> None:
+    """Prints a line as it is: no markup, no colours, no breaks."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 class Bars:
     """Bars below what is printed; live inside `with`, and only if the console is a terminal.
 

@@ -21,14 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from search.errors import UserError
-from search.pixels.alterations import (
-    Filter,
-    Steps,
-    alter,
-    crop_resize,
-    resize,
-    rotation,
-)
+from search.pixels.alterations import Steps, alter
+from search.pixels.geometry import Filter, crop_resize, resize, rotation
 
 COMPRESS = "compress"
 """The one alteration that is no operation on batches; parameters: 1 for WebP, 0 for JPEG; quality;

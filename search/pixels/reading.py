@@ -1,4 +1,4 @@
-"""Label tables -> batches of canvases: one pool of workers for a whole run, with cache and
+"""Requests -> batches of canvases: one pool of workers for a whole run, with cache and
 quarantine."""
 
 from __future__ import annotations
@@ -8,32 +8,27 @@ import errno
 import shutil
 import signal
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import pandas as pd
 import torch
+from rich.console import Console
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from search.data.inputs import tables
+from search.data.splits import Splits
 from search.errors import UserError
+from search.machine.device import Runtime
+from search.machine.files import QUARANTINE
+from search.machine.progress import Bars, tell_line
 from search.pixels.augment import Augmentation
-from search.pixels.batches import (
-    NO_TARGET,
-    Batch,
-    BatchPlan,
-    Draw,
-    Integers,
-    balanced,
-    shuffled,
-    with_views,
-)
-from search.pixels.cache import CanvasCache, DamagedCacheError
-from search.pixels.canvas import read_canvas
+from search.pixels.batches import Batch
+from search.pixels.cache import CanvasCache, DamagedCacheError, fill_cache, open_cache
+from search.pixels.canvas import choose_side, read_canvas, sample_sizes
 from search.pixels.images import BrokenImage
-from search.pixels.quarantine import BrokenFile, Quarantine
+from search.pixels.quarantine import Quarantine
 
 
 @dataclass(frozen=True)
@@ -284,178 +279,65 @@ class Reader:
             ) from error
 
 
-SMALLEST_TRAINING_BATCH = 2
-"""Batch norm and mixup need two images."""
+def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
+    """The side of a new run's canvas, from its images and the sizes of its networks."""
+    paths = [path for table in tables(splits).values() for path in table["path"]]
+    return choose_side(sample_sizes(paths), max(image_sizes))
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A table's columns. It knows no reader: the workers' iterator holds it, and the workers of a
-    reader that were part of a cycle would be left to the garbage collector."""
-
-    paths: list[str]
-    targets: list[int]
-    rows: list[int]
-    augmentation: Augmentation | None
-
-    def request(self, draws: list[Draw]) -> Request:
-        """For one batch."""
-        indices = [index for index, _ in draws]
-        return Request(
-            paths=[self.paths[index] for index in indices],
-            targets=[self.targets[index] for index in indices],
-            indices=indices,
-            seeds=[seed for _, seed in draws],
-            rows=[self.rows[index] for index in indices],
-            augmentation=self.augmentation,
-        )
+def open_quarantine(run: Path, console: Console) -> Quarantine:
+    """The quarantine of a run, which tells of what it sets aside."""
+    return Quarantine(run / QUARANTINE, tell=_teller(console))
 
 
-class Loader:
-    """Batches of one table, as often as they are asked for.
-
-    An image that cannot be read is dropped from its batch, handed to the quarantine and not read
-    again. The other images stay where they were, so training does not depend on whether the image
-    was known to be broken before.
-    """
-
-    def __init__(
-        self,
-        reader: Reader,
-        table: pd.DataFrame,
-        plan: BatchPlan,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        """
-        Args:
-            reader: reads them.
-            table: has the columns img_name and path, and target unless it is unlabelled.
-            plan: which rows come when.
-            augmentation: of the views; None leaves images as they are.
-        """
-        self.table = table
-        self._reader, self._plan = reader, plan
-        paths: list[str] = table["path"].tolist()
-        self._source = _Source(
-            paths=paths,
-            targets=table["target"].tolist() if "target" in table else [NO_TARGET] * len(table),
-            rows=[-1] * len(table) if reader.cache is None else reader.cache.locate(paths),
-            augmentation=augmentation,
-        )
-
-    def __len__(self) -> int:
-        """Number of batches of an epoch; broken images may leave fewer."""
-        return len(self._plan)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the views of the iterations from now on."""
-        self._plan.epoch = epoch
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches of the epoch; raises as `numbered`."""
-        return (batch for _, batch in self.numbered())
-
-    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """The batches of the epoch with their numbers, which a batch that broken images leave too
-        small keeps to itself.
-
-        Args:
-            start: number of the first one, from 0: those before it are not even read.
-
-        Raises:
-            UserError: if more images are broken than the quarantine allows, no batch is left, or
-                there is too little shared memory for the workers.
-        """
-        quarantine = self._reader.quarantine
-        quarantine.check(self.table)
-        known = self.table["path"].isin(quarantine.paths)
-        self._plan.left_out = set(np.flatnonzero(known).tolist())
-        self._plan.start = start
-        delivered = start
-        requests = map(self._source.request, self._plan)
-        for number, read in enumerate(self._reader.read(requests), start):
-            if read.broken:
-                self._set_aside(read.broken)
-            if read.batch is not None and len(read.batch.targets) >= self._plan.smallest_batch:
-                delivered += 1
-                yield number, read.batch
-        if not delivered:
-            broken = quarantine.among(self.table)
-            example = f", for example {broken[0].path} ({broken[0].reason})" if broken else ""
-            raise UserError(
-                f"a set must leave a batch of {self._plan.smallest_batch} images or more, found "
-                f"{len(broken)} of {len(self.table)} images to be broken{example}"
-            )
-
-    def _set_aside(self, broken: list[Broken]) -> None:
-        rows = self.table.iloc[[image.index for image in broken]]
-        self._reader.quarantine.add_all(
-            BrokenFile(name, path, image.reason)
-            for name, path, image in zip(rows["img_name"], rows["path"], broken, strict=True)
-        )
-        self._plan.left_out.update(image.index for image in broken)
-        self._reader.quarantine.check(self.table)
-
-
-def train_batches(
-    reader: Reader,
-    table: pd.DataFrame,
-    augmentation: Augmentation | None,
+def open_reader(
+    splits: Splits,
+    canvas: int,
     *,
-    batch_size: int,
-    seed: int,
-    balance: bool = False,
-) -> Loader:
-    """Images in random order and new views, different in every epoch.
-
-    The last batch is dropped if it is incomplete, unless it is the only one. A batch that broken
-    images leave with fewer than two is skipped.
+    cache: str,
+    runtime: Runtime,
+    quarantine: Quarantine,
+    console: Console,
+) -> Reader:
+    """The reader of a run's images.
 
     Args:
-        reader: reads them.
-        table: label table.
-        augmentation: of the views; None leaves images as they are.
-        batch_size: images of a batch.
-        seed: with the epoch, decides the order and the views.
-        balance: draw with replacement, so that real and fake images are equally likely.
-
-    Raises:
-        UserError: if the batch size is below two.
+        splits: the images.
+        canvas: side in pixels.
+        cache: see `open_cache`; what it lacks, `fill` adds.
+        runtime: how many processes read, and whether a GPU fetches the batches.
+        quarantine: is told of broken images.
+        console: is told what is wrong with the cache.
     """
-    if batch_size < SMALLEST_TRAINING_BATCH:
-        raise UserError(
-            f"batch size must be at least {SMALLEST_TRAINING_BATCH}, found {batch_size}"
-        )
-    targets = table["target"].to_numpy()
-
-    def draw(epoch: int) -> tuple[Integers, Integers]:
-        order = balanced(targets, seed, epoch) if balance else shuffled(len(table), seed, epoch)
-        return with_views(order, seed, epoch)
-
-    plan = BatchPlan(
-        draw,
-        len(table),
-        batch_size=batch_size,
-        smallest_batch=SMALLEST_TRAINING_BATCH,
-        drop_last=True,
+    # What is read most often comes first: select after every epoch of every trial.
+    tables = (splits.select, splits.report, splits.fit)
+    paths = [path for table in tables for path in table["path"].tolist()]
+    tell = _teller(console)
+    return Reader(
+        canvas,
+        workers=runtime.workers,
+        cache=open_cache(cache, paths, canvas, tell),
+        quarantine=quarantine,
+        pin_memory=runtime.on_cuda,
+        tell=tell,
     )
-    return Loader(reader, table, plan, augmentation)
 
 
-def eval_batches(reader: Reader, table: pd.DataFrame, *, batch_size: int) -> Loader:
-    """All images in the table's order, as they are; view seeds are 0.
+def fill(reader: Reader, console: Console, check: Callable[[], None]) -> None:
+    """Brings a reader's cache up to date, with a bar; raises what `check` does, and goes on from
+    there the next time."""
+    if reader.cache is None:
+        return
+    reader.close()  # workers have the files of before open
+    with Bars(console, time_left=True, transient=True) as bars:
+        bar = bars.add("caching canvases", unit="images", plain="cached")
 
-    Args:
-        reader: reads them.
-        table: label table, or the table of an unlabelled list, whose targets are NO_TARGET.
-        batch_size: images of a batch.
-    """
-    rows = np.arange(len(table))
-    plan = BatchPlan(
-        lambda _epoch: (rows, np.zeros_like(rows)),
-        len(table),
-        batch_size=batch_size,
-        smallest_batch=1,
-        drop_last=False,
-    )
-    return Loader(reader, table, plan)
+        def on_done(done: int, missing: int) -> None:
+            bar.update(done, missing)
+            check()
+
+        fill_cache(reader.cache, _teller(console), on_done)
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda line: tell_line(console, line)

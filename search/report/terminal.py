@@ -16,7 +16,7 @@ from rich.table import Table
 
 from search.data.inputs import tables
 from search.errors import UserError
-from search.machine.progress import Bars
+from search.machine.progress import Bars, tell_line
 
 if TYPE_CHECKING:
     from search.study.plan import SearchPlan
@@ -126,7 +126,7 @@ class StudyProgress:
 
     def tell(self, line: str) -> None:
         """Told what a user should know."""
-        self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        tell_line(self.console, f"  {line}")
 
     def trial_paused(self, reason: str) -> None:
         """Told of a trial that was stopped and will go on from its batch."""
@@ -185,7 +185,7 @@ class Problems:
         """Tells a line, unless it has been told."""
         if line not in self._told:
             self._told.add(line)
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            tell_line(self.console, line)
 
     def not_made(self, what: str, why: str) -> None:
         """Tells what is missing, why, and which command makes it again."""
@@ -275,7 +275,7 @@ def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
             "fewer backbones (--pool), search further"
         )
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        tell_line(console, line)
 
 
 def short_path(path: Path) -> str:

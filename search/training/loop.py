@@ -43,7 +43,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class Batches(Protocol):
-    """What a training asks of a `search.pixels.batches.Loader`."""
+    """What a training asks of a `search.pixels.loading.Loader`."""
 
     def __len__(self) -> int: ...
 

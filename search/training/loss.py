@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 
 from search.pixels.augment import Augmentation
 from search.pixels.batches import Shown
-from search.pixels.reading import Loader, Reader, train_batches
+from search.pixels.loading import Loader, train_batches
+from search.pixels.reading import Reader
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
 

@@ -36,7 +36,8 @@ from torchvision.transforms import v2
 
 from search.pixels.augment import Augmentation
 from search.pixels.cache import fill_cache, open_cache
-from search.pixels.reading import Reader, train_batches
+from search.pixels.loading import train_batches
+from search.pixels.reading import Reader
 
 SIZE, BATCH = 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

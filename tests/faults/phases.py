@@ -38,7 +38,7 @@ CHECKPOINT = Phase("checkpoint write", ("search.training.train:save_state",), 12
 CANDIDATE = Phase("candidate save", ("search.training.train:save_candidate",), 2)
 TELLING = Phase("telling", ("search.study.driving:tell_complete", "optuna:Study.tell"), 2)
 LEADERBOARD = Phase("leaderboard", ("search.report.projections:write_leaderboard",), 2)
-REPORT_SCORING = Phase("report scoring", ("search.run:_score_on_report",))
+REPORT_SCORING = Phase("report scoring", ("search.run:score_best_on_report",))
 RESULTS = Phase("results", ("search.run:write_projections",))
 
 VIEWS = Phase("recorded views", ("ensemble.distill.distill:record_views",))

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 
 from search.errors import UserError
 from search.pixels import augment
-from search.pixels.alterations import crop_resize, resize
 from search.pixels.augment import COMPRESS, POLICIES, Augmentation, View, render
+from search.pixels.geometry import crop_resize, resize
 from tests.search.pixels.reference_augment import show
 
 SIDE, SIZE = 64, 48

@@ -31,7 +31,8 @@ from search.pixels.cache import (
     open_cache,
 )
 from search.pixels.canvas import read_canvas
-from search.pixels.reading import Reader, eval_batches
+from search.pixels.loading import eval_batches
+from search.pixels.reading import Reader
 
 SIDE, IMAGES = 12, 9
 ONE = 3 * SIDE * SIDE

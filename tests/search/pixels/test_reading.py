@@ -20,20 +20,13 @@ import torch
 from PIL import Image
 
 from search.errors import UserError
-from search.pixels.alterations import resize
 from search.pixels.augment import Augmentation, render
-from search.pixels.batches import NO_TARGET, Batch, view_seed
+from search.pixels.batches import NO_TARGET, Batch
 from search.pixels.canvas import read_canvas
+from search.pixels.geometry import resize
+from search.pixels.loading import Loader, eval_batches, train_batches, view_seed
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import (
-    GRACE_SECONDS,
-    Canvases,
-    Loader,
-    Reader,
-    Request,
-    eval_batches,
-    train_batches,
-)
+from search.pixels.reading import GRACE_SECONDS, Canvases, Reader, Request
 
 SIZE, CANVAS = 16, 20
 STRONG = Augmentation("strong", 0.5)
@@ -367,7 +360,8 @@ def test_workers_that_are_left_end_with_the_process(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     program = f"""
 import pandas as pd
-from search.pixels.reading import Reader, eval_batches
+from search.pixels.reading import Reader
+from search.pixels.loading import eval_batches
 table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
 batches = iter(eval_batches(Reader(8, workers=1), table, batch_size=1))
 next(batches)
