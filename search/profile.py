@@ -32,6 +32,7 @@ from search.pixels.batches import Batch
 from search.pixels.cache import OFF, CanvasCache, fill_cache, open_cache
 from search.pixels.canvas import choose_side, sample_sizes, to_canvas
 from search.pixels.images import BrokenImage, read_image
+from search.pixels.loading import Loader
 from search.pixels.reading import Reader
 from search.settings import ProfileSettings, SearchSettings, load_settings
 from search.training.arithmetic import choose_arithmetic, random_batch
@@ -45,7 +46,7 @@ MOST_IMAGES = 512
 """Of the data set, that a stage is measured on."""
 
 DATA_STAGES = ("read", "decode", "canvas", "gather", "compress")
-"""What worker processes do beside the training."""
+"""What worker processes do beside the training; on a CPU they augment as well."""
 
 MAKING_CANVASES = ("read", "decode", "canvas")
 """What a cache does once for all; `gather` takes its place."""
@@ -101,7 +102,7 @@ def run_profile(settings: ProfileSettings, console: Console) -> Profile:
         speeds = dict(_measured(table, recipe, runtime, cache, settings.seconds))
     whole = speeds.pop("whole")
     stages = tuple(
-        Stage(name, speed, _cost(name, speed, workers, cached=cached))
+        Stage(name, speed, _cost(name, speed, runtime, cached=cached))
         for name, speed in speeds.items()
     )
     slowest = max(stages, key=lambda stage: stage.seconds or 0.0)
@@ -110,11 +111,12 @@ def run_profile(settings: ProfileSettings, console: Console) -> Profile:
     return profile
 
 
-def _cost(name: str, speed: float, workers: int, *, cached: bool) -> float | None:
+def _cost(name: str, speed: float, runtime: Runtime, *, cached: bool) -> float | None:
     """Seconds that an image costs a training; workers share what they do."""
     if name in NO_PART or (cached and name in MAKING_CANVASES):
         return None
-    return 1 / speed / (max(1, workers) if name in DATA_STAGES else 1)
+    in_workers = name in DATA_STAGES or (name == "augment" and runtime.device.type == "cpu")
+    return 1 / speed / (max(1, runtime.workers) if in_workers else 1)
 
 
 def _cache(folder: Path, table: pd.DataFrame, side: int, console: Console) -> CanvasCache | None:
@@ -222,10 +224,16 @@ def _measured(
     pinned = batch.pin_memory() if runtime.on_cuda else batch
     yield "copy", _speed(synchronised(lambda: to_device(pinned, runtime)), seconds)
     network = build_network(recipe, pretrained=False)
-    reader = Reader(recipe.canvas, workers=runtime.workers, cache=cache, pin_memory=runtime.on_cuda)
+    reader = Reader(
+        recipe.canvas,
+        workers=runtime.workers,
+        cache=cache,
+        pin_memory=runtime.on_cuda,
+        renders=runtime.device.type == "cpu",
+    )
     loader = training_batches(table, recipe, reader)
     training = Training(network, loader, classification_loss(table, recipe), recipe, runtime)
-    ready = replace(batch, canvases=batch.canvases.to(runtime.device))
+    ready = batch.to(runtime.device)
     with fast_float32(runtime.device):
         training.network.train()
         yield "train", _speed(synchronised(lambda: training.step(ready)), seconds)
@@ -237,7 +245,7 @@ def _measured(
     yield "score", _speed(score, seconds)
     training.network.train()
     with reader, fast_float32(runtime.device):
-        batches = _endless(loader)
+        batches = _endless(loader, recipe.image_size)
         next(batches)  # Workers start.
 
         def step() -> int:
@@ -309,10 +317,10 @@ def _speed(step: Callable[[], int], seconds: float) -> float:
             return images / max(elapsed, 1e-9)
 
 
-def _endless(loader: Any) -> Iterator[Batch]:
+def _endless(loader: Loader, size: int) -> Iterator[Batch]:
     for epoch in itertools.count():
         loader.set_epoch(epoch)
-        yield from loader
+        yield from (batch for _, batch in loader.numbered(sizes=(size,)))
 
 
 def _show(profile: Profile, recipe: Recipe, runtime: Runtime, console: Console) -> None:
@@ -335,8 +343,9 @@ def _show(profile: Profile, recipe: Recipe, runtime: Runtime, console: Console) 
     table.add_row("whole", f"{profile.whole:,.1f}", f"{1000 / profile.whole:.2f}", "")
     console.print(table)
     parallel = f"shared by {runtime.workers} workers" if runtime.workers else "in the same process"
+    last = "augmenting" if runtime.device.type == "cpu" else "compressing"
     console.print(
-        f"bottleneck: {profile.bottleneck} (all up to compressing is {parallel})",
+        f"bottleneck: {profile.bottleneck} (all up to {last} is {parallel})",
         highlight=False,
         soft_wrap=True,
     )

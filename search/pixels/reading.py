@@ -10,17 +10,20 @@ import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from search.data.inputs import tables
 from search.data.splits import Splits
 from search.errors import UserError
-from search.machine.device import Runtime
+from search.machine.device import Runtime, keep_freed_memory
 from search.machine.files import QUARANTINE
 from search.machine.progress import Bars, tell_line
 from search.pixels.augment import Augmentation
@@ -29,6 +32,9 @@ from search.pixels.cache import CanvasCache, DamagedCacheError, fill_cache, open
 from search.pixels.canvas import choose_side, read_canvas, sample_sizes
 from search.pixels.images import BrokenImage
 from search.pixels.quarantine import Quarantine
+from search.pixels.slots import Slot, Slots
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ class Request:
     seeds: list[int]
     rows: list[int]  # of the cache; -1: not in it
     augmentation: Augmentation | None
+    sizes: tuple[int, ...] = ()  # of the views to make; none: they are made where one trains
+    slot: Slot | None = None  # where a worker puts the pixels
+
+    def bytes(self, side: int) -> int:
+        """Of the pixels that answer it, from canvases of a side in pixels."""
+        return len(self.paths) * sum(3 * size**2 for size in self.sizes or (side,))
 
 
 @dataclass(frozen=True)
@@ -61,26 +73,62 @@ class Read:
     cache_problem: str = ""
 
     def pin_memory(self) -> Read:
-        """Called by the DataLoader, which knows only of tensors otherwise."""
+        """The same in page-locked memory."""
         return replace(self, batch=self.batch and self.batch.pin_memory())
 
 
-class Canvases(Dataset[Read]):
+@dataclass(frozen=True)
+class Sent:
+    """A Read on its way from a worker: its pixels lie in a slot."""
+
+    slot: Slot
+    shapes: dict[int, tuple[int, ...]]  # by the size of views, or 0 for canvases
+    columns: Integers  # (3, N) - targets, indices, seeds
+    augmentation: Augmentation | None
+    broken: list[Broken]
+    cache_problem: str
+
+    @staticmethod
+    def of(read: Read, slot: Slot) -> Read | Sent:
+        """What a worker sends: its pixels are in the slot then."""
+        batch = read.batch
+        if batch is None:
+            return read
+        pixels = {0: batch.canvases, **batch.views}
+        shapes = {name: tuple(tensor.shape) for name, tensor in pixels.items()}
+        for name, placed in slot.place(shapes).items():
+            placed.copy_(pixels[name])
+        columns = torch.stack((batch.targets, batch.indices, batch.seeds)).numpy()
+        return Sent(slot, shapes, columns, batch.augmentation, read.broken, read.cache_problem)
+
+    def received(self, *, pin_memory: bool = False) -> Read:
+        """The Read, in memory of this process; the slot is free afterwards."""
+        views = dict(self.slot.copies(self.shapes, pin_memory=pin_memory))
+        targets, indices, seeds = torch.from_numpy(self.columns).unbind()
+        batch = Batch(views.pop(0), targets, indices, seeds, self.augmentation, views)
+        return Read(batch, self.broken, self.cache_problem)
+
+    def pin_memory(self) -> Read:
+        """Called by the DataLoader, which knows only of tensors otherwise."""
+        return self.received(pin_memory=True)
+
+
+class Canvases(Dataset[Read | Sent]):
     """Gathers the canvases of a request, from the cache or from the image files."""
 
     def __init__(self, side: int, cache: CanvasCache | None) -> None:
         self.side, self.cache = side, cache
 
-    def __getitem__(self, request: Request) -> Read:
+    def __getitem__(self, request: Request) -> Read | Sent:
+        read = self.read(request)
+        return read if request.slot is None else Sent.of(read, request.slot)
+
+    def read(self, request: Request) -> Read:
+        """Answers a request."""
         if not request.paths:
             return Read(None, [])
         canvases = torch.empty(len(request.paths), 3, self.side, self.side, dtype=torch.uint8)
         columns = torch.empty(3, len(request.paths), dtype=torch.int64)
-        if get_worker_info() is not None:
-            # Done here, a lack of shared memory is reported; the queue's thread would lose the
-            # batch, and the main process wait for it for ever (torch 2.15).
-            canvases.share_memory_()
-            columns.share_memory_()
         count, broken, problem = 0, [], ""
         for path, target, index, seed, row in zip(
             *(request.paths, request.targets, request.indices, request.seeds, request.rows),
@@ -101,6 +149,9 @@ class Canvases(Dataset[Read]):
             return Read(None, broken, problem)
         targets, indices, seeds = columns[:, :count].unbind()
         batch = Batch(canvases[:count], targets, indices, seeds, request.augmentation)
+        if request.sizes:
+            views = batch.show(request.sizes)
+            batch = replace(batch, canvases=canvases[:0], views=views)
         return Read(batch, broken, problem)
 
     def _fetch(self, path: str, row: int, into: torch.Tensor) -> str:
@@ -123,6 +174,7 @@ GRACE_SECONDS = 30
 def start_worker(_worker: int) -> None:
     """Prepares a worker process: one thread, since there are as many workers as cores to use."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # every batch takes as much as the one before
     # Both may reach a whole group of processes: the main one saves, then closes its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(GRACE_SECONDS))
@@ -164,14 +216,34 @@ def _size_of_shared_memory() -> str:
     return f" ({SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).total / 2**20:,.0f} MB)"
 
 
-class _Requests(Sampler[Request]):
-    """The requests that the workers are on now."""
+PREFETCHED = 2
+"""Batches that each worker reads ahead."""
 
-    def __init__(self) -> None:
+
+class _Requests(Sampler[Request]):
+    """The requests that the workers are on now, each with a slot for its answer."""
+
+    def __init__(self, side: int, workers: int) -> None:
         self.current: Iterable[Request] = ()
+        self._side = side
+        # Those that are read ahead, and the one that is being received.
+        self._count = PREFETCHED * workers + 1
+        self._slots: list[Slots] = []
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self.current)
+        for request in self.current:
+            yield replace(request, slot=self._slot(request.bytes(self._side)))
+
+    def _slot(self, size: int) -> Slot:
+        if not self._slots or self._slots[-1].size < size:
+            # Batches that are on their way lie in the smaller ones, which therefore stay.
+            self._slots.append(Slots(self._count, size))
+        return self._slots[-1].take()
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        while self._slots:
+            self._slots.pop().close()
 
 
 class Reader:
@@ -183,6 +255,7 @@ class Reader:
         side: of the canvases, in pixels.
         cache: where canvases may lie; None decodes each image as it comes.
         quarantine: is told of broken images.
+        renders: whether its workers make the views.
     """
 
     def __init__(
@@ -193,6 +266,7 @@ class Reader:
         cache: CanvasCache | None = None,
         quarantine: Quarantine | None = None,
         pin_memory: bool = False,
+        renders: bool = False,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """
@@ -202,12 +276,15 @@ class Reader:
             cache: see there; to be filled before.
             quarantine: None only leaves broken images out.
             pin_memory: deliver batches in page-locked memory.
+            renders: workers make the views as well, which on a CPU use its cores better; a GPU
+                makes them faster itself.
             tell: given a line if the cache is damaged.
         """
         self.side, self.cache = side, cache
         self.quarantine = Quarantine(None, 1.0) if quarantine is None else quarantine
         self._pin_memory, self._tell = pin_memory, tell
-        self._canvases, self._requests = Canvases(side, cache), _Requests()
+        self.renders = renders and workers > 0
+        self._canvases, self._requests = Canvases(side, cache), _Requests(side, workers)
         self._reading = 0
         self._workers: DataLoader[Any] | None = None
         if workers:
@@ -217,6 +294,7 @@ class Reader:
                 sampler=self._requests,
                 collate_fn=as_it_is,
                 num_workers=workers,
+                prefetch_factor=PREFETCHED,
                 worker_init_fn=start_worker,
                 persistent_workers=True,
                 pin_memory=pin_memory,
@@ -237,6 +315,7 @@ class Reader:
         if iterator is not None:
             iterator._shutdown_workers()
             self._workers._iterator = None  # type: ignore[union-attr]
+        self._requests.close()
 
     def read(self, requests: Iterable[Request]) -> Iterator[Read]:
         """Answers requests in their order, which are taken a few ahead.
@@ -260,12 +339,16 @@ class Reader:
     def _answers(self, requests: Iterable[Request]) -> Iterator[Read]:
         if self._workers is None:
             for request in requests:
-                read = self._canvases[request]
+                read = self._canvases.read(request)
                 yield read.pin_memory() if self._pin_memory else read
             return
         self._requests.current = requests
+        # Before there are workers: each would start one of its own, which at its end deletes the
+        # shared memory that it has seen (Python before 3.13).
+        resource_tracker.ensure_running()
         try:
-            yield from self._workers
+            for read in self._workers:
+                yield read.received() if isinstance(read, Sent) else read
         except (RuntimeError, OSError) as error:
             # What the error's traceback holds is collected as a cycle, in which the workers' queues
             # go first: the workers would be waited for in vain, 10 s each (torch 2.15).
@@ -319,6 +402,7 @@ def open_reader(
         cache=open_cache(cache, paths, canvas, tell),
         quarantine=quarantine,
         pin_memory=runtime.on_cuda,
+        renders=runtime.device.type == "cpu",
         tell=tell,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -50,8 +50,9 @@ class Batches(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Chooses order and views of the iterations from now on."""
 
-    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """Batches of the epoch from number `start` on, each with its number."""
+    def numbered(self, start: int = 0, sizes: Collection[int] = ()) -> Iterator[tuple[int, Batch]]:
+        """Batches of the epoch from number `start` on, each with its number; they will be shown at
+        these sizes."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,9 @@ class Training:
         self.network.train()
         frozen_steps = round(self.recipe.freeze_norm_fraction * self.recipe.epochs * self.steps)
         is_frozen = False
+        sizes: Any = self.network.image_sizes
         started = time.perf_counter()
-        for number, batch in self.seconds.waited_for(self.batches.numbered(self.batch)):
+        for number, batch in self.seconds.waited_for(self.batches.numbered(self.batch, sizes)):
             update = self.epoch * self.steps + number + 1
             if is_frozen != (update <= frozen_steps):
                 is_frozen = not is_frozen

@@ -4,7 +4,7 @@ that a training takes at itself after each epoch may be cheaper."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,9 +69,8 @@ def show(
         runtime: the device.
         channels_last: lay out the images so.
     """
-    moved = replace(batch, canvases=batch.canvases.to(runtime.device, non_blocking=True))
     images = {}
-    for size, pixels in moved.show(sizes).items():
+    for size, pixels in batch.to(runtime.device).show(sizes).items():
         images[size] = pixels.to(torch.float32).div_(255.0)
         if channels_last:
             images[size] = images[size].contiguous(memory_format=torch.channels_last)

@@ -165,7 +165,12 @@ def train(
     if candidate.is_complete:
         candidate.drop_checkpoint()
         return candidate
-    reader = reader or Reader(recipe.canvas, workers=runtime.workers, pin_memory=runtime.on_cuda)
+    reader = reader or Reader(
+        recipe.canvas,
+        workers=runtime.workers,
+        pin_memory=runtime.on_cuda,
+        renders=runtime.device.type == "cpu",
+    )
     task = task or Classification(recipe, splits, reader)
     watch, interruption = watch or Watch(), interruption or Interruption()
     identity = describe_training(recipe, splits, task)

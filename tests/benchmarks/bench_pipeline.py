@@ -3,24 +3,28 @@ timm's, and ours with and without its cache, all on the same files in the same r
 
     python tests/benchmarks/bench_pipeline.py --images FOLDER --output pipeline.csv
 
-Without `--images` it makes JPEG files of 512 px. Both policies end in normalised floats of 256 px:
-`light` is resize and flips, `heavy` adds blur, JPEG, colour jitter and erasing (ours: `strong`,
-which also crops, shrinks and adds noise). The arms take turns, so that a machine that slows down
-does so for all; workers have started and files have been read before anything is timed.
+Without `--images` it makes JPEG files of 512 px. All policies end in normalised floats of 256 px:
+`light` is resize and flips, `heavy` adds blur, JPEG, colour jitter and erasing, drawn alike in all
+arms (timm's loader has no JPEG). Each arm runs in a process of its own, as its users would run it,
+and they take turns, so that a machine that slows down does so for all; workers have started, files
+have been read and the cache is filled before anything is timed.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
+import math
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +38,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from search.pixels.augment import Augmentation
+from search.pixels.alterations import Steps
+from search.pixels.augment import COMPRESS, POLICIES, Augmentation, Policy, View
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.loading import train_batches
 from search.pixels.reading import Reader
@@ -42,7 +47,6 @@ from search.pixels.reading import Reader
 SIZE, BATCH = 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-STRENGTH = 0.5
 
 Epoch = Callable[[], Iterable[Tensor]]
 """Makes the normalised batches (N, 3, SIZE, SIZE) of one pass."""
@@ -85,7 +89,34 @@ def transforms_of_the_challenge(policy: str) -> Callable[[Image.Image], Tensor]:
     return v2.Compose([resize, *flips, blur, jpeg, jitter, *floats, v2.RandomErasing(0.25)])
 
 
-def challenge(paths: Sequence[str], policy: str, workers: int, _stack: ExitStack) -> Epoch:
+def draw_heavy(rng: random.Random, _strength: float, side: int) -> View:
+    """What `transforms_of_the_challenge` draws, as alterations of a canvas."""
+    before: Steps = ()
+    if rng.random() < 0.35:
+        before += (("blur", (rng.uniform(0.1, 1.5),)),)
+    if rng.random() < 0.65:
+        before += ((COMPRESS, (0, rng.randint(55, 95), 1)),)
+    factors = [rng.uniform(0.75, 1.25) for _ in range(3)]
+    jitter = (*factors, rng.uniform(-0.06, 0.06), *rng.sample(range(4), 4))
+    after: Steps = (("jitter", jitter),)
+    for axis in (-1, -2):
+        if rng.random() < 0.5:
+            after += (("mirror", (axis,)),)
+    if rng.random() < 0.25:
+        area, ratio = rng.uniform(0.02, 0.33), math.exp(rng.uniform(-1.2, 1.2))
+        height, width = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
+        box = (rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width)
+        after += (("erase", box),)
+    return View(before, (0, 0, side, side), after)
+
+
+HEAVY = Policy("heavy", "what the challenge's loader is measured with", draw_heavy)
+POLICIES[HEAVY.name] = HEAVY
+
+
+def challenge(
+    paths: Sequence[str], policy: str, workers: int, _stack: ExitStack, _cache: Path
+) -> Epoch:
     """PIL, torchvision's transforms, torch's DataLoader."""
     loader = DataLoader(
         Files(paths, transforms_of_the_challenge(policy)),
@@ -98,7 +129,9 @@ def challenge(paths: Sequence[str], policy: str, workers: int, _stack: ExitStack
     return lambda: (images for images, _ in loader)
 
 
-def timm_loader(paths: Sequence[str], policy: str, workers: int, _stack: ExitStack) -> Epoch:
+def timm_loader(
+    paths: Sequence[str], policy: str, workers: int, _stack: ExitStack, _cache: Path
+) -> Epoch:
     """timm's `create_loader`, with the augmentations that it has. Its normalisation is part of the
     transforms, since its prefetcher needs a GPU."""
     dataset = create_dataset("", root=str(Path(paths[0]).parent))
@@ -131,6 +164,7 @@ def ours(
     paths: Sequence[str], policy: str, workers: int, stack: ExitStack, cache_folder: Path | None
 ) -> Epoch:
     """Reader and augmentation as a search uses them, from the cache or decoding as they come."""
+    resolve_device("cpu")  # as a search does: it keeps freed memory
     cache = None
     if cache_folder is not None:
         cache = open_cache(str(cache_folder), paths, SIZE, lambda _: None)
@@ -139,21 +173,24 @@ def ours(
     table = pd.DataFrame(
         {"img_name": paths, "path": paths, "target": np.arange(len(paths)) % 2, "group": paths}
     )
-    reader = stack.enter_context(Reader(SIZE, workers=workers, cache=cache))
-    augmentation = Augmentation(*(("baseline", 0.0) if policy == "light" else ("strong", STRENGTH)))
+    reader = stack.enter_context(Reader(SIZE, workers=workers, cache=cache, renders=True))
+    augmentation = Augmentation("baseline" if policy == "light" else HEAVY.name, 0.5)
     loader = train_batches(reader, table, augmentation, batch_size=BATCH, seed=0)
     epochs = itertools.count()
 
     def epoch() -> Iterator[Tensor]:
         loader.set_epoch(next(epochs))
-        for batch in loader:
+        for _, batch in loader.numbered(sizes=[SIZE]):
             yield normalised(batch.show([SIZE])[SIZE])
 
     return epoch
 
 
-def gather(paths: Sequence[str], _policy: str, _workers: int, _stack: ExitStack) -> Epoch:
+def gather(
+    paths: Sequence[str], _policy: str, _workers: int, _stack: ExitStack, _cache: Path
+) -> Epoch:
     """Bytes in memory, copied in random order: what no loader can beat."""
+    keep_freed_memory()
     canvases = torch.randint(0, 256, (len(paths), 3, SIZE, SIZE), dtype=torch.uint8)
 
     def epoch() -> Iterator[Tensor]:
@@ -161,6 +198,15 @@ def gather(paths: Sequence[str], _policy: str, _workers: int, _stack: ExitStack)
             yield normalised(canvases[rows])
 
     return epoch
+
+
+ARMS: dict[str, Callable[..., Epoch]] = {
+    "challenge": challenge,
+    "timm": timm_loader,
+    "cold": lambda *arguments: ours(*arguments[:-1], None),
+    "warm": ours,
+    "gather": gather,
+}
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -217,21 +263,11 @@ def main(
             make_images(made, count)
         paths = [str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
         paths = paths[:count]
-        arms: dict[str, Callable[..., Epoch]] = {
-            "challenge": challenge,
-            "timm": timm_loader,
-            "cold": lambda *arguments: ours(*arguments, None),
-            "warm": lambda *arguments: ours(*arguments, cache),
-            "gather": gather,
-        }
         rows = []
         for policy, number in itertools.product(("light", "heavy"), workers):
-            found = measure(
-                {Case(arm, policy, number): make for arm, make in arms.items()},
-                paths,
-                repetitions,
-                console,
-            )
+            cases = [Case(arm, policy, number) for arm in ARMS]
+            found = measure(cases, paths, cache, repetitions, console)
+            challenged = statistics.median(found[cases[0]])
             rows += [
                 {
                     "files": folder.parent.name if images else folder.name,
@@ -239,11 +275,7 @@ def main(
                     "images_per_second": round(statistics.median(speeds), 1),
                     "lowest": round(min(speeds), 1),
                     "highest": round(max(speeds), 1),
-                    "times_challenge": round(
-                        statistics.median(speeds)
-                        / statistics.median(found[Case("challenge", policy, number)]),
-                        2,
-                    ),
+                    "times_challenge": round(statistics.median(speeds) / challenged, 2),
                 }
                 for case, speeds in found.items()
             ]
@@ -254,27 +286,47 @@ def main(
 
 
 def measure(
-    cases: dict[Case, Callable[..., Epoch]],
-    paths: Sequence[str],
-    repetitions: int,
-    console: Console,
+    cases: Sequence[Case], paths: Sequence[str], cache: Path, repetitions: int, console: Console
 ) -> dict[Case, list[float]]:
-    """Images a second of each case, in turn."""
+    """Images a second of each case, in turn, each in its own process."""
     speeds: dict[Case, list[float]] = {case: [] for case in cases}
     with ExitStack() as stack, Progress(console=console, transient=True) as progress:
-        epochs: dict[Case, Any] = {}
         task = progress.add_task("measuring", total=len(cases) * (repetitions + 1))
-        for case, make in cases.items():
+        processes = {}
+        for case in cases:
             progress.update(task, description=f"{case.arm}, {case.policy}, {case.workers} workers")
-            epochs[case] = make(paths, case.policy, case.workers, stack)
-            images_per_second(epochs[case])  # starts the workers, warms the file cache
+            own = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            processes[case] = stack.enter_context(own)
+            own.submit(open_arm, case, paths, cache).result()
+            own.submit(run_arm).result()  # starts the workers, warms the file cache
             progress.advance(task)
-        for _, (case, epoch) in itertools.product(range(repetitions), epochs.items()):
-            speeds[case].append(images_per_second(epoch))
+            stack.callback(own.submit, close_arm)
+        for _, (case, own) in itertools.product(range(repetitions), processes.items()):
+            speeds[case].append(own.submit(run_arm).result())
             progress.advance(task)
-        epochs.clear()
-        gc.collect()
     return speeds
+
+
+_STACK = ExitStack()
+_EPOCH: list[Epoch] = []
+"""Of the arm that this process measures."""
+
+
+def open_arm(case: Case, paths: Sequence[str], cache: Path) -> None:
+    """In the arm's process, before everything."""
+    _EPOCH.append(ARMS[case.arm](paths, case.policy, case.workers, _STACK, cache))
+
+
+def run_arm() -> float:
+    """One pass; its images a second."""
+    return images_per_second(_EPOCH[0])
+
+
+def close_arm() -> None:
+    """Ends the arm's workers."""
+    _EPOCH.clear()
+    _STACK.close()
+    gc.collect()
 
 
 def write(table: pd.DataFrame, output: Path) -> None:

@@ -67,8 +67,9 @@ def test_a_run_is_profiled_on_its_own_images(
     [
         ({"train": 50.0}, 0, "train"),
         ({"augment": 40.0, "train": 50.0}, 0, "augment"),
-        ({"augment": 40.0, "train": 50.0}, 2, "augment"),  # where the training is
-        ({"compress": 40.0, "train": 50.0}, 2, "train"),  # two workers are faster together
+        ({"augment": 40.0, "train": 50.0}, 2, "train"),  # two workers are faster together
+        ({"augment": 20.0, "train": 50.0}, 2, "augment"),
+        ({"compress": 40.0, "train": 50.0}, 2, "train"),
         ({"compress": 20.0, "train": 50.0}, 2, "compress"),
         # Canvases are made once, and scoring is no part of a training.
         ({"decode": 1.0, "canvas": 1.0, "score": 1.0, "gather": 30.0}, 0, "gather"),

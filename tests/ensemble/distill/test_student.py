@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +51,7 @@ class MemoryLoader:
     def __iter__(self) -> Iterator[Batch]:
         return (batch for _, batch in self.numbered())
 
-    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+    def numbered(self, start: int = 0, sizes: Collection[int] = ()) -> Iterator[tuple[int, Batch]]:
         for number, rows in enumerate(torch.arange(len(self.bright)).split(8)[start:], start):
             yield number, Batch(self.images[rows], self.targets[rows], rows, torch.zeros_like(rows))
 

@@ -6,7 +6,6 @@ import errno
 import multiprocessing
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from search.pixels.canvas import read_canvas
 from search.pixels.geometry import resize
 from search.pixels.loading import Loader, eval_batches, train_batches, view_seed
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import GRACE_SECONDS, Canvases, Reader, Request
+from search.pixels.reading import GRACE_SECONDS, SHARED_MEMORY, Canvases, Reader, Request
 
 SIZE, CANVAS = 16, 20
 STRONG = Augmentation("strong", 0.5)
@@ -287,24 +286,51 @@ def test_one_pool_of_workers_reads_all_tables(table: pd.DataFrame, workers: int)
         assert rows_of(epoch_of(train)) == expected
 
 
+@pytest.mark.parametrize("broken", [[], [5], [0, 1, 2, 3]])
+def test_workers_make_the_views_that_are_asked_for(table: pd.DataFrame, broken: list[int]) -> None:
+    """The same as are made where one trains, and none of the canvases travel."""
+    for row in broken:
+        spoil(table, row)
+
+    def read(workers: int) -> list[Batch]:
+        with Reader(CANVAS, workers=workers, renders=True) as reader:
+            loader = train_batches(reader, table, STRONG, batch_size=4, seed=1)
+            return [batch for _, batch in loader.numbered(sizes=(SIZE, 12))]
+
+    expected, found = read(0), read(2)
+    assert rows_of(found) == rows_of(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert not len(one.canvases)
+        assert len(other.canvases)
+        for size in (SIZE, 12):
+            assert torch.equal(one.show([size])[size], other.show([size])[size])
+
+
+def test_slots_grow_and_are_given_back(table: pd.DataFrame) -> None:
+    """Batches that were received stay as they are, whatever is read into their slots later."""
+    before = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
+    with Reader(CANVAS, workers=2) as reader:
+        small = list(eval_batches(reader, table, batch_size=1))
+        large = list(eval_batches(reader, table, batch_size=9))
+        again = list(eval_batches(reader, table, batch_size=1))
+    expected = torch.stack([read_canvas(path, CANVAS) for path in table["path"]])
+    for batches in (small, large, again):
+        assert torch.equal(torch.cat([batch.canvases for batch in batches]), expected)
+    if SHARED_MEMORY.is_dir():
+        assert set(SHARED_MEMORY.iterdir()) <= before
+
+
 def test_workers_can_be_spawned(table: pd.DataFrame) -> None:
     """What a spawned or forkserver worker is given survives pickling and works alike."""
     paths = table["path"][3:5].tolist()
     request = Request(paths, [1, 0], [3, 4], [5, 6], [-1, -1], STRONG)
     canvases = Canvases(CANVAS, None)
     copied, copied_request = pickle.loads(pickle.dumps((canvases, request)))  # noqa: S301
-    one, other = canvases[request], copied[copied_request]
+    one, other = canvases.read(request), copied.read(copied_request)
     assert one.batch is not None
+    assert other.batch is not None
     assert torch.equal(one.batch.canvases, other.batch.canvases)
     assert pickle.loads(pickle.dumps(one)).batch.indices.tolist() == [3, 4]  # noqa: S301
-
-
-class WithoutRoom(Augmentation):
-    """Keeps its process from making files, those in shared memory too."""
-
-    def prepare(self, canvas: torch.Tensor, seed: int) -> torch.Tensor:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-        return canvas
 
 
 class HitByABusError(Augmentation):
@@ -321,11 +347,22 @@ class Refusing(Augmentation):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared otherwise")
-@pytest.mark.parametrize("kind", [WithoutRoom, HitByABusError])
 def test_too_little_shared_memory_is_told_with_the_remedy(
-    table: pd.DataFrame, kind: type[Augmentation]
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = training(table, augmentation=kind("none", 0.0), workers=1)
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    before = set(SHARED_MEMORY.iterdir())
+    with pytest.raises(UserError, match=r"shared memory .*; use --workers 0, or .*--shm-size"):
+        epoch_of(training(table, workers=1))
+    assert set(SHARED_MEMORY.iterdir()) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared otherwise")
+def test_a_worker_that_died_of_shared_memory_is_told_with_the_remedy(table: pd.DataFrame) -> None:
+    loader = training(table, augmentation=HitByABusError("none", 0.0), workers=1)
     with pytest.raises(UserError, match=r"shared memory .*; use --workers 0, or .*--shm-size"):
         epoch_of(loader)
 

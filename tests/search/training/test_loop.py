@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class MemoryLoader:
     def __iter__(self) -> Iterator[Batch]:
         return (batch for _, batch in self.numbered())
 
-    def numbered(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+    def numbered(self, start: int = 0, sizes: Collection[int] = ()) -> Iterator[tuple[int, Batch]]:
         order = torch.arange(len(self.targets))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.epoch)
