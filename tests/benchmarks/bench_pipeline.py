@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from search.machine.device import keep_freed_memory, resolve_device
 from search.pixels.alterations import Steps
 from search.pixels.augment import COMPRESS, POLICIES, Augmentation, Policy, View
 from search.pixels.cache import fill_cache, open_cache
