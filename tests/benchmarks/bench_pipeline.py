@@ -17,13 +17,14 @@ import itertools
 import math
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import numpy as np
@@ -291,12 +292,15 @@ def measure(
 ) -> dict[Case, list[float]]:
     """Images a second of each case, in turn, each in its own process."""
     speeds: dict[Case, list[float]] = {case: [] for case in cases}
+    # What it has imported, its processes need not import again.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["search.pixels.loading", "timm.data", "torchvision"])
     with ExitStack() as stack, Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(cases) * (repetitions + 1))
         processes = {}
         for case in cases:
             progress.update(task, description=f"{case.arm}, {case.policy}, {case.workers} workers")
-            own = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            own = ProcessPoolExecutor(1, mp_context=context)
             processes[case] = stack.enter_context(own)
             own.submit(open_arm, case, paths, cache).result()
             own.submit(run_arm).result()  # starts the workers, warms the file cache
@@ -315,6 +319,8 @@ _EPOCH: list[Epoch] = []
 
 def open_arm(case: Case, paths: Sequence[str], cache: Path) -> None:
     """In the arm's process, before everything."""
+    if sys.platform.startswith("linux"):
+        set_start_method("fork", force=True)  # of its workers, which start at once
     _EPOCH.append(ARMS[case.arm](paths, case.policy, case.workers, _STACK, cache))
 
 
