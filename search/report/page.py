@@ -36,6 +36,7 @@ from search.report.recorded import (
     report_figures_of,
 )
 from search.report.terminal import Problems, format_seconds
+from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET
 from search.training.candidate import HISTORY, SCORES
 
@@ -111,8 +112,10 @@ def write_report(
             plots += [light, dark]
         figures.append(content)
     rows: list[dict[str, Any]] = leaderboard.to_dict("records")  # type: ignore[assignment]
+    presets = preset_trials(study)
     for row in rows:
         row["is_baseline"] = row["trial"] in baseline
+        row["is_preset"] = None if presets is None else row["trial"] in presets
         row["report"] = _report_metrics(run, row["candidate"], problems.tell)
     complete = [row for row in rows if row["state"] == "complete"]
     page = _template().render(
@@ -211,6 +214,15 @@ def baseline_trials(study: optuna.Study | None, leaderboard: pd.DataFrame) -> se
     return {trial.number for trial in trials if trial.user_attrs.get(PRESET) == BASELINE}
 
 
+def preset_trials(study: optuna.Study | None) -> set[int] | None:
+    """Numbers of the trials that a search begins with, each backbone's default; None without the
+    study, since nothing else tells them from what was drawn."""
+    if study is None:
+        return None
+    trials = study.get_trials(deepcopy=False)
+    return {t.number for t in trials if str(t.user_attrs.get(PRESET)).startswith(f"{DEFAULT}:")}
+
+
 def short_name(backbone: str) -> str:
     """A timm tag without what follows the architecture."""
     return backbone.partition(".")[0]
@@ -232,7 +244,37 @@ def summarise(rows: list[dict[str, Any]]) -> str:
         sentences.append(text + ("; it is the challenge's baseline." if best in baseline else "."))
     if baseline and baseline[0] is not complete[0]:
         sentences.append(f"The challenge's baseline has {_worth(baseline[0])}.")
+    sentences += _drawn_against_presets(complete)
     return " ".join(sentences)
+
+
+def _drawn_against_presets(complete: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What drawing configurations brought beside the defaults that a search begins with; nothing
+    where both are not at hand.
+
+    Args:
+        complete: rows of complete trials, best first.
+    """
+    searched = [
+        row for row in complete if not row["is_baseline"] and row.get("is_preset") is not None
+    ]
+    presets = [row for row in searched if row["is_preset"]]
+    drawn = [row for row in searched if not row["is_preset"]]
+    if not presets:
+        return []
+    if not drawn:
+        return ["No drawn configuration is complete: all that are, are presets."]
+    difference = drawn[0]["auc"] - presets[0]["auc"]
+    names = [f"candidate {row['candidate'] or row['trial']}" for row in (drawn[0], presets[0])]
+    if difference > 0:
+        return [
+            f"The search brought {difference:+.4f} on select: its best drawn configuration, "
+            f"{names[0]}, over the best preset, {names[1]}."
+        ]
+    return [
+        f"The search brought nothing over its presets: its best drawn configuration, {names[0]}, "
+        f"is {-difference:.4f} below the best preset, {names[1]}, on select."
+    ]
 
 
 def _worth(row: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from search.errors import UserError
 from search.machine.device import (
     Runtime,
     fast_float32,
@@ -28,7 +29,7 @@ from search.training.loss import Loss
 from search.training.metrics import measure
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, Predictions
-from search.training.step import OptimizerStep, make_optimizer, make_scheduler
+from search.training.step import OptimizerStep, decay_start, make_optimizer, make_scheduler
 
 STEPS_BETWEEN_LOOKS = 20
 """Steps between two looks at the summed loss; a look waits for the GPU, and NaN stays in a sum."""
@@ -117,12 +118,7 @@ class Training:
         compiled = self.network
         if recipe.compile:
             compiled = cast(nn.Module, torch.compile(self.network))
-        self._ema = (
-            # Its own warm-up: a short training must not average over its random start.
-            ModelEmaV3(self.network, decay=recipe.ema_decay, use_warmup=True)
-            if recipe.ema_decay > 0
-            else None
-        )
+        self._average = _average(self.network, recipe)
         self._optimizer = make_optimizer(self.network, recipe, runtime)
         self.steps = len(batches)
         self._scheduler = make_scheduler(self._optimizer, recipe, self.steps)
@@ -141,7 +137,7 @@ class Training:
     @property
     def averaged(self) -> nn.Module:
         """What is scored and kept."""
-        return self.network if self._ema is None else self._ema.module
+        return self.network if self._average is None else self._average.module
 
     def run_epoch(
         self,
@@ -180,8 +176,8 @@ class Training:
             with self.seconds.spent_on("train"), fast_float32(self.runtime.device):
                 self._add(self.step(batch), len(batch.targets))
                 self._scheduler.step_update(update)
-                if self._ema is not None:
-                    self._ema.update(self.network, step=update)
+                if self._average is not None:
+                    self._average.update(self.network, step=update)
                 self.batch = number + 1
                 mean_loss = None
                 if self.batch % STEPS_BETWEEN_LOOKS == 0 or self.batch == self.steps:
@@ -239,11 +235,12 @@ class Training:
         best_precision = None if self.best is None else self.best.precision
         return {
             "network": self.network.state_dict(),
-            "averaged": None if self._ema is None else self._ema.module.state_dict(),
+            "averaged": None if self._average is None else self._average.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "precision": self.step.precision,
             "micro_batch_size": self.step.micro_batch_size,
+            "epochs": self.recipe.epochs,
             "epoch": self.epoch,
             "batch": self.batch,
             "sums": {name: getattr(sums, name) for name in sums.__dataclass_fields__},
@@ -260,10 +257,16 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Takes up what `state_dict` gave.
+
+        Raises:
+            UserError: if the training is to end elsewhere, but its rate falls to its old or its
+                new end already.
+        """
+        self._check_end(state)
         self.network.load_state_dict(state["network"])
-        if self._ema is not None:
-            self._ema.module.load_state_dict(state["averaged"])
+        if self._average is not None:
+            self._average.module.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
         if state["precision"] == "fp32":
             self.step.fall_back()
@@ -289,6 +292,18 @@ class Training:
         if self.epoch or self.batch:
             self._scheduler.step_update(self.epoch * self.steps + self.batch)
             self._scheduler.step(self.epoch)
+
+    def _check_end(self, state: dict[str, Any]) -> None:
+        before, now = state["epochs"], self.recipe.epochs
+        done = state["epoch"] * self.steps + state["batch"]
+        first = min(
+            decay_start(replace(self.recipe, epochs=epochs), self.steps) for epochs in (before, now)
+        )
+        if before != now and done > first:
+            raise UserError(
+                f"a training can end after {now} epochs instead of {before} only before its rate "
+                f"falls, at step {first}, found it at step {done}"
+            )
 
     def _no_sums(self) -> _Sums:
         loss, counted, overflows = torch.zeros(3, device=self.runtime.device).unbind()
@@ -333,6 +348,19 @@ class Training:
         sums.looked_loss, sums.looked_counted, sums.looked_overflows = loss, counted, overflows
         sums.steps = 0
         return mean
+
+
+def _average(network: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
+    """The average of the weights that a recipe asks for."""
+    if recipe.average_after_images is not None:
+        # With these a uniform average: step n counts for 1 / n.
+        uniform: dict[str, Any] = {"decay": 1.0, "warmup_gamma": 1.0, "warmup_power": 1.0}
+        first = round(recipe.average_after_images / recipe.batch_size)
+        return ModelEmaV3(network, use_warmup=True, update_after_step=first, **uniform)
+    if recipe.ema_decay > 0:
+        # Its own warm-up: a short training must not average over its random start.
+        return ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)
+    return None
 
 
 def _set_batch_norm(network: nn.Module, *, training: bool) -> None:

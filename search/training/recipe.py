@@ -56,13 +56,18 @@ class Recipe:
     micro_batch_size: int | None = None
     """Images in one forward pass; gradients add up to `batch_size`. None: all."""
     optimizer: Literal["adamw", "adam"] = "adamw"
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    """constant: may be trained for more epochs than was thought, until its decay has begun."""
     learning_rate: float = 3e-4
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     """Factor on the learning rate for each layer group further from the head; 1 is none."""
     warmup_fraction: float = 0.1
     """Share of all steps over which the learning rate rises linearly (cosine schedule)."""
+    warmup_images: int = 1_000
+    """Images over which it does (constant schedule, whose end may not be known yet)."""
+    decay_fraction: float = 0.2
+    """Share of all steps, the last ones, in which it falls to 0 (constant schedule)."""
     step_size_epochs: int = 4
     """Epochs between two decays (step schedule)."""
     step_gamma: float = 0.85
@@ -73,6 +78,9 @@ class Recipe:
     """Share of all steps, from the first, in which batch-norm layers keep their statistics."""
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights, per step; 0 keeps none."""
+    average_after_images: int | None = None
+    """Keep a uniform running average of the weights instead, from so many images on
+    (arXiv:2110.10832)."""
 
     # The loss.
     label_smoothing: float = 0.0
@@ -97,6 +105,18 @@ class Recipe:
     channels_last: bool = False
     compile: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule == "constant" and self.freeze_norm_fraction not in (0.0, 1.0):
+            raise ValueError(
+                "freeze_norm_fraction must be 0 or 1 with a constant rate, whose end may not be "
+                f"known yet, found {self.freeze_norm_fraction}"
+            )
+        if self.ema_decay > 0 and self.average_after_images is not None:
+            raise ValueError(
+                "one average of the weights must be chosen, found ema_decay "
+                f"{self.ema_decay} and average_after_images {self.average_after_images}"
+            )
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML."""

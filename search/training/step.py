@@ -161,18 +161,56 @@ def make_optimizer(network: nn.Module, recipe: Recipe, runtime: Runtime) -> torc
     )
 
 
+def decay_start(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Steps after which the rate of a constant schedule falls."""
+    end = max(1, recipe.epochs * steps_per_epoch)
+    return end - round(recipe.decay_fraction * end)
+
+
+class ConstantScheduler(Scheduler):
+    """A linear warm-up, a constant rate, and a short fall to 0 (arXiv:2405.18392).
+
+    Up to the fall nothing depends on where the training ends.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+    ) -> None:
+        """
+        Args:
+            optimizer: its rates are those of the constant stretch.
+            recipe: warm-up, decay and epochs.
+            steps_per_epoch: optimizer steps.
+        """
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+        self._warmup = max(1, round(recipe.warmup_images / recipe.batch_size))
+        self._end = max(1, recipe.epochs * steps_per_epoch)
+        self._decay_start = decay_start(recipe, steps_per_epoch)
+        self.update_groups(self._get_lr(0))
+
+    def _get_lr(self, t: int) -> list[float]:
+        factor = min(1.0, (t + 1) / self._warmup)
+        if t > self._decay_start:
+            share = (t - self._decay_start) / (self._end - self._decay_start)
+            # The form that the paper found best.
+            factor *= max(0.0, 1 - math.sqrt(share))
+        return [value * factor for value in self.base_values]
+
+
 def make_scheduler(
     optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
 ) -> Scheduler:
     """The scheduler of a recipe: told of every step by `step_update` and of every epoch by `step`.
 
-    Cosine (arXiv:1608.03983) falls over all steps after a linear warm-up; step multiplies the rate
-    by `step_gamma` every `step_size_epochs`.
+    Cosine (arXiv:1608.03983) falls over all steps after a linear warm-up; constant, see there; step
+    multiplies the rate by `step_gamma` every `step_size_epochs`.
     """
     if recipe.schedule == "step":
         return StepLRScheduler(
             optimizer, decay_t=recipe.step_size_epochs, decay_rate=recipe.step_gamma
         )
+    if recipe.schedule == "constant":
+        return ConstantScheduler(optimizer, recipe, steps_per_epoch)
     # It warns of a training of one step, whose rate cannot fall.
     logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
     updates = max(1, recipe.epochs * steps_per_epoch)

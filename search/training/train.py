@@ -238,7 +238,10 @@ def train(
 
 def describe_training(recipe: Recipe, splits: Splits, task: Task) -> dict[str, Any]:
     """What tells a training from others, as plain values: a checkpoint goes on only as the same."""
-    what = {name: value for name, value in asdict(recipe).items() if name not in HOW_NOT_WHAT}
+    left_out = {*HOW_NOT_WHAT}
+    if recipe.schedule == "constant":
+        left_out.add("epochs")  # its end may be moved, within what `Training` checks
+    what = {name: value for name, value in asdict(recipe).items() if name not in left_out}
     described = {**what, "images": splits.fingerprint(), **task.identity()}
     plain: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read
     return plain

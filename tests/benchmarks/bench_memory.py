@@ -24,9 +24,16 @@ app = App()
 
 @app.default
 def compare(
-    *, architecture: str = "mobilenetv2_100", image_size: int = 192, rounds: int = 3, steps: int = 8
+    *,
+    architecture: str = "mobilenetv2_100",
+    image_size: int = 192,
+    rounds: int = 3,
+    steps: int = 8,
+    quick: bool = False,
 ) -> None:
-    """Measures both ways `rounds` times."""
+    """Measures both ways `rounds` times; with `quick` a small network once, to see that it works."""
+    if quick:
+        architecture, image_size, rounds, steps = "test_resnet", 32, 1, 2
     results = Table("round", "freed memory", "images/s", "kernel", title=f"{architecture}")
     for number in range(rounds):
         for way in ("returned", "kept"):

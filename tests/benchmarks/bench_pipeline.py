@@ -255,7 +255,7 @@ def main(
         quick: a few images once: whether it works at all.
     """
     if quick:
-        count, repetitions, workers = 2 * BATCH, 1, (0, 1)
+        count, repetitions, workers = 2 * BATCH, 1, (1,)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
         made, cache = Path(temporary) / "made-512px", Path(temporary) / "cache"

@@ -109,6 +109,8 @@ class SearchCourse:
             *("--backbones", str(data.folder / "backbones.yaml")),
             *("--epochs", str(epochs), "--trials", str(trials)),
             *("--checkpoint-minutes", str(CHECKPOINT_MINUTES), "--out", str(folder)),
+            # Its own, so that every run fills one: what is read from it decides the weights.
+            *("--cache", f"{folder}-cache"),
             *(() if self.storage is None else ("--storage", self.storage)),
         )
         self._finished = FinishedCandidates(folder / "candidates")

@@ -32,6 +32,7 @@ OPENING = Phase(
     ),
     5,
 )
+CACHE = Phase("canvas cache", ("search.pixels.reading:fill_cache",))
 TRAINING = Phase("training", ("search.training.loop:Training.run_epoch",), 6)
 EVALUATION = Phase("evaluation", ("search.training.train:evaluate",), 6)
 CHECKPOINT = Phase("checkpoint write", ("search.training.train:save_state",), 12)
@@ -61,8 +62,8 @@ PACKAGING = Phase(
 LEDGER = Phase("ledger", ("ensemble.submission.submit:_count",))
 
 SEARCH = (
-    *(SPLITS, OPENING, TRAINING, EVALUATION, CHECKPOINT, CANDIDATE, TELLING, LEADERBOARD),
-    *(REPORT_SCORING, RESULTS),
+    *(SPLITS, OPENING, CACHE, TRAINING, EVALUATION, CHECKPOINT, CANDIDATE, TELLING),
+    *(LEADERBOARD, REPORT_SCORING, RESULTS),
 )
 DISTILL = (VIEWS, STUDENT, KEEPING)
 FUSE = (JOINT, KEEPING)

@@ -30,6 +30,9 @@ STEP_PAUSE = 0.03
 RENAME_PAUSE = 0.01
 """Seconds between a file's content and its name."""
 
+CANVAS_PAUSE = 0.002
+"""Seconds before each part of a canvas that is written to the cache."""
+
 LINE_PAUSE = 0.005
 """Seconds between the halves of what is appended to the journal while a trial is told."""
 
@@ -130,6 +133,7 @@ def wrap_phases(trace: TraceWriter, phases: tuple[Phase, ...]) -> None:
         setattr(owner, name, value)
     for place in ("pathlib:Path.replace", "pathlib:Path.rename"):
         _wrap(place, _slow_rename)
+    _wrap("search.pixels.cache:_write", _slow_write)
     _wrap(
         "optuna.storages.journal:JournalFileBackend.append_logs",
         functools.partial(_in_halves, trace),
@@ -219,6 +223,19 @@ def _slow_rename(replace: Callable[..., Any]) -> Callable[..., Any]:
         time.sleep(RENAME_PAUSE)
         result: Path = replace(path, target)
         return result
+
+    return slow
+
+
+def _slow_write(write: Callable[..., None]) -> Callable[..., None]:
+    """In two parts, as a kill may leave it."""
+
+    @functools.wraps(write)
+    def slow(file: int, content: bytes, place: int) -> None:
+        half = len(content) // 2
+        for part, where in ((content[:half], place), (content[half:], place + half)):
+            time.sleep(CANVAS_PAUSE)
+            write(file, part, where)
 
     return slow
 

@@ -345,6 +345,51 @@ def test_the_summary_says_how_it_ended(rows: list[dict[str, Any]], expected: str
     assert summarise(rows) == expected
 
 
+PRESET, DRAWN = (
+    {"is_baseline": False, "is_preset": True},
+    {"is_baseline": False, "is_preset": False},
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (
+            [{"auc": 0.95, "candidate": "0005", **DRAWN}, {"auc": 0.9, "candidate": "1", **PRESET}],
+            "The search brought +0.0500 on select: its best drawn configuration, candidate 0005, "
+            "over the best preset, candidate 1.",
+        ),
+        (
+            [{"auc": 0.9, "candidate": "0001", **PRESET}, {"auc": 0.89, "candidate": "7", **DRAWN}],
+            "The search brought nothing over its presets: its best drawn configuration, candidate "
+            "7, is 0.0100 below the best preset, candidate 0001, on select.",
+        ),
+        (
+            [{"auc": 0.9, "candidate": "0001", **PRESET}],
+            "No drawn configuration is complete: all that are, are presets.",
+        ),
+        # The baseline is neither; without the study nobody knows.
+        ([{"auc": 0.9, "candidate": "0", "is_baseline": True, "is_preset": False}], None),
+        ([{"auc": 0.9, "candidate": "0", "is_baseline": False, "is_preset": None}], None),
+    ],
+)
+def test_the_summary_holds_what_was_drawn_against_the_presets(
+    rows: list[dict[str, Any]], expected: str | None
+) -> None:
+    complete = [{"state": "complete", "backbone": "vit", "report": {}, **row} for row in rows]
+    told = summarise(complete)
+    assert (expected is None) is ("preset" not in told)
+    assert told.endswith(expected or "")
+
+
+def test_the_study_tells_presets_from_what_was_drawn(run: HandMadeRun) -> None:
+    run.add("complete", 1.0, preset="baseline")
+    run.add("complete", 1.5, preset="default:test_vit.r160_in1k")
+    run.add("complete", 2.5)
+    report(run)
+    assert "The search brought +" in Page(run.folder / "report.html").text
+
+
 @pytest.mark.parametrize(
     ("value", "form", "scale", "expected"),
     [

@@ -304,3 +304,23 @@ def test_scores_that_are_not_finite_are_an_error() -> None:
         next(network.parameters()).fill_(math.nan)
     with pytest.raises(FloatingPointError, match="20 of 20 scores"):
         predict(network, MemoryLoader(size=20, shuffle=False), CPU)
+
+
+def test_the_uniform_average_is_the_mean_of_the_weights_after_its_start() -> None:
+    """arXiv:2110.10832: a step counts as much as any other."""
+    recipe = replace(RECIPE, average_after_images=16, epochs=2)
+    training, states = begin(recipe), []
+
+    def keep(record: StepRecord) -> None:
+        weights = training.network.state_dict()
+        states.append({name: value.clone() for name, value in weights.items()})
+
+    for _ in range(recipe.epochs):
+        training.run_epoch(keep)
+        training.finish_epoch(evaluate(training.averaged, MemoryLoader(shuffle=False), CPU))
+    averaged = training.averaged.state_dict()
+    assert len(states) == 12
+    for name, value in averaged.items():
+        if value.is_floating_point():
+            mean = torch.stack([state[name] for state in states[2:]]).mean(0)
+            torch.testing.assert_close(value, mean, rtol=1e-4, atol=1e-6)

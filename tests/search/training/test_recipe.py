@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", ca
     [
         RECIPE,
         replace(RECIPE, model_args={"pad_type": "same", "img_size": 96}, mean=(0.5, 0.5, 0.5)),
+        replace(RECIPE, schedule="constant", average_after_images=2_000),
         replace(RECIPE, learning_rate=1.2345678901234e-5, gradient_clip=None, micro_batch_size=4),
     ],
 )
@@ -44,3 +46,15 @@ def test_a_damaged_recipe_is_one_user_error(text: str, tmp_path: Path) -> None:
 def test_an_absent_recipe_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"recipe\.yaml"):
         Recipe.load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schedule": "constant", "freeze_norm_fraction": 0.3}, "freeze_norm_fraction must be 0"),
+        ({"ema_decay": 0.9, "average_after_images": 0}, "one average of the weights"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(RECIPE, **changes)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from search.machine.device import Runtime
 from search.training import step as module
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.step import make_optimizer
+from search.training.step import decay_start, make_optimizer, make_scheduler
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
@@ -42,3 +44,42 @@ def test_fused_steps_are_those_of_the_plain_optimizer(
         found.append(network.state_dict())
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-5, atol=1e-6)
+
+
+def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
+    """Of each step of a training."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=recipe.learning_rate)
+    scheduler = make_scheduler(optimizer, recipe, steps_per_epoch)
+    found = []
+    for step in range(recipe.epochs * steps_per_epoch):
+        found.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step_update(step + 1)
+    return found
+
+
+CONSTANT = replace(
+    RECIPE, schedule="constant", epochs=4, batch_size=8, warmup_images=32, decay_fraction=0.25
+)
+
+
+def test_a_constant_rate_rises_stays_and_falls() -> None:
+    found = np.array(rates(CONSTANT, 10)) / RECIPE.learning_rate
+    assert decay_start(CONSTANT, 10) == 30
+    np.testing.assert_allclose(found[:4], [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(found[4:31], 1.0)
+    # 1 - sqrt(n / N), arXiv:2405.18392
+    np.testing.assert_allclose(found[30:], 1 - np.sqrt(np.arange(10) / 10))
+
+
+def test_a_constant_rate_does_not_know_its_end_before_it_falls() -> None:
+    longer = replace(CONSTANT, epochs=9)
+    assert rates(longer, 10)[:31] == rates(CONSTANT, 10)[:31]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_a_constant_rate_without_a_stretch(fraction: float) -> None:
+    found = rates(replace(CONSTANT, decay_fraction=fraction, warmup_images=0), 10)
+    assert found[0] == RECIPE.learning_rate
+    assert (found[-1] == RECIPE.learning_rate) is (fraction == 0.0)
+    assert all(rate > 0 for rate in found)

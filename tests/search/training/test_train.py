@@ -56,6 +56,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"precision": "bf16", "channels_last": True},
     {"freeze_norm_fraction": 0.5},
     {"select_limit": 8, "ema_decay": 0.9},
+    {"schedule": "constant", "warmup_images": 16, "average_after_images": 24},
 ]
 
 
@@ -419,3 +420,37 @@ def test_starting_weights_are_not_needed_to_go_on(splits: Splits, tmp_path: Path
 def test_evaluations_are_scored_in_batches_that_fit() -> None:
     assert module.evaluation_batch(replace(RECIPE, batch_size=8)) == 64
     assert module.evaluation_batch(replace(RECIPE, batch_size=512)) == 256
+
+
+CONSTANT = replace(
+    RECIPE,
+    schedule="constant",
+    warmup_images=16,
+    decay_fraction=0.5,
+    average_after_images=16,
+)
+
+
+def test_a_constant_rate_can_be_trained_for_longer_than_was_thought(
+    splits: Splits, tmp_path: Path
+) -> None:
+    """Up to its decay a training does not depend on where it ends."""
+    straight = complete(splits, tmp_path / "straight", replace(CONSTANT, epochs=4))
+    for folder, thought in (("short", 2), ("long", 40)):
+        began = train(replace(CONSTANT, epochs=thought), splits, tmp_path / folder, 1, runtime=CPU)
+        assert not began.is_complete
+        assert_same(complete(splits, tmp_path / folder, replace(CONSTANT, epochs=4)), straight)
+
+
+def test_the_end_stays_once_the_rate_falls(splits: Splits, tmp_path: Path) -> None:
+    train(replace(CONSTANT, epochs=3), splits, tmp_path, 2, runtime=CPU)
+    for epochs in (2, 9):
+        with pytest.raises(UserError, match=f"can end after {epochs} epochs instead of 3 only"):
+            train(replace(CONSTANT, epochs=epochs), splits, tmp_path, runtime=CPU)
+    assert train(replace(CONSTANT, epochs=3), splits, tmp_path, runtime=CPU).is_complete
+
+
+def test_other_schedules_end_where_they_began_to(splits: Splits, tmp_path: Path) -> None:
+    train(RECIPE, splits, tmp_path, 1, runtime=CPU)
+    with pytest.raises(UserError, match="unfinished training whose epochs must stay"):
+        train(replace(RECIPE, epochs=5), splits, tmp_path, runtime=CPU)

@@ -1,0 +1,271 @@
+"""What a constant rate with a short fall costs against cosine of the same length, and what averages
+of the weights bring: one recipe, the same images in the same order, three seeds.
+
+    python tests/benchmarks/bench_anytime.py --train-labels F --train-images D --train-groups G \\
+        --val-labels F --val-images D --val-groups G --backbones B --pool P --weights-dir W \\
+        --limit-train 3000 --epochs 4 --image-size 96 --output anytime.csv
+
+The first backbone of the pool is trained. Each of the two trainings of a seed keeps an average
+beside its weights, so that both are scored on the same training, after every epoch; at the end the
+average is scored once more with batch-norm statistics of its own. Differences are from cosine
+without average at the end, means over the seeds, with 95% intervals that resample groups. The same
+command goes on after a stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from cyclopts import Parameter, run
+from numpy.typing import NDArray
+from rich.console import Console
+
+from ensemble.soup.averaging import refresh_batch_norm
+from search.catalogue.backbones import DEFAULT_PATH, load_backbones
+from search.data.inputs import read_splits
+from search.data.splits import Splits
+from search.machine.device import Runtime, resolve_device
+from search.pixels.cache import fill_cache, open_cache
+from search.pixels.loading import eval_batches
+from search.pixels.reading import Reader, choose_canvas
+from search.settings import SearchSettings
+from search.training.loop import Training
+from search.training.loss import classification_loss, training_batches
+from search.training.metrics import roc_auc
+from search.training.network import build_network
+from search.training.recipe import Recipe
+from search.training.scoring import evaluate
+
+SCHEDULES = {
+    "cosine": {"schedule": "cosine", "ema_decay": 0.998},
+    "constant": {"schedule": "constant", "average_after_images": 1_000},
+}
+REFERENCE = "cosine"
+RESAMPLINGS = 2_000
+IMAGES_OF_STATISTICS = 1_024
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is trained, on which images; see `search run`. Default: the demo set, from scratch."""
+
+    train_labels: Path | None = None
+    train_images: Path | None = None
+    train_groups: Path | None = None
+    val_labels: Path | None = None
+    val_images: Path | None = None
+    val_groups: Path | None = None
+    limit_train: int | None = None
+    backbones: Path | None = None
+    pool: str = "demo"
+    weights_dir: Path | None = None
+    image_size: int = 64
+    epochs: int = 4
+    seeds: int = 3
+
+
+def main(data: Data | None = None, *, output: Path | None = None, quick: bool = False) -> None:
+    """Trains every schedule with every seed, and tells the differences.
+
+    Args:
+        data: what is trained.
+        output: CSV file (arm, seed, epoch, images, seconds, auc_select, auc_report); what it holds
+            already is not trained again. Beside it lie the differences, and the scores that they
+            are computed from.
+        quick: a few images: whether it works at all.
+    """
+    data = data or Data()
+    if quick:
+        data = replace(data, limit_train=64, image_size=32, epochs=2, seeds=2)
+    console = Console()
+    splits = read_splits(
+        SearchSettings(
+            train_labels=data.train_labels,
+            train_images=data.train_images,
+            train_groups=data.train_groups,
+            val_labels=data.val_labels,
+            val_images=data.val_images,
+            val_groups=data.val_groups,
+            limit_train=data.limit_train,
+        )
+    )
+    runtime = Runtime(resolve_device("auto"))
+    side = choose_canvas(splits, [data.image_size])
+    tables = (splits.select, splits.report, splits.fit)
+    paths = [path for table in tables for path in table["path"]]
+    cache = open_cache("auto", paths, side, lambda _: None)
+    if cache is not None:
+        fill_cache(cache, lambda _: None)
+    rows = pd.DataFrame()
+    if output is not None and output.exists():
+        rows = pd.read_csv(output).merge(pd.read_csv(_scores_of(output)), "left").fillna("")
+    with Reader(side, cache=cache) as reader:
+        for seed in range(data.seeds):
+            for schedule, changes in SCHEDULES.items():
+                known = (
+                    not rows.empty
+                    and ((rows["arm"].str.startswith(schedule)) & (rows["seed"] == seed)).any()
+                )
+                if known:
+                    continue
+                recipe = replace(recipe_of(data, side, seed), **changes)
+                found = pd.DataFrame(list(curve(schedule, recipe, splits, reader, runtime)))
+                rows = pd.concat([rows, found], ignore_index=True)
+                console.print(found.drop(columns=SCORES).to_string(index=False), highlight=False)
+                if output is not None:
+                    output.parent.mkdir(parents=True, exist_ok=True)
+                    rows.drop(columns=SCORES).to_csv(output, index=False)
+                    last = rows[rows["scores_select"] != ""]
+                    last[[*KEY, *SCORES]].to_csv(_scores_of(output), index=False)
+    told = differences(rows, splits)
+    console.print(told.to_string(index=False), highlight=False, soft_wrap=True)
+    if output is not None:
+        told.to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
+
+
+def recipe_of(data: Data, side: int, seed: int) -> Recipe:
+    """A recipe that works on faces."""
+    backbone = load_backbones(data.backbones or DEFAULT_PATH).pool(data.pool)[0]
+    file = None
+    if data.weights_dir is not None:
+        file = str(data.weights_dir / f"{backbone.name}.safetensors")
+    return Recipe(
+        backbone=backbone.name,
+        architecture=backbone.architecture,
+        model_args=backbone.create_args(data.image_size),
+        mean=backbone.mean,
+        std=backbone.std,
+        image_size=data.image_size,
+        canvas=side,
+        weights="none" if file is None else "file",
+        weights_file=file,
+        epochs=data.epochs,
+        learning_rate=9.5e-4,
+        layer_decay=1.0 if file is None else 0.85,
+        label_smoothing=0.05,
+        augmentation="light",
+        augmentation_strength=0.6,
+        channels_last=True,
+        seed=seed,
+    )
+
+
+KEY = ["arm", "seed", "epoch"]
+SCORES = ["scores_select", "scores_report"]
+"""Columns of the last epoch's scores, from which the intervals are computed."""
+
+
+def _scores_of(output: Path) -> Path:
+    return output.with_name(f"{output.stem}_scores.csv")
+
+
+def curve(
+    schedule: str, recipe: Recipe, splits: Splits, reader: Reader, runtime: Runtime
+) -> Iterator[dict[str, object]]:
+    """One training, its weights and their average scored after every epoch."""
+    training = Training(
+        build_network(recipe),
+        training_batches(splits.fit, recipe, reader),
+        classification_loss(splits.fit, recipe),
+        recipe,
+        runtime,
+    )
+    select, report = (
+        eval_batches(reader, table, batch_size=64) for table in (splits.select, splits.report)
+    )
+    average = "ema" if recipe.ema_decay else "average"
+    started, scoring = time.perf_counter(), 0.0
+    while training.epoch < recipe.epochs:
+        training.run_epoch()
+        began = time.perf_counter()
+        is_last = training.epoch + 1 == recipe.epochs
+        arms = [(schedule, training.network), (f"{schedule}+{average}", training.averaged)]
+        if is_last:
+            # Statistics last: it changes what is scored before.
+            arms.append((f"{schedule}+{average}+statistics", training.averaged))
+        record: dict[str, object] = {
+            "seed": recipe.seed,
+            "epoch": training.epoch + 1,
+            "images": (training.epoch + 1) * training.steps * recipe.batch_size,
+            "seconds": round(began - started - scoring, 1),
+        }
+        evaluation = None
+        for arm, network in arms:
+            if arm.endswith("statistics"):
+                fit = eval_batches(reader, splits.fit, batch_size=64)
+                refresh_batch_norm(network, fit, runtime, IMAGES_OF_STATISTICS)
+            evaluation = evaluate(network, select, runtime)
+            on_report = evaluate(network, report, runtime)
+            yield {
+                "arm": arm,
+                **record,
+                "auc_select": evaluation.metrics.auc,
+                "auc_report": on_report.metrics.auc,
+                "scores_select": _packed(evaluation.predictions.scores) if is_last else "",
+                "scores_report": _packed(on_report.predictions.scores) if is_last else "",
+            }
+        assert evaluation is not None
+        training.finish_epoch(evaluation)
+        scoring += time.perf_counter() - began
+
+
+def differences(rows: pd.DataFrame, splits: Splits) -> pd.DataFrame:
+    """Each arm's AUC at the end, the mean over the seeds, and its difference from REFERENCE with an
+    interval."""
+    last = rows[rows["epoch"] == rows["epoch"].max()]
+    arms = {
+        arm: {split: np.stack([_unpacked(t) for t in own[f"scores_{split}"]]) for split in _SPLITS}
+        for arm, own in last.groupby("arm", sort=False)
+    }
+    told = []
+    for arm, scores in arms.items():
+        row: dict[str, object] = {"arm": arm, "seeds": len(scores["report"])}
+        for split in _SPLITS:
+            table = getattr(splits, split)
+            targets, (groups, names) = table["target"].to_numpy(), pd.factorize(table["group"])
+            mine, reference = scores[split], arms[REFERENCE][split]
+            row[f"auc_{split}"] = _mean_auc(mine, targets)
+            row[f"difference_{split}"] = _mean_auc(mine, targets) - _mean_auc(reference, targets)
+            if arm == REFERENCE:
+                continue
+            generator = np.random.default_rng(0)
+            members = [np.flatnonzero(groups == number) for number in range(len(names))]
+            drawn = []
+            for _ in range(RESAMPLINGS):
+                chosen = generator.integers(0, len(members), len(members))
+                index = np.concatenate([members[number] for number in chosen])
+                if len(set(targets[index].tolist())) < 2:
+                    continue
+                own, other = mine[:, index], reference[:, index]
+                drawn.append(_mean_auc(own, targets[index]) - _mean_auc(other, targets[index]))
+            row[f"low_{split}"], row[f"high_{split}"] = np.quantile(drawn, (0.025, 0.975))
+        told.append(row)
+    return pd.DataFrame(told)
+
+
+_SPLITS = ("select", "report")
+
+
+def _mean_auc(scores: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+    """Over the seeds (S, N)."""
+    return float(np.mean([roc_auc(own, targets) for own in scores]))
+
+
+def _packed(scores: NDArray[np.float64]) -> str:
+    return " ".join(f"{score:.5f}" for score in scores)
+
+
+def _unpacked(text: str) -> NDArray[np.float64]:
+    return np.array(text.split(), np.float64)
+
+
+if __name__ == "__main__":
+    torch.set_num_interop_threads(1)
+    run(main)
