@@ -255,11 +255,9 @@ def _drawn_against_presets(complete: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         complete: rows of complete trials, best first.
     """
-    searched = [
-        row for row in complete if not row["is_baseline"] and row.get("is_preset") is not None
-    ]
-    presets = [row for row in searched if row["is_preset"]]
-    drawn = [row for row in searched if not row["is_preset"]]
+    searched = [row for row in complete if not row["is_baseline"]]
+    presets = [row for row in searched if row.get("is_preset") is True]
+    drawn = [row for row in searched if row.get("is_preset") is False]
     if not presets:
         return []
     if not drawn:

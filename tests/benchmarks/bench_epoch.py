@@ -181,17 +181,16 @@ def after(data: Data, name: str, cache_folder: Path) -> dict[str, Any]:
     ):
         candidate = train(recipe, splits, Path(folder), runtime=runtime, reader=reader)
         seconds = time.perf_counter() - started
-        parts = {
-            part: candidate.metrics[f"{part}_seconds"]
-            for part in ("train", "score", "save", "wait")
-        }
+        names = ("train", "score", "save", "wait")
+        metrics = candidate.metrics
+        parts = {part: metrics[f"{part}_seconds"] for part in names}
     share = (parts["score"] + parts["wait"]) / sum(parts.values())
     return {
         "seconds": round(seconds, 1),
         **{f"{part}_seconds": round(value, 1) for part, value in parts.items()},
         "score_and_wait_share": round(share, 3),
         "images_fit": len(splits.fit),
-        "images_scored": candidate.metrics["images_of_a_look"],
+        "images_scored": metrics["images_of_a_look"],
         "cache_seconds": round(filled, 1),
     }
 

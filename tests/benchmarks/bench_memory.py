@@ -31,7 +31,7 @@ def compare(
     steps: int = 8,
     quick: bool = False,
 ) -> None:
-    """Measures both ways `rounds` times; with `quick` a small network once, to see that it works."""
+    """Measures both ways `rounds` times; with `quick` a small network once, to see it run."""
     if quick:
         architecture, image_size, rounds, steps = "test_resnet", 32, 1, 2
     results = Table("round", "freed memory", "images/s", "kernel", title=f"{architecture}")

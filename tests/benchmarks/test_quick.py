@@ -1,4 +1,4 @@
-"""Every benchmark runs: what it measures is for a quiet machine, that it measures is for this one."""
+"""Every benchmark runs; its figures are for a quiet machine."""
 
 from __future__ import annotations
 

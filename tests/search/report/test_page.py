@@ -345,10 +345,8 @@ def test_the_summary_says_how_it_ended(rows: list[dict[str, Any]], expected: str
     assert summarise(rows) == expected
 
 
-PRESET, DRAWN = (
-    {"is_baseline": False, "is_preset": True},
-    {"is_baseline": False, "is_preset": False},
-)
+PRESET: dict[str, Any] = {"is_baseline": False, "is_preset": True}
+DRAWN: dict[str, Any] = {"is_baseline": False, "is_preset": False}
 
 
 @pytest.mark.parametrize(
