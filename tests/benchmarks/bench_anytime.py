@@ -229,28 +229,37 @@ def differences(rows: pd.DataFrame, splits: Splits) -> pd.DataFrame:
         row: dict[str, object] = {"arm": arm, "seeds": len(scores["report"])}
         for split in _SPLITS:
             table = getattr(splits, split)
-            targets, (groups, names) = table["target"].to_numpy(), pd.factorize(table["group"])
+            targets = table["target"].to_numpy()
             mine, reference = scores[split], arms[REFERENCE][split]
             row[f"auc_{split}"] = _mean_auc(mine, targets)
             row[f"difference_{split}"] = _mean_auc(mine, targets) - _mean_auc(reference, targets)
             if arm == REFERENCE:
                 continue
-            generator = np.random.default_rng(0)
-            members = [np.flatnonzero(groups == number) for number in range(len(names))]
-            drawn = []
-            for _ in range(RESAMPLINGS):
-                chosen = generator.integers(0, len(members), len(members))
-                index = np.concatenate([members[number] for number in chosen])
-                if len(set(targets[index].tolist())) < 2:
-                    continue
-                own, other = mine[:, index], reference[:, index]
-                drawn.append(_mean_auc(own, targets[index]) - _mean_auc(other, targets[index]))
+            drawn = [
+                _mean_auc(mine[:, index], targets[index])
+                - _mean_auc(reference[:, index], targets[index])
+                for index in resampled_groups(table)
+            ]
             row[f"low_{split}"], row[f"high_{split}"] = np.quantile(drawn, (0.025, 0.975))
         told.append(row)
     return pd.DataFrame(told)
 
 
 _SPLITS = ("select", "report")
+
+
+def resampled_groups(table: pd.DataFrame) -> Iterator[NDArray[np.int64]]:
+    """Rows of as many groups as there are, drawn with replacement, RESAMPLINGS times; draws of one
+    class are left out."""
+    generator = np.random.default_rng(0)
+    groups, names = pd.factorize(table["group"])
+    members = [np.flatnonzero(groups == number) for number in range(len(names))]
+    targets = table["target"].to_numpy()
+    for _ in range(RESAMPLINGS):
+        chosen = generator.integers(0, len(members), len(members))
+        index = np.concatenate([members[number] for number in chosen])
+        if 0 < targets[index].sum() < len(index):
+            yield index
 
 
 def _mean_auc(scores: NDArray[np.float64], targets: NDArray[np.int64]) -> float:

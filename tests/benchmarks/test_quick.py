@@ -35,6 +35,7 @@ def has_history() -> bool:
             ["bench_epoch.py", "--quick"],
             marks=pytest.mark.skipif(not has_history(), reason=f"commit {BEFORE} is not at hand"),
         ),
+        ["bench_anytime.py", "--quick"],
         ["bench_memory.py", "--quick"],
         ["bench_pipeline.py", "--quick"],
     ],
