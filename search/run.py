@@ -19,16 +19,16 @@ from rich.console import Console
 from search.catalogue.backbones import DEFAULT_PATH
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
-from search.machine.files import BACKBONES, CANDIDATES, drop_unfinished_writes
+from search.machine.files import BACKBONES, CANDIDATES, drop_unfinished_writes, short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
-from search.pixels.reading import Reader, fill, open_quarantine, open_reader
+from search.pixels.opening import fill, open_quarantine, open_reader
+from search.pixels.reading import Reader
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.recorded import read_metrics
-from search.report.report_split import score_best_on_report, score_what_is_missing
-from search.report.terminal import StudyProgress, introduce, print_top, short_path
+from search.report.terminal import StudyProgress, introduce, print_top
 from search.settings import (
     SearchSettings,
     check_resumable,
@@ -44,6 +44,7 @@ from search.study.opening import (
     recover,
 )
 from search.study.plan import SearchPlan, prepare
+from search.study.report_split import score_best_on_report, score_what_is_missing
 from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, counted_trials, trial_seconds

@@ -20,7 +20,7 @@ from search.errors import UserError
 from search.machine.device import Precision, Runtime, default_workers, resolve_device
 from search.machine.progress import Bars
 from search.pixels.batches import Batch
-from search.pixels.loading import eval_batches
+from search.pixels.epochs import eval_batches
 from search.pixels.quarantine import BrokenFile, Quarantine
 from search.pixels.reading import Reader
 from search.training.network import margin

@@ -20,7 +20,7 @@ from search.catalogue.weights import check_weights, locate_weights
 from search.errors import UserError
 from search.machine.device import Precision, check_training_precision, resolve_precision
 from search.machine.files import file_sha256
-from search.pixels.augment import Augmentation
+from search.pixels.augmentation.augment import Augmentation
 from search.training.candidate import WEIGHTS, Candidate
 from search.training.recipe import Recipe
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ensemble.teachers import TeacherEntry
 from search.machine.device import Precision
-from search.pixels.augment import Augmentation
-from search.pixels.loading import (
+from search.pixels.augmentation.augment import Augmentation
+from search.pixels.epochs import (
     SMALLEST_TRAINING_BATCH,
     BatchPlan,
     Loader,

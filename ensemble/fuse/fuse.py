@@ -29,7 +29,7 @@ from ensemble.pool.pool import Pool
 from search.catalogue.timm_models import build_on_meta
 from search.machine.files import file_sha256
 from search.machine.interruption import Interruption
-from search.pixels.reading import fill
+from search.pixels.opening import fill
 from search.training.candidate import WEIGHTS, Candidate, EpochRecord
 from search.training.loss import training_batches
 from search.training.recipe import Recipe

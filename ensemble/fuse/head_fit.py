@@ -17,7 +17,7 @@ from ensemble.network.model import FusedNetwork
 from ensemble.teachers import quality
 from search.machine.device import Runtime, exact_float32
 from search.pixels.batches import Images
-from search.pixels.loading import Loader
+from search.pixels.epochs import Loader
 from search.training.candidate import copy_state
 from search.training.network import margin
 from search.training.scoring import MemoryBackOff, show

@@ -29,9 +29,10 @@ from search.errors import UserError
 from search.machine.device import Runtime, default_workers, resolve_device
 from search.machine.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
 from search.machine.progress import tell_line
-from search.pixels.loading import Loader, eval_batches
+from search.pixels.epochs import Loader, eval_batches
+from search.pixels.opening import open_quarantine, open_reader
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import Reader, open_quarantine, open_reader
+from search.pixels.reading import Reader
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import Candidate, score_on_report
 from search.training.scoring import SCORING_BATCH, Evaluation, evaluate

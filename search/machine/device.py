@@ -33,7 +33,7 @@ class Runtime:
 
     device: torch.device
     workers: int = 0
-    """Processes that decode images; 0 decodes in the training process."""
+    """Processes that read images, and on a CPU make their views; 0 does it in this process."""
 
     @property
     def on_cuda(self) -> bool:
@@ -124,7 +124,8 @@ def describe_device(device: torch.device) -> str:
 
 
 def default_workers(device: torch.device) -> int:
-    """Decoding processes: none beside a training on a small CPU, else the cores, up to a limit."""
+    """Processes that read images: none beside a training on a small CPU, else one a core, up to a
+    limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
     if device.type == "cpu":

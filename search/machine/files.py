@@ -196,3 +196,11 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content in hex, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def short_path(path: Path) -> str:
+    """The path as seen from the working folder, where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

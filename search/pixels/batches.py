@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from search.pixels.augment import Augmentation, render
+from search.pixels.augmentation.augment import Augmentation, render
 
 NO_TARGET = -1
 """Target of the images of an unlabelled list."""

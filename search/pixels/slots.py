@@ -3,12 +3,16 @@
 torch shares every tensor in a new file, whose pages the system clears when they are first touched:
 for 32 images of 256 px that took 10 ms on a virtual machine, and copying them into and out of pages
 that are there already 1 ms.
+
+The memory has a name until it is given back: at the end of the process, or by multiprocessing's
+resource tracker after a kill. A kill of both at once leaves it to the system's next start.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,6 +79,8 @@ class Slots:
         self.count, self.size = count, size
         self._memory = SharedMemory(create=True, size=count * size)
         _ATTACHED[self._memory.name] = self._memory
+        # A worker that was forked has a copy of this object, and must not end what is in use.
+        self._give_back = weakref.finalize(self, _give_back, self._memory, os.getpid())
         self._next = 0
         # A page that cannot be had is an error here; touched for the first time, it is a SIGBUS.
         if hasattr(os, "posix_fallocate"):
@@ -91,9 +97,14 @@ class Slots:
 
     def close(self) -> None:
         """Gives the memory back."""
-        if _ATTACHED.pop(self._memory.name, None) is not None:
-            _close(self._memory)
-            self._memory.unlink()
+        self._give_back()
+
+
+def _give_back(memory: SharedMemory, owner: int) -> None:
+    if os.getpid() == owner:
+        _ATTACHED.pop(memory.name, None)
+        _close(memory)
+        memory.unlink()
 
 
 def _attached(name: str) -> SharedMemory:

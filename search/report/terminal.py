@@ -16,6 +16,7 @@ from rich.table import Table
 
 from search.data.inputs import tables
 from search.errors import UserError
+from search.machine.files import short_path
 from search.machine.progress import Bars, tell_line
 
 if TYPE_CHECKING:
@@ -276,11 +277,3 @@ def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
         )
     for line in lines:
         tell_line(console, line)
-
-
-def short_path(path: Path) -> str:
-    """The path as seen from the working folder, where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -20,7 +20,7 @@ from search.machine.device import (
     default_workers,
     resolve_device,
 )
-from search.pixels.reading import choose_canvas
+from search.pixels.opening import choose_canvas
 from search.settings import SearchSettings
 from search.study.space import Space
 from search.training.recipe import Recipe

@@ -11,7 +11,7 @@ from optuna import Trial
 
 from search.catalogue.backbones import Backbone
 from search.machine.device import Precision
-from search.pixels.augment import POLICIES
+from search.pixels.augmentation.augment import POLICIES
 from search.training.recipe import ClassBalance, Recipe, SelectLimit
 
 BASELINE = "baseline"

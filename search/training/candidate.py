@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from search.errors import UserError
 from search.machine.device import Runtime
 from search.machine.files import read_json, write_atomically, write_json_atomically
-from search.pixels.loading import eval_batches
+from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe

@@ -44,7 +44,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class Batches(Protocol):
-    """What a training asks of a `search.pixels.loading.Loader`."""
+    """What a training asks of a `search.pixels.epochs.Loader`."""
 
     def __len__(self) -> int: ...
 
@@ -294,7 +294,8 @@ class Training:
             self._scheduler.step(self.epoch)
 
     def _check_end(self, state: dict[str, Any]) -> None:
-        before, now = state["epochs"], self.recipe.epochs
+        now = self.recipe.epochs
+        before = state.get("epochs", now)
         done = state["epoch"] * self.steps + state["batch"]
         first = min(
             decay_start(replace(self.recipe, epochs=epochs), self.steps) for epochs in (before, now)
@@ -302,7 +303,7 @@ class Training:
         if before != now and done > first:
             raise UserError(
                 f"a training can end after {now} epochs instead of {before} only before its rate "
-                f"falls, at step {first}, found it at step {done}"
+                f"falls, at step {first}, found it at step {done}; go on with {before} epochs"
             )
 
     def _no_sums(self) -> _Sums:

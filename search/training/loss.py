@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from search.pixels.augment import Augmentation
+from search.pixels.augmentation.augment import Augmentation
 from search.pixels.batches import Shown
-from search.pixels.loading import Loader, train_batches
+from search.pixels.epochs import Loader, train_batches
 from search.pixels.reading import Reader
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe

@@ -90,7 +90,7 @@ class Recipe:
 
     # What the network sees.
     augmentation: str = "none"
-    """Policy in search.pixels.augment.POLICIES."""
+    """Policy in search.pixels.augmentation.augment.POLICIES."""
     augmentation_strength: float = 0.5
     """From 0, the mildest form of the policy, to 1."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from search.data.splits import Splits
 from search.errors import UserError
 from search.machine.device import Precision, Runtime, describe_device, library_versions
 from search.machine.interruption import Interrupted, Interruption
-from search.pixels.loading import Loader, eval_batches
+from search.pixels.epochs import Loader, eval_batches
 from search.pixels.reading import Reader
 from search.training.arithmetic import Arithmetic, choose_arithmetic, describe_machine
 from search.training.candidate import (
@@ -165,12 +165,22 @@ def train(
     if candidate.is_complete:
         candidate.drop_checkpoint()
         return candidate
-    reader = reader or Reader(
-        recipe.canvas,
-        workers=runtime.workers,
-        pin_memory=runtime.on_cuda,
-        renders=runtime.device.type == "cpu",
-    )
+    if reader is None:
+        with Reader(
+            recipe.canvas,
+            workers=runtime.workers,
+            pin_memory=runtime.on_cuda,
+            renders=runtime.device.type == "cpu",
+        ) as own:
+            return train(
+                *(recipe, splits, folder, until, interruption),
+                runtime=runtime,
+                reader=own,
+                task=task,
+                watch=watch,
+                facts=facts,
+                checkpoint_minutes=checkpoint_minutes,
+            )
     task = task or Classification(recipe, splits, reader)
     watch, interruption = watch or Watch(), interruption or Interruption()
     identity = describe_training(recipe, splits, task)
@@ -326,7 +336,9 @@ def _saved_state(folder: Path, identity: Mapping[str, Any], watch: Watch) -> dic
     except (UserError, KeyError, ValueError):
         watch.tell(f"{path} cannot be read: this training starts anew")
         return None
-    changed = [name for name in identity if found.get(name) != identity[name]]
+    # What recipes did not have when the training began was what it still is by default.
+    before = {**_default_recipe(), **found}
+    changed = [name for name in identity if before.get(name) != identity[name]]
     if changed:
         name = changed[0]
         raise UserError(
@@ -335,6 +347,11 @@ def _saved_state(folder: Path, identity: Mapping[str, Any], watch: Watch) -> dic
             f"settings of before, or delete {path.name} there to start anew"
         )
     return state
+
+
+def _default_recipe() -> dict[str, Any]:
+    """The fields of a Recipe that have a plain default."""
+    return {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
 
 
 def _costs(training: Training) -> dict[str, Any]:

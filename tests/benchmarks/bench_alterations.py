@@ -26,9 +26,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from search.pixels.alterations import alter
-from search.pixels.augment import POLICIES, Augmentation, render
-from search.pixels.geometry import crop_resize
+from search.pixels.augmentation.alterations import alter
+from search.pixels.augmentation.augment import POLICIES, Augmentation, render
+from search.pixels.augmentation.geometry import crop_resize
 
 SIDE, SIZE = 256, 224
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

@@ -32,8 +32,9 @@ from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
 from search.pixels.cache import fill_cache, open_cache
-from search.pixels.loading import eval_batches
-from search.pixels.reading import Reader, choose_canvas
+from search.pixels.epochs import eval_batches
+from search.pixels.opening import choose_canvas
+from search.pixels.reading import Reader
 from search.settings import SearchSettings
 from search.training.loop import Training
 from search.training.loss import classification_loss, training_batches
@@ -104,7 +105,8 @@ def main(data: Data | None = None, *, output: Path | None = None, quick: bool = 
     if cache is not None:
         fill_cache(cache, lambda _: None)
     rows = pd.DataFrame()
-    if output is not None and output.exists():
+    # Without the scores there are no intervals: as if nothing were trained yet.
+    if output is not None and output.exists() and _scores_of(output).exists():
         rows = pd.read_csv(output).merge(pd.read_csv(_scores_of(output)), "left").fillna("")
     with Reader(side, cache=cache) as reader:
         for seed in range(data.seeds):
@@ -121,9 +123,9 @@ def main(data: Data | None = None, *, output: Path | None = None, quick: bool = 
                 console.print(found.drop(columns=SCORES).to_string(index=False), highlight=False)
                 if output is not None:
                     output.parent.mkdir(parents=True, exist_ok=True)
-                    rows.drop(columns=SCORES).to_csv(output, index=False)
                     last = rows[rows["scores_select"] != ""]
                     last[[*KEY, *SCORES]].to_csv(_scores_of(output), index=False)
+                    rows.drop(columns=SCORES).to_csv(output, index=False)
     told = differences(rows, splits)
     console.print(told.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:

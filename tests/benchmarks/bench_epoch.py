@@ -158,7 +158,8 @@ def after(data: Data, name: str, cache_folder: Path) -> dict[str, Any]:
     from search.data.inputs import read_splits
     from search.machine.device import Runtime, resolve_device
     from search.pixels.cache import fill_cache, open_cache
-    from search.pixels.reading import Reader, choose_canvas
+    from search.pixels.opening import choose_canvas
+    from search.pixels.reading import Reader
     from search.settings import SearchSettings
     from search.training.recipe import Recipe
     from search.training.train import train

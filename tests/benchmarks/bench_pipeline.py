@@ -3,11 +3,12 @@ timm's, and ours with and without its cache, all on the same files in the same r
 
     python tests/benchmarks/bench_pipeline.py --images FOLDER --output pipeline.csv
 
-Without `--images` it makes JPEG files of 512 px. All policies end in normalised floats of 256 px:
-`light` is resize and flips, `heavy` adds blur, JPEG, colour jitter and erasing, drawn alike in all
-arms (timm's loader has no JPEG). Each arm runs in a process of its own, as its users would run it,
-and they take turns, so that a machine that slows down does so for all; workers have started, files
-have been read and the cache is filled before anything is timed.
+Without `--images` it makes JPEG files of 512 px. Both policies end in normalised floats of 256 px:
+`light` is the challenge's own (resize and flips, onefold's `baseline`), `heavy` adds blur, JPEG,
+colour jitter and erasing, drawn alike in all arms (timm's loader has no JPEG). Each arm runs in a
+process of its own, as its users would run it, and they take turns, so that a machine that slows
+down does so for all; workers have started, files have been read and the cache is filled before
+anything is timed.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from search.machine.device import keep_freed_memory, resolve_device
-from search.pixels.alterations import Steps
-from search.pixels.augment import COMPRESS, POLICIES, Augmentation, Policy, View
+from search.pixels.augmentation.alterations import Steps
+from search.pixels.augmentation.augment import COMPRESS, POLICIES, Augmentation, Policy, View
 from search.pixels.cache import fill_cache, open_cache
-from search.pixels.loading import train_batches
+from search.pixels.epochs import train_batches
 from search.pixels.reading import Reader
 
 SIZE, BATCH = 256, 32
@@ -294,7 +295,7 @@ def measure(
     speeds: dict[Case, list[float]] = {case: [] for case in cases}
     # What it has imported, its processes need not import again.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["search.pixels.loading", "timm.data", "torchvision"])
+    context.set_forkserver_preload(["search.pixels.epochs", "timm.data", "torchvision"])
     with ExitStack() as stack, Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(cases) * (repetitions + 1))
         processes = {}

@@ -19,10 +19,10 @@ from ensemble.distill.outputs import Teacher
 from ensemble.distill.student import Student
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from search.machine.device import Runtime
-from search.pixels.augment import Augmentation
+from search.pixels.augmentation.augment import Augmentation
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.canvas import explain
-from search.pixels.loading import eval_batches, train_batches
+from search.pixels.epochs import eval_batches, train_batches
 from search.pixels.reading import Reader
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe

@@ -76,6 +76,11 @@ class Course(Protocol):
         """What is wrong once the course came to its end."""
 
 
+def cache_of(run: Path) -> Path:
+    """Where a run's canvases lie."""
+    return run.with_name(f"{run.name}-cache")
+
+
 class SearchCourse:
     """A search in a folder of its own: a Course of one command."""
 
@@ -110,7 +115,7 @@ class SearchCourse:
             *("--epochs", str(epochs), "--trials", str(trials)),
             *("--checkpoint-minutes", str(CHECKPOINT_MINUTES), "--out", str(folder)),
             # Its own, so that every run fills one: what is read from it decides the weights.
-            *("--cache", f"{folder}-cache"),
+            *("--cache", str(cache_of(folder))),
             *(() if self.storage is None else ("--storage", self.storage)),
         )
         self._finished = FinishedCandidates(folder / "candidates")

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.e2e.conftest import BACKBONES, DataSet, make_data_set
-from tests.faults.courses import CHECKPOINT_MINUTES, Command, Course, SearchCourse
+from tests.faults.courses import CHECKPOINT_MINUTES, Command, Course, SearchCourse, cache_of
 from tests.faults.evidence import Problem
 from tests.faults.merging import MergeCourse
 from tests.faults.phases import MERGE, SEARCH, Phase
@@ -196,7 +196,8 @@ class Harness:
 
     def _course(self, name: str, phases: tuple[Phase, ...], *, in_database: bool = False) -> Course:
         folder, settings = self.settings.work / name, self.settings
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in (folder, cache_of(folder)):
+            shutil.rmtree(left, ignore_errors=True)
         for path in folder.parent.glob(f"{name}.*"):
             path.unlink()
         unbroken = settings.work / UNBROKEN[phases] if self.is_unbroken_there else None

@@ -32,7 +32,7 @@ OPENING = Phase(
     ),
     5,
 )
-CACHE = Phase("canvas cache", ("search.pixels.reading:fill_cache",))
+CACHE = Phase("canvas cache", ("search.pixels.opening:fill_cache",))
 TRAINING = Phase("training", ("search.training.loop:Training.run_epoch",), 6)
 EVALUATION = Phase("evaluation", ("search.training.train:evaluate",), 6)
 CHECKPOINT = Phase("checkpoint write", ("search.training.train:save_state",), 12)

@@ -13,10 +13,10 @@ from ensemble.distill.recordings import ViewManifest
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
 from ensemble.distill.views import view_loader
 from search.errors import UserError
-from search.pixels.augment import Augmentation, render
+from search.pixels.augmentation.augment import Augmentation, render
 from search.pixels.batches import Batch, Images, Shown, count_images
 from search.pixels.canvas import read_canvas
-from search.pixels.loading import Loader, train_batches, view_seed
+from search.pixels.epochs import Loader, train_batches, view_seed
 from search.pixels.quarantine import Quarantine
 from search.pixels.reading import Reader
 from search.training.scoring import show

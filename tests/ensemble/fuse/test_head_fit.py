@@ -8,7 +8,7 @@ from ensemble.fuse.head_fit import LEARNING_RATES, TrunkOutputs, fit_head, trunk
 from ensemble.network.heads import HeadKind, MeanHead, MlpHead, WeightsHead
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from ensemble.pool.pool import Pool
-from search.pixels.loading import eval_batches
+from search.pixels.epochs import eval_batches
 
 
 def outputs(

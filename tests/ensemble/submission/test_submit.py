@@ -23,7 +23,7 @@ from ensemble.submission.verify import verify
 from search.data.labels import read_list
 from search.errors import UserError
 from search.machine.device import Runtime, resolve_device
-from search.pixels.loading import eval_batches
+from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 from search.settings import load_settings
 from search.training.candidate import Candidate, copy_state, save_weights

@@ -31,7 +31,7 @@ from search.pixels.cache import (
     open_cache,
 )
 from search.pixels.canvas import read_canvas
-from search.pixels.loading import eval_batches
+from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 
 SIDE, IMAGES = 12, 9
@@ -89,7 +89,7 @@ def caching(tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
         caching.read.append(Path(path).name)
         return read_canvas(path, side)
 
-    for where in ("search.pixels.cache", "search.pixels.reading"):
+    for where in ("search.pixels.cache", "search.pixels.workers"):
         monkeypatch.setattr(f"{where}.read_canvas", counted)
     return caching
 

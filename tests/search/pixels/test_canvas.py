@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from search.pixels.augmentation.geometry import resize
 from search.pixels.canvas import choose_side, explain, read_canvas, resample, sample_sizes
-from search.pixels.geometry import resize
 
 
 def photograph(folder: Path, width: int = 90, height: int = 60, orientation: int = 1) -> Path:

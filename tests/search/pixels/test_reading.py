@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ import torch
 from PIL import Image
 
 from search.errors import UserError
-from search.pixels.augment import Augmentation, render
+from search.pixels.augmentation.augment import Augmentation, render
+from search.pixels.augmentation.geometry import resize
 from search.pixels.batches import NO_TARGET, Batch
 from search.pixels.canvas import read_canvas
-from search.pixels.geometry import resize
-from search.pixels.loading import Loader, eval_batches, train_batches, view_seed
+from search.pixels.epochs import Loader, eval_batches, train_batches, view_seed
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import GRACE_SECONDS, SHARED_MEMORY, Canvases, Reader, Request
+from search.pixels.reading import Reader
+from search.pixels.slots import Slots
+from search.pixels.workers import GRACE_SECONDS, Canvases, Request
 
 SIZE, CANVAS = 16, 20
 STRONG = Augmentation("strong", 0.5)
@@ -192,7 +196,7 @@ def test_broken_images_are_set_aside_once(
         read.append(path)
         return read_canvas(path, side)
 
-    monkeypatch.setattr("search.pixels.reading.read_canvas", reading)
+    monkeypatch.setattr("search.pixels.workers.read_canvas", reading)
     # Known from the start, the image is not read, and all else is as it was.
     known = training(table, batch_size=11, seed=1, quarantine=Quarantine(quarantine.path))
     assert_same(epoch_of(known), found)
@@ -276,14 +280,14 @@ def test_one_pool_of_workers_reads_all_tables(table: pd.DataFrame, workers: int)
     """A reading that was left behind neither mixes with the next one nor goes on after it."""
     with Reader(CANVAS, workers=workers) as reader:
         train = train_batches(reader, table, STRONG, batch_size=4, seed=1)
-        select = eval_batches(reader, table.iloc[:9], batch_size=4)
-        expected = rows_of(epoch_of(train))
+        select = eval_batches(reader, table.iloc[:9], batch_size=2)
+        expected = epoch_of(training(table))
         left = iter(train)
-        assert next(left).indices.tolist() == expected[0]
-        assert rows_of(epoch_of(select)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+        assert next(left).indices.tolist() == expected[0].indices.tolist()
+        assert_same(epoch_of(select), epoch_of(evaluation(table.iloc[:9], batch_size=2)))
         with pytest.raises(RuntimeError, match="one table at a time"):
             next(left)
-        assert rows_of(epoch_of(train)) == expected
+        assert_same(epoch_of(train), expected)
 
 
 @pytest.mark.parametrize("broken", [[], [5], [0, 1, 2, 3]])
@@ -306,9 +310,18 @@ def test_workers_make_the_views_that_are_asked_for(table: pd.DataFrame, broken: 
             assert torch.equal(one.show([size])[size], other.show([size])[size])
 
 
-def test_slots_grow_and_are_given_back(table: pd.DataFrame) -> None:
+def test_slots_grow_and_are_given_back(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batches that were received stay as they are, whatever is read into their slots later."""
-    before = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
+    names: set[str] = set()
+
+    def remembered(count: int, size: int) -> Slots:
+        slots = Slots(count, size)
+        names.add(slots.take().memory)
+        return slots
+
+    monkeypatch.setattr("search.pixels.workers.Slots", remembered)
     with Reader(CANVAS, workers=2) as reader:
         small = list(eval_batches(reader, table, batch_size=1))
         large = list(eval_batches(reader, table, batch_size=9))
@@ -316,8 +329,60 @@ def test_slots_grow_and_are_given_back(table: pd.DataFrame) -> None:
     expected = torch.stack([read_canvas(path, CANVAS) for path in table["path"]])
     for batches in (small, large, again):
         assert torch.equal(torch.cat([batch.canvases for batch in batches]), expected)
-    if SHARED_MEMORY.is_dir():
-        assert set(SHARED_MEMORY.iterdir()) <= before
+    assert len(names) == 2
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(name)
+
+
+def test_a_reader_that_is_dropped_gives_its_slots_back(table: pd.DataFrame) -> None:
+    reader = Reader(CANVAS, workers=1)
+    batches = iter(eval_batches(reader, table, batch_size=4))
+    next(batches)
+    (slots,) = reader._requests._slots
+    name = slots.take().memory
+    SharedMemory(name).close()
+    del reader, batches, slots
+    gc.collect()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+
+
+def test_a_batch_of_which_nothing_is_left_needs_no_slot(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """All of the first batch are known to be broken before anything is read."""
+    for row in range(4):
+        spoil(table, row)
+    for _ in range(2):
+        quarantine = Quarantine(tmp_path / "quarantine.csv", 0.5)
+        batches = epoch_of(evaluation(table, batch_size=4, workers=1, quarantine=quarantine))
+        assert rows_of(batches)[0] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_every_start_hand_over_batches(tmp_path: Path, method: str) -> None:
+    """Those that do not begin as a copy of this process find its memory by its name."""
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "a.png")
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import multiprocessing, sys
+import pandas as pd
+from search.pixels.epochs import eval_batches
+from search.pixels.reading import Reader
+if __name__ == "__main__":
+    multiprocessing.set_start_method({method!r})
+    table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
+    with Reader(8, workers=1) as reader:
+        for size in (1, 3, 1):
+            for batch in eval_batches(reader, table, batch_size=size):
+                assert (batch.canvases == 7).all()
+""")
+    told = subprocess.run(
+        [sys.executable, str(program)], check=False, capture_output=True, text=True, timeout=200
+    )
+    assert told.returncode == 0, told.stderr
+    assert "leaked" not in told.stderr
 
 
 def test_workers_can_be_spawned(table: pd.DataFrame) -> None:
@@ -354,10 +419,10 @@ def test_too_little_shared_memory_is_told_with_the_remedy(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    before = set(SHARED_MEMORY.iterdir())
     with pytest.raises(UserError, match=r"shared memory .*; use --workers 0, or .*--shm-size"):
         epoch_of(training(table, workers=1))
-    assert set(SHARED_MEMORY.iterdir()) == before
+    # No worker waits for what will not come.
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is shared otherwise")
@@ -387,9 +452,12 @@ def test_other_errors_of_workers_stay_what_they_are(table: pd.DataFrame) -> None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
-def test_pinned_batches(table: pd.DataFrame) -> None:
-    batches = epoch_of(evaluation(table, batch_size=5, pin_memory=True))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches(table: pd.DataFrame, workers: int) -> None:
+    batches = epoch_of(evaluation(table, batch_size=5, workers=workers, pin_memory=True))
     assert all(batch.canvases.is_pinned() for batch in batches)
+    assert all(batch.targets.is_pinned() for batch in batches)
+    assert_same(batches, epoch_of(evaluation(table, batch_size=5)))
 
 
 def test_workers_that_are_left_end_with_the_process(tmp_path: Path) -> None:
@@ -398,7 +466,7 @@ def test_workers_that_are_left_end_with_the_process(tmp_path: Path) -> None:
     program = f"""
 import pandas as pd
 from search.pixels.reading import Reader
-from search.pixels.loading import eval_batches
+from search.pixels.epochs import eval_batches
 table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
 batches = iter(eval_batches(Reader(8, workers=1), table, batch_size=1))
 next(batches)

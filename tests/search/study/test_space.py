@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from search.catalogue.backbones import Backbone, load_backbones
-from search.pixels.augment import Augmentation
+from search.pixels.augmentation.augment import Augmentation
 from search.study.space import BASELINE, PRESET, SEARCHED_POLICIES, Space
 
 CATALOGUE = load_backbones()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from search.errors import UserError
 from search.machine.device import Runtime
-from search.pixels.loading import Loader, eval_batches
+from search.pixels.epochs import Loader, eval_batches
 from search.pixels.reading import Reader
 from search.training.recipe import SelectLimit
 from search.training.scoring import MemoryBackOff, images_of_a_look, predict

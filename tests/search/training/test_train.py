@@ -22,7 +22,7 @@ from search.machine.files import write_text_atomically
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
 from search.pixels.batches import Shown
-from search.pixels.loading import eval_batches
+from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 from search.training import train as module
 from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, EpochRecord

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.pixels.loading import BatchPlan, balanced, shuffled, view_seed, view_seeds, with_views
+from search.pixels.epochs import BatchPlan, balanced, shuffled, view_seed, view_seeds, with_views
 
 MASK = 2**64 - 1
 

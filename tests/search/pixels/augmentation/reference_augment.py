@@ -1,6 +1,6 @@
 """The policies image by image, with Pillow, torchvision and timm: the oracle of the batched ones.
 
-What search.pixels.augment was until canvases came; it stays as it was.
+What search.pixels.augmentation.augment was until canvases came; it stays as it was.
 """
 
 from __future__ import annotations

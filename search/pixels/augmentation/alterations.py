@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from search.pixels.colours import (
+from search.pixels.augmentation.colours import (
     autocontrast,
     equalize,
     grayscale,
@@ -33,7 +33,7 @@ from search.pixels.colours import (
     spread,
     to_bytes,
 )
-from search.pixels.geometry import affine, down_and_up, erase, mirror, one_thread
+from search.pixels.augmentation.geometry import affine, down_and_up, erase, mirror, one_thread
 
 Step = tuple[str, tuple[float, ...]]
 """The name of an operation, and its parameters for one image."""

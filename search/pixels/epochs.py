@@ -14,10 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search.errors import UserError
-from search.pixels.augment import Augmentation
+from search.pixels.augmentation.augment import Augmentation
 from search.pixels.batches import NO_TARGET, Batch
 from search.pixels.quarantine import BrokenFile
-from search.pixels.reading import Broken, Reader, Request
+from search.pixels.reading import Reader
+from search.pixels.workers import Broken, Request
 
 Integers = NDArray[np.int64]
 Draw = tuple[int, int]

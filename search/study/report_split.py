@@ -12,10 +12,11 @@ from rich.console import Console
 from search.data.inputs import canvas_of, check_data, read_splits
 from search.errors import UserError
 from search.machine.device import Runtime, default_workers, resolve_device
+from search.machine.files import short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
-from search.pixels.reading import Reader, open_quarantine, open_reader
-from search.report.terminal import short_path
+from search.pixels.opening import open_quarantine, open_reader
+from search.pixels.reading import Reader
 from search.settings import SearchSettings
 from search.study.driving import kept_candidates
 from search.training.candidate import Candidate, score_on_report

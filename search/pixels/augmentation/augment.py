@@ -1,9 +1,9 @@
 """Augmentation policies by name: what a network sees of an image, never knowing its label.
 
 A view is drawn from a seed: alterations of the canvas, a box that is cropped and brought to a
-network's size in one step, alterations after that. Compression needs a codec, so a worker process
-does what comes up to it (`Augmentation.prepare`); the rest is done for a batch at once, on the
-device that trains (`render`).
+network's size in one step, alterations after that. Compression needs a codec, so whoever reads the
+canvas does what comes up to it (`Augmentation.prepare`); the rest is done for a batch at once
+(`render`): on a GPU that trains, or else by the workers of a CPU.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from search.errors import UserError
-from search.pixels.alterations import Steps, alter
-from search.pixels.geometry import Filter, crop_resize, resize, rotation
+from search.pixels.augmentation.alterations import Steps, alter
+from search.pixels.augmentation.geometry import Filter, crop_resize, resize, rotation
 
 COMPRESS = "compress"
 """The one alteration that is no operation on batches; parameters: 1 for WebP, 0 for JPEG; quality;

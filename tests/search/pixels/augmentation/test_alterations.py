@@ -13,8 +13,14 @@ from timm.data import auto_augment as timm_operations
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from search.pixels.alterations import OPERATIONS, alter_one_by_one, alter_together
-from search.pixels.geometry import Filter, crop_resize, crop_resize_together, resize, rotation
+from search.pixels.augmentation.alterations import OPERATIONS, alter_one_by_one, alter_together
+from search.pixels.augmentation.geometry import (
+    Filter,
+    crop_resize,
+    crop_resize_together,
+    resize,
+    rotation,
+)
 
 SIDE = 72
 BOXES = [(0, 0, 72, 72), (3, 10, 61, 50), (40, 0, 9, 30), (71, 71, 1, 1)]

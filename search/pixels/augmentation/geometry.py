@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.pixels.augmentation.colours import spread, to_bytes
 from search.pixels.canvas import resample
-from search.pixels.colours import spread, to_bytes
 
 GREY = 128
 """What lies outside of an image, in levels."""

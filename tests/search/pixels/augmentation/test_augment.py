@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from search.errors import UserError
-from search.pixels import augment
-from search.pixels.augment import COMPRESS, POLICIES, Augmentation, View, render
-from search.pixels.geometry import crop_resize, resize
-from tests.search.pixels.reference_augment import show
+from search.pixels.augmentation import augment
+from search.pixels.augmentation.augment import COMPRESS, POLICIES, Augmentation, View, render
+from search.pixels.augmentation.geometry import crop_resize, resize
+from tests.search.pixels.augmentation.reference_augment import show
 
 SIDE, SIZE = 64, 48
 WITH_STRENGTH = [name for name, policy in POLICIES.items() if policy.has_strength]

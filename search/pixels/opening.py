@@ -1,0 +1,83 @@
+"""The images of a run, opened for its networks: their reader, with the cache that it reads from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from search.data.inputs import tables
+from search.data.splits import Splits
+from search.machine.device import Runtime
+from search.machine.files import QUARANTINE
+from search.machine.progress import Bars, tell_line
+from search.pixels.cache import fill_cache, open_cache
+from search.pixels.canvas import choose_side, sample_sizes
+from search.pixels.quarantine import Quarantine
+from search.pixels.reading import Reader
+
+
+def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
+    """The side of a new run's canvas, from its images and the sizes of its networks."""
+    paths = [path for table in tables(splits).values() for path in table["path"]]
+    return choose_side(sample_sizes(paths), max(image_sizes))
+
+
+def open_quarantine(run: Path, console: Console) -> Quarantine:
+    """The quarantine of a run, which tells of what it sets aside."""
+    return Quarantine(run / QUARANTINE, tell=_teller(console))
+
+
+def open_reader(
+    splits: Splits,
+    canvas: int,
+    *,
+    cache: str,
+    runtime: Runtime,
+    quarantine: Quarantine,
+    console: Console,
+) -> Reader:
+    """The reader of a run's images.
+
+    Args:
+        splits: the images.
+        canvas: side in pixels.
+        cache: see `open_cache`; what it lacks, `fill` adds.
+        runtime: how many processes read, and whether a GPU fetches the batches.
+        quarantine: is told of broken images.
+        console: is told what is wrong with the cache.
+    """
+    # What is read most often comes first: select after every epoch of every trial.
+    tables = (splits.select, splits.report, splits.fit)
+    paths = [path for table in tables for path in table["path"].tolist()]
+    tell = _teller(console)
+    return Reader(
+        canvas,
+        workers=runtime.workers,
+        cache=open_cache(cache, paths, canvas, tell),
+        quarantine=quarantine,
+        pin_memory=runtime.on_cuda,
+        renders=runtime.device.type == "cpu",
+        tell=tell,
+    )
+
+
+def fill(reader: Reader, console: Console, check: Callable[[], None]) -> None:
+    """Brings a reader's cache up to date, with a bar; raises what `check` does, and goes on from
+    there the next time."""
+    if reader.cache is None:
+        return
+    reader.close()  # workers have the files of before open
+    with Bars(console, time_left=True, transient=True) as bars:
+        bar = bars.add("caching canvases", unit="images", plain="cached")
+
+        def on_done(done: int, missing: int) -> None:
+            bar.update(done, missing)
+            check()
+
+        fill_cache(reader.cache, _teller(console), on_done)
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda line: tell_line(console, line)
