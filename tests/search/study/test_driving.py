@@ -132,7 +132,7 @@ def test_a_trial_that_was_stopped_waits_under_its_number_and_goes_on_first(
     study: optuna.Study,
 ) -> None:
     search = make_search(raising(error))
-    search.machine.interruption.requested = isinstance(error, RuntimeError)
+    search.interruption.requested = isinstance(error, RuntimeError)
     for x in (0.25, 0.75):
         study.enqueue_trial({"x": x}, user_attrs={PRESET: "anything"})
     trial = study.ask()
