@@ -224,13 +224,7 @@ def _measured(
     pinned = batch.pin_memory() if runtime.on_cuda else batch
     yield "copy", _speed(synchronised(lambda: to_device(pinned, runtime)), seconds)
     network = build_network(recipe, pretrained=False)
-    reader = Reader(
-        recipe.canvas,
-        workers=runtime.workers,
-        cache=cache,
-        pin_memory=runtime.on_cuda,
-        renders=runtime.device.type == "cpu",
-    )
+    reader = Reader.on(runtime, recipe.canvas, cache=cache)
     loader = training_batches(table, recipe, reader)
     training = Training(network, loader, classification_loss(table, recipe), recipe, runtime)
     ready = batch.to(runtime.device)

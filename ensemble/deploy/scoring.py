@@ -113,12 +113,7 @@ def score_images(
 
     try:
         with (
-            Reader(
-                model.canvas,
-                workers=runtime.workers,
-                quarantine=quarantine,
-                pin_memory=runtime.on_cuda,
-            ) as reader,
+            Reader.on(runtime, model.canvas, quarantine=quarantine) as reader,
             Bars(console, time_left=True, transient=True) as bars,
         ):
             load = partial(eval_batches, reader, batch_size=batch_size)

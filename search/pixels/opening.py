@@ -52,13 +52,11 @@ def open_reader(
     tables = (splits.select, splits.report, splits.fit)
     paths = [path for table in tables for path in table["path"].tolist()]
     tell = _teller(console)
-    return Reader(
+    return Reader.on(
+        runtime,
         canvas,
-        workers=runtime.workers,
         cache=open_cache(cache, paths, canvas, tell),
         quarantine=quarantine,
-        pin_memory=runtime.on_cuda,
-        renders=runtime.device.type == "cpu",
         tell=tell,
     )
 

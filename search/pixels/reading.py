@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from search.errors import UserError
+from search.machine.device import Runtime
 from search.pixels.cache import CanvasCache
 from search.pixels.quarantine import Quarantine
 from search.pixels.workers import (
@@ -115,6 +116,23 @@ class Reader:
                 generator=torch.Generator(),
             )
             _READERS.add(self)
+
+    @classmethod
+    def on(cls, runtime: Runtime, side: int, **options: Any) -> Self:
+        """A reader with the workers of a runtime, which hand over batches as its device wants them.
+
+        Args:
+            runtime: how many workers, and of which device.
+            side: of the canvases, in pixels.
+            options: the others of `Reader`.
+        """
+        return cls(
+            side,
+            workers=runtime.workers,
+            pin_memory=runtime.on_cuda,
+            renders=runtime.device.type == "cpu",
+            **options,
+        )
 
     def __enter__(self) -> Self:
         return self

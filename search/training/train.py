@@ -165,22 +165,7 @@ def train(
     if candidate.is_complete:
         candidate.drop_checkpoint()
         return candidate
-    if reader is None:
-        with Reader(
-            recipe.canvas,
-            workers=runtime.workers,
-            pin_memory=runtime.on_cuda,
-            renders=runtime.device.type == "cpu",
-        ) as own:
-            return train(
-                *(recipe, splits, folder, until, interruption),
-                runtime=runtime,
-                reader=own,
-                task=task,
-                watch=watch,
-                facts=facts,
-                checkpoint_minutes=checkpoint_minutes,
-            )
+    reader = reader or Reader.on(runtime, recipe.canvas)
     task = task or Classification(recipe, splits, reader)
     watch, interruption = watch or Watch(), interruption or Interruption()
     identity = describe_training(recipe, splits, task)

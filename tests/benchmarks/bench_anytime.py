@@ -16,18 +16,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from cyclopts import Parameter, run
+from cyclopts import run
 from numpy.typing import NDArray
 from rich.console import Console
 
 from ensemble.soup.averaging import refresh_batch_norm
-from search.catalogue.backbones import DEFAULT_PATH, load_backbones
+from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
 from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
@@ -52,53 +52,32 @@ RESAMPLINGS = 2_000
 IMAGES_OF_STATISTICS = 1_024
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """What is trained, on which images; see `search run`. Default: the demo set, from scratch."""
-
-    train_labels: Path | None = None
-    train_images: Path | None = None
-    train_groups: Path | None = None
-    val_labels: Path | None = None
-    val_images: Path | None = None
-    val_groups: Path | None = None
-    limit_train: int | None = None
-    backbones: Path | None = None
-    pool: str = "demo"
-    weights_dir: Path | None = None
-    image_size: int = 64
-    epochs: int = 4
-    seeds: int = 3
-
-
-def main(data: Data | None = None, *, output: Path | None = None, quick: bool = False) -> None:
+def main(
+    settings: SearchSettings | None = None,
+    *,
+    output: Path | None = None,
+    seeds: int = 3,
+    quick: bool = False,
+) -> None:
     """Trains every schedule with every seed, and tells the differences.
 
     Args:
-        data: what is trained.
+        settings: of a search on these images; the demo set's, from scratch, by default.
         output: CSV file (arm, seed, epoch, images, seconds, auc_select, auc_report); what it holds
             already is not trained again. Beside it lie the differences, and the scores that they
             are computed from.
+        seeds: of the order, the views and the start.
         quick: a few images: whether it works at all.
     """
-    data = data or Data()
+    settings = settings or SearchSettings()
     if quick:
-        data = replace(data, limit_train=64, image_size=32, epochs=2, seeds=2)
-    console = Console()
-    splits = read_splits(
-        SearchSettings(
-            train_labels=data.train_labels,
-            train_images=data.train_images,
-            train_groups=data.train_groups,
-            val_labels=data.val_labels,
-            val_images=data.val_images,
-            val_groups=data.val_groups,
-            limit_train=data.limit_train,
-        )
-    )
+        settings, seeds = replace(settings, limit_train=64, image_size=32, epochs=2), 2
+    settings, console = settings.resolved(), Console()
+    splits = read_splits(settings)
+    backbone = load_backbones(settings.backbones or DEFAULT_PATH).pool(settings.pool or "demo")[0]
+    size = settings.image_size or backbone.image_sizes[0]
     runtime = Runtime(resolve_device("auto"))
-    side = choose_canvas(splits, [data.image_size])
+    side = choose_canvas(splits, [size])
     tables = (splits.select, splits.report, splits.fit)
     paths = [path for table in tables for path in table["path"]]
     cache = open_cache("auto", paths, side, lambda _: None)
@@ -109,7 +88,7 @@ def main(data: Data | None = None, *, output: Path | None = None, quick: bool = 
     if output is not None and output.exists() and _scores_of(output).exists():
         rows = pd.read_csv(output).merge(pd.read_csv(_scores_of(output)), "left").fillna("")
     with Reader(side, cache=cache) as reader:
-        for seed in range(data.seeds):
+        for seed in range(seeds):
             for schedule, changes in SCHEDULES.items():
                 known = (
                     not rows.empty
@@ -117,7 +96,7 @@ def main(data: Data | None = None, *, output: Path | None = None, quick: bool = 
                 )
                 if known:
                     continue
-                recipe = replace(recipe_of(data, side, seed), **changes)
+                recipe = replace(recipe_of(backbone, settings, size, side, seed), **changes)
                 found = pd.DataFrame(list(curve(schedule, recipe, splits, reader, runtime)))
                 rows = pd.concat([rows, found], ignore_index=True)
                 console.print(found.drop(columns=SCORES).to_string(index=False), highlight=False)
@@ -132,23 +111,24 @@ def main(data: Data | None = None, *, output: Path | None = None, quick: bool = 
         told.to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
 
 
-def recipe_of(data: Data, side: int, seed: int) -> Recipe:
+def recipe_of(
+    backbone: Backbone, settings: SearchSettings, size: int, side: int, seed: int
+) -> Recipe:
     """A recipe that works on faces."""
-    backbone = load_backbones(data.backbones or DEFAULT_PATH).pool(data.pool)[0]
     file = None
-    if data.weights_dir is not None:
-        file = str(data.weights_dir / f"{backbone.name}.safetensors")
+    if settings.weights_dir is not None:
+        file = str(settings.weights_dir / f"{backbone.name}.safetensors")
     return Recipe(
         backbone=backbone.name,
         architecture=backbone.architecture,
-        model_args=backbone.create_args(data.image_size),
+        model_args=backbone.create_args(size),
         mean=backbone.mean,
         std=backbone.std,
-        image_size=data.image_size,
+        image_size=size,
         canvas=side,
         weights="none" if file is None else "file",
         weights_file=file,
-        epochs=data.epochs,
+        epochs=settings.epochs or 4,
         learning_rate=9.5e-4,
         layer_decay=1.0 if file is None else 0.85,
         label_smoothing=0.05,
