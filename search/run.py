@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import optuna
 from filelock import FileLock, Timeout
@@ -45,9 +46,10 @@ from search.study.opening import (
 )
 from search.study.plan import SearchPlan, prepare
 from search.study.report_split import score_best_on_report, score_what_is_missing
+from search.study.scheduler import Stop, Work, forecast, next_work
 from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
-from search.study.trials import claim, complete_trials, counted_trials, trial_seconds
+from search.study.trials import claim, complete_trials, known_trials
 from search.training.candidate import Candidate
 
 LOCK = ".lock"
@@ -95,8 +97,8 @@ def run_search(settings: SearchSettings, console: Console, started: float | None
         )
     with _opened(settings, console, started) as opened:
         enqueue_first_trials(opened.study, opened.plan)
-        introduce(opened.plan, opened.run, console)
-        _work(opened, opened.plan.settings.trials)
+        introduce(opened.plan, opened.run, console, opened.interruption.seconds_left)
+        _work(opened)
     return opened.run
 
 
@@ -106,7 +108,7 @@ def run_baseline(settings: SearchSettings, console: Console, started: float | No
     settings = settings.resolved()
     with _opened(settings, console, started) as opened:
         enqueue_baseline(opened.study)
-        _work(opened, None)
+        _work(opened, baseline_alone=True)
     return opened.run
 
 
@@ -219,18 +221,18 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
         ) from error
 
 
-def _work(opened: _Opened, trials: int | None) -> None:
-    """Trains until there are so many trials (None: the baseline alone), scores the best on report,
-    and writes the results; an interruption or the time limit ends it where it can go on."""
+def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
+    """Searches, or trains the baseline alone, scores the best on report, and writes the results; an
+    interruption or the time limit ends it where it can go on."""
     plan, run, study, console = opened.plan, opened.run, opened.study, opened.console
     interruption = opened.interruption
+    known = known_trials(study)
     progress = StudyProgress(
         console,
-        trials or len(counted_trials(study)) + 1,
-        finished=len(counted_trials(study)),
+        None if baseline_alone else plan.rules.trials,
+        begun=sum(one.state != "waiting" for one in known),
         best=max((trial.value or 0.0 for trial in complete_trials(study)), default=math.nan),
-        durations=trial_seconds(study),
-        seconds_left=lambda: interruption.seconds_left,
+        seconds_ahead=lambda: _seconds_ahead(opened),
     )
     reserve = _Reserve(opened)
 
@@ -244,21 +246,21 @@ def _work(opened: _Opened, trials: int | None) -> None:
 
     search = Search(plan, run, study, opened.reader, progress, interruption, after_trial)
     problem: Exception | None = None
+    reason = ""
     interruption.reserved_seconds = reserve.seconds()
-    if trials is None or len(counted_trials(study)) < trials:
+    if baseline_alone or not isinstance(_next(opened), Stop):
         # What stops it here stops the search below, where all is told.
         with suppress(Interrupted):
             fill(opened.reader, console, interruption.check)
     try:
         with progress:
-            if trials is None:
+            if baseline_alone:
                 _train_baseline(search)
+                remains = _waiting_baselines(study) > 0
             else:
-                search.drive()
-        remaining = (
-            _waiting_baselines(study) if trials is None else trials - len(counted_trials(study))
-        )
-        stopped_by_time = interruption.timed_out and remaining > 0
+                reason = search.drive()
+                remains = not isinstance(_next(opened), Stop)
+        stopped_by_time = interruption.timed_out and remains
         interruption.reserved_seconds = reserve.results_seconds
         if not interruption.requested:
             score_best_on_report(
@@ -280,6 +282,8 @@ def _work(opened: _Opened, trials: int | None) -> None:
         tell_line(console, f"wrote {short_path(path)}")
     if problem is not None:
         raise problem
+    if reason:
+        tell_line(console, f"the search ended early: {reason}")
     if interruption.requested:
         tell_line(console, "interrupted: what was begun goes on from where it is")
     if stopped_by_time:
@@ -289,6 +293,22 @@ def _work(opened: _Opened, trials: int | None) -> None:
     if interruption.requested:
         # All is written; a script must not go on as if the search had come to its end.
         raise KeyboardInterrupt
+
+
+def _next(opened: _Opened) -> Work:
+    """What the search would do next."""
+    known, left = known_trials(opened.study), opened.interruption.seconds_left
+    return next_work(known, opened.plan.rules, left)
+
+
+def _seconds_ahead(opened: _Opened) -> float | None:
+    """How long the search will go on; None before anything was measured."""
+    left = opened.interruption.seconds_left
+    known = known_trials(opened.study)
+    speeds = [one.seconds / one.images for one in known if one.images]
+    if left is not None or not speeds:
+        return left
+    return forecast(known, opened.plan.rules, median(speeds), None).seconds
 
 
 def _waiting_baselines(study: optuna.Study) -> int:

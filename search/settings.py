@@ -53,7 +53,7 @@ class SearchSettings:
     """Use at most so many images for select and report together."""
 
     select_limit: int | Literal["auto", "all"] = "auto"
-    """Compare epochs on at most so many images of select; auto: as many as a tenth of the time."""
+    """Compare candidates on so many images of select at most; auto: for a tenth of the time."""
 
     backbones: Path | None = None
     """File of the allowed backbones and the budget. Default: the backbones.yaml of onefold."""
@@ -77,13 +77,13 @@ class SearchSettings:
     """Keep decoded images: auto (in the user's cache folder), off, or a folder."""
 
     trials: Annotated[int | None, AtLeastOne] = None
-    """Stop after so many trials, earlier ones of the run included. Default: 20, or 2 a backbone."""
+    """Begin so many configurations, earlier ones included. Default: 20 or more, or by --timeout."""
 
     timeout: timedelta | None = None
-    """End the whole command after this time, results included: 90m, 8h, 1d."""
+    """End the whole command after this time, results included: 90m, 8h, 1d. Enough by itself."""
 
     epochs: Annotated[int | None, AtLeastOne] = None
-    """Epochs of one trial, unless it is pruned. Default: 4."""
+    """Epochs of a candidate that is finished, at most. Default: 4, or by --timeout."""
 
     batch_size: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
     """Images that one optimizer step sees. Default: 32."""
@@ -91,8 +91,11 @@ class SearchSettings:
     micro_batch_size: Annotated[int | None, AtLeastOne] = None
     """Images in one forward pass; gradients are accumulated. Halved when memory runs out."""
 
-    pruner: Literal["asha", "hyperband", "none"] = "asha"
-    """How trials that lag behind are stopped early."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: constant until a candidate is finished, or falling from the start."""
+
+    disk: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
+    """Gigabytes that states of paused candidates may take. Default: half of what is free."""
 
     keep: Annotated[int, AtLeastOne] = 10
     """Keep the weights of so many best candidates."""
@@ -173,6 +176,10 @@ class SearchSettings:
         }
         if self.weights_dir is not None:
             chosen.pop("weights", None)
+        if self.timeout is not None:
+            # The time says how many are begun, and how far they go.
+            for name in ("trials", "epochs"):
+                chosen.pop(name, None)
         if self.out is None:
             name = "demo" if self.train_labels is None else self.train_labels.resolve().parent.name
             chosen["out"] = Path("results") / (name or "run")
@@ -270,13 +277,13 @@ def _plain(value: Any) -> Any:
 
 SETTINGS = "settings.yaml"
 
-FORMAT = 3
-"""Of a run folder. 1 had neither a format nor checkpoints, 2 no canvas; their trials cannot go
-on."""
+FORMAT = 4
+"""Of a run folder. 1 had neither a format nor checkpoints, 2 no canvas, 3 other parameters and one
+look an epoch; their trials cannot go on."""
 
 FREE_ON_RESUME = frozenset(
     {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}
-    | {"checkpoint_minutes", "cache"}
+    | {"checkpoint_minutes", "cache", "disk"}
 )
 """Settings that a resumed run may change without its trials becoming incomparable."""
 

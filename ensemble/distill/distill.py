@@ -17,7 +17,7 @@ from ensemble.distill.recordings import RecordedViews, other_views, record_views
 from ensemble.distill.student import DistillationLoss, Student
 from ensemble.distill.views import ViewManifest, view_loader
 from ensemble.network.model import keep_merged, summarise
-from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of, settle
+from ensemble.network.training import Leftover, MergeTraining, costs_of, looks_of, settle
 from ensemble.pool.pool import Pool
 from ensemble.settings import DistillSettings
 from search.machine.files import MERGED
@@ -76,7 +76,7 @@ def run_distill(
         trained.load(),
         plan.spec(),
         plan.recipe,
-        history=epochs_of(trained),
+        history=looks_of(trained),
         figures=_figures(plan, trained, settings.flags()),
         on_batch=interruption.check,
     )

@@ -73,9 +73,11 @@ class Student(nn.Module):
         features, logits = self.network.forward_with_features(images)
         return self.projection(features), logits
 
-    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, weight_decay: float, lowest_layer_scale: float
+    ) -> list[dict[str, Any]]:
         """The network's groups; the projection, which is new, learns as fast as the head."""
-        groups = self.network.parameter_groups(weight_decay, layer_decay)
+        groups = self.network.parameter_groups(weight_decay, lowest_layer_scale)
         if self.projection is not None:
             groups.append(
                 {

@@ -30,7 +30,7 @@ from search.catalogue.timm_models import build_on_meta
 from search.machine.files import file_sha256
 from search.machine.interruption import Interruption
 from search.pixels.opening import fill
-from search.training.candidate import WEIGHTS, Candidate, EpochRecord
+from search.training.candidate import WEIGHTS, Candidate, Look
 from search.training.loss import training_batches
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES
@@ -94,7 +94,7 @@ def run_fuse(
             return {}
         return _fit_head(pool, model, chosen[0].recipe, console, interruption)
 
-    history: tuple[EpochRecord, ...] = ()
+    history: tuple[Look, ...] = ()
     if joint is None:
         figures = fit()
         recipe = replace(recipe, precision="fp32")

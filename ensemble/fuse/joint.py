@@ -11,13 +11,13 @@ from rich.console import Console
 from torch import nn
 
 from ensemble.network.model import FusedNetwork
-from ensemble.network.training import Leftover, MergeTraining, costs_of, epochs_of
+from ensemble.network.training import Leftover, MergeTraining, costs_of, looks_of
 from ensemble.pool.pool import Pool
 from search.machine.files import read_json, write_json_atomically
 from search.machine.interruption import Interruption
 from search.training.candidate import (
     WEIGHTS,
-    EpochRecord,
+    Look,
     copy_state,
     load_weights,
     save_weights,
@@ -38,7 +38,8 @@ def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Reci
     """The recipe of the joint training: the best member's, with smaller steps, at the fused
     network's image size, in the arithmetic that is the fastest for it.
 
-    No mixup and no averaging: the few epochs start from trained networks.
+    No mixup and no averaging: the few epochs start from trained networks. Their number is known, so
+    that the rate falls over all of them.
     """
     return replace(
         best,
@@ -47,7 +48,9 @@ def joint_recipe(best: Recipe, image_size: int, epochs: int, pool: Pool) -> Reci
         learning_rate=best.learning_rate * FINETUNE_RATE,
         mixup_alpha=0.0,
         cutmix_alpha=0.0,
+        schedule="cosine",
         ema_decay=0.0,
+        average_power=None,
         freeze_norm_fraction=1.0,
         precision="auto",
         compile=False,
@@ -104,7 +107,7 @@ class JointTraining:
         console: Console,
         interruption: Interruption,
         checkpoint_minutes: float = CHECKPOINT_MINUTES,
-    ) -> tuple[Recipe, tuple[EpochRecord, ...], dict[str, Any]]:
+    ) -> tuple[Recipe, tuple[Look, ...], dict[str, Any]]:
         """Fits the model's head, then trains all of it; it stays as it was fitted if no epoch is
         better on select.
 
@@ -142,7 +145,7 @@ class JointTraining:
         )
         return (
             candidate.recipe,
-            epochs_of(candidate),
+            looks_of(candidate),
             {
                 **figures,
                 **costs_of(candidate),

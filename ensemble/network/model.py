@@ -34,7 +34,7 @@ from search.training.candidate import (
     REPORT_SCORES,
     WEIGHTS,
     Candidate,
-    EpochRecord,
+    Look,
     copy_state,
     load_weights,
     save_candidate,
@@ -170,12 +170,14 @@ class FusedNetwork(nn.Module):
         """The trunks by their type."""
         return list(self.trunks)  # type: ignore[arg-type]
 
-    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, weight_decay: float, lowest_layer_scale: float
+    ) -> list[dict[str, Any]]:
         """The trunks' groups, and the head's, which is new and learns at the full rate."""
         groups = [
             group
             for trunk in self.networks
-            for group in trunk.parameter_groups(weight_decay, layer_decay)
+            for group in trunk.parameter_groups(weight_decay, lowest_layer_scale)
         ]
         head = list(self.head.parameters())
         if head:
@@ -286,7 +288,7 @@ def keep_merged(
     spec: ModelSpec,
     recipe: Recipe,
     *,
-    history: Sequence[EpochRecord] = (),
+    history: Sequence[Look] = (),
     figures: Mapping[str, Any] | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Candidate:

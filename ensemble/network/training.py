@@ -17,7 +17,7 @@ from search.machine.files import MERGED
 from search.machine.interruption import Interruption
 from search.machine.progress import Bar, Bars, tell_line
 from search.machine.seconds import SECONDS
-from search.training.candidate import CHECKPOINT, Candidate, EpochRecord
+from search.training.candidate import CHECKPOINT, Candidate, Look, describe_look
 from search.training.loop import StepRecord
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
@@ -187,16 +187,16 @@ def costs_of(candidate: Candidate) -> dict[str, Any]:
     return {name: metrics.get(name) for name in COSTS}
 
 
-def epochs_of(candidate: Candidate) -> tuple[EpochRecord, ...]:
+def looks_of(candidate: Candidate) -> tuple[Look, ...]:
     """A training's history."""
     rows: list[Any] = candidate.history.to_dict("records")
-    return tuple(EpochRecord(**row) for row in rows)
+    return tuple(Look(**row) for row in rows)
 
 
 class _Shown(Watch):
-    """Shows a training: a bar for its steps, a line for each epoch."""
+    """Shows a training: a bar for its steps, a line for each look."""
 
-    def __init__(self, console: Console, bar: Bar, epochs: int) -> None:
+    def __init__(self, console: Console, bar: Bar, epochs: float | None) -> None:
         self.console, self.bar, self.epochs = console, bar, epochs
 
     def step(self, record: StepRecord) -> None:
@@ -211,13 +211,10 @@ class _Shown(Watch):
             info=f"{record.images_per_second:.0f} images/s{loss}",
         )
 
-    def epoch(self, record: EpochRecord, best: Metrics) -> None:
+    def look(self, record: Look, best: Metrics) -> None:
         """Prints a line; the best one's figures are told at the end."""
         del best
-        self.tell(
-            f"  epoch {record.epoch}/{self.epochs}: loss {record.train_loss:.3f}, "
-            f"AUC {record.select_auc:.4f}, {record.seconds:.1f} s"
-        )
+        self.tell(f"  {describe_look(record, self.epochs)}")
 
     def tell(self, line: str) -> None:
         """Prints it."""

@@ -10,6 +10,7 @@ import timm
 from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
+from search.catalogue.dimensions import DIMENSIONS, Dimension, read_dimensions
 from search.catalogue.timm_models import architectures, pretrained_names, unknown_name
 from search.errors import UserError
 from search.machine.files import check_keys, first_problem, load_yaml, suggestion
@@ -129,6 +130,8 @@ class Catalogue:
     pretraining: str
     """The pretraining rule in words, for reports."""
     backbones: tuple[Backbone, ...]
+    dimensions: dict[str, Dimension] = field(default_factory=lambda: dict(DIMENSIONS))
+    """What else is searched, by name."""
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -187,9 +190,10 @@ def load_backbones(path: Path = DEFAULT_PATH) -> Catalogue:
 
 def _read_catalogue(content: Any) -> Catalogue:
     top = ("budget", "pretraining", "pools")
+    optional = ("space",)
     if not isinstance(content, dict):
         raise UserError(f"the file must be a mapping with the keys {', '.join(top)}")
-    check_keys(content, top, "the backbones file")
+    check_keys(content, (*top, *optional), "the backbones file")
     missing = [key for key in top if key not in content]
     if missing:
         raise UserError(f"the file must have the key '{missing[0]}'")
@@ -212,6 +216,7 @@ def _read_catalogue(content: Any) -> Catalogue:
             budget=content["budget"],
             pretraining=content["pretraining"],
             backbones=tuple(backbones),
+            dimensions=read_dimensions(content.get("space", {})),
         )
     except ValidationError as error:
         raise UserError(first_problem(error)) from error

@@ -27,7 +27,7 @@ from search.errors import UserError
 from search.machine.files import CANDIDATES, file_sha256, write_atomically
 from search.report.leaderboard import outcome
 from search.report.plots import draw_candidate_roc, draw_epochs
-from search.report.recorded import EPOCH_COLUMNS, SCORE_COLUMNS, named, read_table
+from search.report.recorded import LOOK_COLUMNS, SCORE_COLUMNS, named, read_table
 from search.report.terminal import Problems, one_line
 from search.study.storage import open_storage
 from search.training.candidate import HISTORY, SCORES
@@ -80,7 +80,7 @@ def artifact_store(run: Path) -> FileSystemArtifactStore:
 def publish(
     study: optuna.Study, run: Path, problems: Problems, numbers: Collection[int] | None = None
 ) -> None:
-    """Gives trials their notes (Markdown) and artifacts: ROC, epochs and history.csv.
+    """Gives trials their notes (Markdown) and artifacts: ROC, looks and history.csv.
 
     Only where the outcome is another than when it was last published, or an artifact's file is
     gone. What a user has written or deleted in the dashboard stays as it is.
@@ -157,7 +157,7 @@ class _Publication:
         self.published: dict[str, Any] = {}
 
     def make_artifacts(self, tell: Callable[[str], None]) -> None:
-        """Makes the files that are missing, or that are of other scores or epochs than now."""
+        """Makes the files that are missing, or that are of other scores or looks than now."""
         sources = {
             source: file_sha256(self.candidate / source)
             for source in (SCORES, HISTORY)
@@ -223,7 +223,7 @@ def _draw_roc(source: Path, target: Path, tell: Callable[[str], None]) -> bool:
 
 
 def _draw_epochs(source: Path, target: Path, tell: Callable[[str], None]) -> bool:
-    history = read_table(source, EPOCH_COLUMNS, tell)
+    history = read_table(source, LOOK_COLUMNS, tell)
     return history is not None and draw_epochs({source.parent.name: history}, target).exists()
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TEXTS = ("candidate", "state", "backbone", "pretraining", "augmentation", "reason", "path")
 INTEGERS = (
-    *("rank", "params_thop", "params_exact", "image_size", "epochs"),
+    *("rank", "params_thop", "params_exact", "image_size"),
     *("tp", "fp", "tn", "fn", "batch_size", "seed", "trial"),
 )
 COLUMNS = (

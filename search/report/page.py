@@ -24,10 +24,11 @@ from search.report.plots import (
     draw_importance,
     draw_pareto,
     draw_roc,
+    draw_search,
     parameter_importance,
 )
 from search.report.recorded import (
-    EPOCH_COLUMNS,
+    LOOK_COLUMNS,
     MISSING,
     SCORE_COLUMNS,
     Tell,
@@ -38,6 +39,7 @@ from search.report.recorded import (
 from search.report.terminal import Problems, format_seconds
 from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET
+from search.study.trials import looks_of
 from search.training.candidate import HISTORY, SCORES
 
 if TYPE_CHECKING:
@@ -51,14 +53,14 @@ HIGHLIGHTED = ("notes",)
 
 TOP_ROWS, TOP_CURVES = 10, 5
 
-UNFINISHED = ("paused", "failed", "rejected")
+UNFINISHED = ("paused", "pruned", "failed", "rejected")
 """States of trials whose reason is shown."""
 
 FORMATS = {
     **dict.fromkeys(("auc", "auc_low", "auc_high", "auc_report", "accuracy", "log_loss"), ".4f"),
     **dict.fromkeys(("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"), ".4f"),
     **dict.fromkeys(("params_thop", "params_exact"), ","),
-    "gmacs": ".3g",
+    **dict.fromkeys(("gmacs", "epochs"), ".3g"),
     **dict.fromkeys((*SECONDS, "images_per_second", "peak_memory_mb"), ",.1f"),
     **dict.fromkeys(("learning_rate", "weight_decay"), ".1e"),
 }
@@ -163,8 +165,9 @@ def report_figures(
     not_known = (
         "Not known: the study was not at hand\nwhen this page was made."
         if study is None
-        else f"Not known before {TRIALS_NEEDED} complete trials\nbeside the baseline."
+        else f"Not known before {TRIALS_NEEDED} trials were looked at\nbeside the baseline."
     )
+    no_looks = not_known if study is None else "No candidate was looked at yet."
     return [
         ReportFigure(
             "pareto",
@@ -173,10 +176,17 @@ def report_figures(
             lambda path, theme: draw_pareto(leaderboard, path, theme, baseline),
         ),
         ReportFigure(
+            "search",
+            "AUC against time",
+            "Every look at every candidate, on the images of a look. Points of one candidate are "
+            "joined: it was gone on with from its checkpoint while others waited.",
+            lambda path, theme: draw_search(search_looks(study), path, theme, no_looks),
+        ),
+        ReportFigure(
             "history",
             "Search history",
-            "Every trial in the order it was begun. A pruned trial was stopped early; a paused one "
-            "goes on.",
+            "Every trial in the order it was begun. A paused trial was not trained to its end and "
+            "can go on; a pruned one cannot, since its checkpoint was deleted.",
             partial(draw_history, leaderboard),
         ),
         ReportFigure(
@@ -189,17 +199,35 @@ def report_figures(
         ReportFigure(
             "epochs",
             "Loss and AUC by epoch of the best five",
-            "A candidate keeps the weights of the epoch with its best AUC on select.",
-            lambda path, theme: draw_epochs(tables(HISTORY, EPOCH_COLUMNS), path, theme),
+            "Points are looks, which come as the images seen double. A candidate keeps the weights "
+            "of the look with its best AUC on select.",
+            lambda path, theme: draw_epochs(tables(HISTORY, LOOK_COLUMNS), path, theme),
         ),
         ReportFigure(
             "importance",
             "Parameter importance",
-            "What told the best trials from the others (conditional PED-ANOVA); each backbone's "
-            "own parameters are summed. With few trials, a hint at most.",
+            "What told the best trials from the others at their first look (PED-ANOVA). With few "
+            "trials, a hint at most.",
             lambda path, theme: draw_importance(importance(), path, theme, not_known),
         ),
     ]
+
+
+def search_looks(study: optuna.Study | None) -> pd.DataFrame:
+    """Every look of a study, as `draw_search` takes them; none without the study."""
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    rows = [
+        (trial.number, _kind(trial.user_attrs.get(PRESET)), spent, auc)
+        for trial in trials
+        for _, _, auc, spent in looks_of(trial)
+    ]
+    return pd.DataFrame(rows, columns=["trial", "kind", "seconds", "auc"])
+
+
+def _kind(preset: object) -> str:
+    if preset == BASELINE:
+        return "baseline"
+    return "drawn" if preset is None else "preset"
 
 
 def baseline_trials(study: optuna.Study | None, leaderboard: pd.DataFrame) -> set[int]:

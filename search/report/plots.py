@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
+from optuna.trial import create_trial
 from sklearn.metrics import roc_curve
 
 from search.report.figure import (
@@ -26,6 +26,7 @@ from search.report.figure import (
     save,
     save_note,
 )
+from search.study.trials import looks_of
 from search.training.metrics import roc_auc
 
 LOW_FPRS = {1e-3: "1e-3", 5e-3: "5e-3", 1e-2: "1e-2"}
@@ -131,6 +132,44 @@ def draw_history(leaderboard: pd.DataFrame, path: Path, theme: Theme = LIGHT) ->
     return save(figure, path)
 
 
+KINDS = ("drawn", "preset", "baseline")
+"""Of configurations: drawn by the search, known to be good, the challenge's own."""
+
+
+def draw_search(looks: pd.DataFrame, path: Path, theme: Theme = LIGHT, note: str = "") -> Path:
+    """How good each candidate was when, and the best so far: where a candidate is a line of several
+    points, it was gone on with.
+
+    Args:
+        looks: a row a look: `trial`, `kind` (of KINDS), `seconds` (of all trials by then), `auc`.
+        path: where the PNG goes.
+        theme: of the page.
+        note: drawn instead where there are no looks.
+    """
+    figure, (axes,) = new_figure(theme, 3.8)
+    if looks.empty:
+        return save_note(figure, theme, path, note or "No candidate was looked at yet.")
+    looks = looks.sort_values("seconds", kind="stable")
+    minutes = looks["seconds"] / 60
+    colours = dict(zip(KINDS, (theme.series[0], theme.series[1], theme.muted), strict=True))
+    named: set[str] = set()
+    for _, own in looks.groupby("trial", sort=True):
+        kind = str(own["kind"].iloc[0])
+        style: dict[str, Any] = {"color": colours[kind], "linewidth": 0.9, "ms": 3.5}
+        label = None if kind in named else kind
+        named.add(kind)
+        axes.plot(own["seconds"] / 60, own["auc"], "o-", **style, label=label)
+    best = looks["auc"].cummax()
+    axes.step(
+        minutes, best, where="post", color=theme.text, linewidth=1.6, label="best so far", zorder=1
+    )
+    axes.margins(y=0.1)
+    axes.set_xlabel("minutes of all trainings")
+    axes.set_ylabel("AUC on select")
+    add_legend(figure, theme, columns=2)
+    return save(figure, path)
+
+
 def draw_roc(scores: Mapping[str, pd.DataFrame], path: Path, theme: Theme = LIGHT) -> Path:
     """ROC curves on a linear and on a logarithmic FPR axis, the low FPRs of the challenge marked.
 
@@ -215,7 +254,7 @@ def draw_importance(
 
 
 def draw_epochs(histories: Mapping[str, pd.DataFrame], path: Path, theme: Theme = LIGHT) -> Path:
-    """Training loss and AUC on select by epoch.
+    """Training loss and AUC on select at each look, by epoch.
 
     Args:
         histories: at most five candidates' names, best first, with their histories: `epoch`,
@@ -225,7 +264,7 @@ def draw_epochs(histories: Mapping[str, pd.DataFrame], path: Path, theme: Theme 
     """
     figure, (losses, aucs) = new_figure(theme, 4.8 + 0.2 * len(histories), rows=2, sharex=True)
     if not histories:
-        return save_note(figure, theme, path, "No candidate has finished an epoch yet.")
+        return save_note(figure, theme, path, "No candidate was looked at yet.")
     for place, (name, history) in enumerate(histories.items()):
         style = {**theme.line(place), "marker": "o", "ms": 3.5}
         losses.plot(history["epoch"], history["train_loss"], **style, label=name)
@@ -233,7 +272,6 @@ def draw_epochs(histories: Mapping[str, pd.DataFrame], path: Path, theme: Theme 
     losses.set_ylabel("training loss")
     aucs.set_ylabel("AUC on select")
     aucs.set_xlabel("epoch")
-    aucs.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_legend(figure, theme, columns=1)
     return save(figure, path)
 
@@ -244,18 +282,20 @@ must be others to tell them from."""
 
 
 def parameter_importance(study: optuna.Study) -> dict[str, float]:
-    """Share of each parameter in what told a study's best trials from the others.
+    """Share of each parameter in what told a study's best trials from the others at their first
+    look, which all of them had after the same stretch.
 
-    Conditional PED-ANOVA (arXiv:2601.20800), which can judge parameters that only the trials of one
-    backbone have; those, named "<backbone>/<parameter>", are summed over the backbones. Trials
-    without parameters, as the baseline, are left out.
+    PED-ANOVA (arXiv:2304.10255). Trials without parameters, as the baseline, are left out.
 
     Returns:
-        Shares that sum to 1; none with fewer than `TRIALS_NEEDED` complete trials, or if no
-        parameter tells them apart.
+        Shares that sum to 1; none with fewer than `TRIALS_NEEDED` trials that were looked at, or if
+        no parameter tells them apart.
     """
-    complete = (TrialState.COMPLETE,)
-    trials = [trial for trial in study.get_trials(deepcopy=False, states=complete) if trial.params]
+    trials = [
+        create_trial(params=trial.params, distributions=trial.distributions, value=looks[0][2])
+        for trial in study.get_trials(deepcopy=False)
+        if trial.params and (looks := looks_of(trial))
+    ]
     if len(trials) < TRIALS_NEEDED:
         return {}
     drawn = optuna.create_study(direction=study.direction)
@@ -264,9 +304,5 @@ def parameter_importance(study: optuna.Study) -> dict[str, float]:
     evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, 5 / len(trials)))
     with warnings.catch_warnings(action="ignore"):
         importances = get_param_importances(drawn, evaluator=evaluator, normalize=False)
-    shares: dict[str, float] = {}
-    for name, value in importances.items():
-        short = name.rpartition("/")[2]
-        shares[short] = shares.get(short, 0.0) + value
-    total = sum(shares.values())
-    return {name: value / total for name, value in shares.items()} if total > 0 else {}
+    total = sum(importances.values())
+    return {name: value / total for name, value in importances.items()} if total > 0 else {}

@@ -21,7 +21,7 @@ MISSING = "\N{EN DASH}"
 """Stands for what is not known."""
 
 SCORE_COLUMNS = ("target", "y_pred")
-EPOCH_COLUMNS = ("epoch", "train_loss", "select_auc")
+LOOK_COLUMNS = ("epoch", "train_loss", "select_auc")
 """Of a candidate's tables, what is drawn."""
 
 MOST_NAMED = 6
@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 
 
 def has_candidate(folder: Path) -> bool:
-    """Whether a trial left anything to look at: it is complete, or has finished an epoch."""
+    """Whether a trial left anything to look at: it is complete, or was looked at."""
     return (folder / METRICS).exists() or (folder / HISTORY).exists()
 
 
@@ -103,7 +103,7 @@ def describe_run(run: Path, tell: Tell = lambda _: None) -> dict[str, str]:
             if isinstance(budget, int)
             else MISSING
         ),
-        "epochs of a trial": _text(settings and settings.epochs),
+        "epochs of a finished candidate": _text(settings and settings.epochs),
         "seed": _text(settings and settings.seed),
         **describe_machines(run, tell),
     }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +17,12 @@ from search.data.inputs import tables
 from search.errors import UserError
 from search.machine.files import short_path
 from search.machine.progress import Bars, tell_line
+from search.training.candidate import describe_look
 
 if TYPE_CHECKING:
     from search.study.plan import SearchPlan
-    from search.training.candidate import EpochRecord
+    from search.study.scheduler import Rules
+    from search.training.candidate import Look
     from search.training.loop import StepRecord
     from search.training.recipe import Recipe
 
@@ -35,34 +36,29 @@ class StudyProgress:
     def __init__(
         self,
         console: Console,
-        trials: int,
+        trials: int | None,
         *,
-        finished: int = 0,
+        begun: int = 0,
         best: float = math.nan,
-        durations: Sequence[float] = (),
-        seconds_left: Callable[[], float | None] = lambda: None,
+        seconds_ahead: Callable[[], float | None] = lambda: None,
     ) -> None:
         """
         Args:
             console: where to write; bars only if it is a terminal.
-            trials: how many trials the study shall have.
-            finished: how many it has.
+            trials: how many configurations shall be begun; None if the time will tell.
+            begun: how many were.
             best: their best AUC; NaN without one.
-            durations: how long they took, in seconds.
-            seconds_left: time until the limit; None without one.
+            seconds_ahead: how long the search will go on; None if that is not known.
         """
         self.console = console
-        self.trials, self.finished = trials, finished
-        self.seconds_left = seconds_left
+        self.trials, self.begun = trials, begun
+        self.seconds_ahead = seconds_ahead
         self.best = best
-        self.durations = list(durations)
-        self.started = time.monotonic()
-        self.epochs = 0
-        self.goes_on = False
+        self.epochs: float | None = None
         self.bars = Bars(console)
-        self.study_bar = self.bars.add("trials", trials)
+        self.study_bar = self.bars.add("configurations", trials)
         self.epoch_bar = self.bars.add("", visible=False)
-        self.study_bar.update(finished, info=self._study_info())
+        self.study_bar.update(begun, info=self._study_info())
 
     def __enter__(self) -> StudyProgress:
         self.bars.__enter__()
@@ -77,20 +73,24 @@ class StudyProgress:
         self.epoch_bar.hide()
         self.bars.__exit__(kind, error, traceback)
 
-    def trial_started(self, name: str, recipe: Recipe, *, goes_on: bool = False) -> None:
-        """Told of every trial that is trained.
+    def trial_started(
+        self, name: str, recipe: Recipe, *, until: int | None = None, goes_on: bool = False
+    ) -> None:
+        """Told of every piece of a trial's training.
 
         Args:
             name: its number in four digits.
             recipe: what is trained.
+            until: images at which it pauses; None trains it to its end.
             goes_on: it was paused, and is trained from where it was.
         """
-        self.started, self.goes_on = time.monotonic(), goes_on
+        self.begun += not goes_on
         self.epochs = recipe.epochs
+        # Told before, of one that goes on.
+        what = "" if goes_on else f": {_describe(recipe)}"
+        piece = "to its end" if until is None else f"to {until:,} images"
         self.console.print(
-            f"trial {name}{' goes on' if goes_on else ''}: {recipe.backbone} at "
-            f"{recipe.image_size} px, learning rate {recipe.learning_rate:.2g}, augmentation "
-            f"{recipe.augmentation} {recipe.augmentation_strength:.2f}",
+            f"trial {name}{' goes on' if goes_on else ''} {piece}{what}",
             highlight=False,
             soft_wrap=True,
         )
@@ -103,24 +103,16 @@ class StudyProgress:
         self.epoch_bar.update(
             record.step,
             record.steps,
-            description=f"epoch {record.epoch + 1}/{self.epochs}",
+            description=f"epoch {record.epoch + 1}",
             info=info,
         )
 
-    def epoch(self, record: EpochRecord) -> None:
-        """One line for a finished epoch."""
-        self.console.print(
-            f"  epoch {record.epoch}/{self.epochs}: loss {record.train_loss:.3f}, "
-            f"AUC {record.select_auc:.4f}, {record.seconds:.1f} s",
-            highlight=False,
-        )
+    def look(self, record: Look) -> None:
+        """One line for a look."""
+        self.console.print(f"  {describe_look(record, self.epochs)}", highlight=False)
 
     def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
-        """Told of every trial that counts."""
-        self.finished += 1
-        # Of a trial that went on, only a part was seen.
-        if state != "failed" and not self.goes_on:
-            self.durations.append(time.monotonic() - self.started)
+        """Told of every trial that came to an end."""
         if state == "complete" and auc is not None and not auc <= self.best:
             self.best = auc
         self._tell_end(state + ("" if auc is None else f", AUC {auc:.4f}"), reason)
@@ -129,9 +121,10 @@ class StudyProgress:
         """Told what a user should know."""
         tell_line(self.console, f"  {line}")
 
-    def trial_paused(self, reason: str) -> None:
-        """Told of a trial that was stopped and will go on from its batch."""
-        self._tell_end("paused", f"{reason}, goes on from its batch")
+    def trial_paused(self, reason: str = "") -> None:
+        """Told of a trial that was stopped and goes on from its batch, or, without a reason, of one
+        that waits while others are trained."""
+        self._tell_end("paused", f"{reason}, goes on from its batch" if reason else "")
 
     def _tell_end(self, what: str, reason: str) -> None:
         self.console.print(
@@ -140,26 +133,25 @@ class StudyProgress:
             markup=False,
             soft_wrap=True,
         )
-        self.study_bar.update(self.finished, info=self._study_info())
+        self.study_bar.update(self.begun, info=self._study_info())
         self.epoch_bar.hide()
 
     def _study_info(self) -> str:
-        parts = [f"{self.finished} of {self.trials} trials"] if not self.bars.live else []
+        of = "" if self.trials is None else f" of {self.trials}"
+        parts = [f"{self.begun}{of} begun"] if not self.bars.live else []
         if not math.isnan(self.best):
-            parts.append(f"best AUC {self.best:.4f}")
-        left = self._estimate()
-        if left is not None:
-            parts.append(f"about {format_seconds(left)} left")
+            parts.append(f"best complete AUC {self.best:.4f}")
+        ahead = self.seconds_ahead()
+        if ahead is not None:
+            parts.append(f"about {format_seconds(max(0.0, ahead))} left")
         return ", ".join(parts)
 
-    def _estimate(self) -> float | None:
-        """Seconds left, by the mean trial so far and the limit."""
-        limit = self.seconds_left()
-        if not self.durations:
-            return limit
-        mean = sum(self.durations) / len(self.durations)
-        needed = mean * max(0, self.trials - self.finished)
-        return needed if limit is None else min(needed, max(0.0, limit))
+
+def _describe(recipe: Recipe) -> str:
+    return (
+        f"{recipe.backbone} at {recipe.image_size} px, learning rate {recipe.learning_rate:.2g}, "
+        f"augmentation {recipe.augmentation} {recipe.augmentation_strength:.2f}"
+    )
 
 
 def format_seconds(seconds: float) -> str:
@@ -246,8 +238,17 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
     console.print(table)
 
 
-def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
-    """Tells what is about to be searched, and what could not be."""
+def introduce(
+    plan: SearchPlan, run: Path, console: Console, seconds_left: float | None = None
+) -> None:
+    """Tells what is about to be searched, in which way, and what could not be.
+
+    Args:
+        plan: of the search.
+        run: its folder.
+        console: where to write.
+        seconds_left: of the time limit; None without one.
+    """
     sizes = ", ".join(f"{name} {len(table):,}" for name, table in tables(plan.splits).items())
     baseline = ""
     if plan.space.baseline is not None:
@@ -263,8 +264,8 @@ def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
         f"{short_path(run)}: {sizes} images; {len(plan.space.backbones)} backbones of pool "
         f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {precision}, canvases of "
         f"{plan.space.canvas} px",
-        f"epochs are compared on {plan.images_of_a_look:,} of {len(plan.splits.select):,} images "
-        "of select (--select-limit), the weights that are kept are scored on all in fp32",
+        f"candidates are compared on {plan.images_of_a_look:,} of {len(plan.splits.select):,} "
+        "images of select (--select-limit), the weights that are kept are scored on all in fp32",
         *(f"rejected {one.name}: {'; '.join(verdict.reasons)}" for one, verdict in plan.rejected),
         *plan.notes,
     ]
@@ -275,5 +276,25 @@ def introduce(plan: SearchPlan, run: Path, console: Console) -> None:
             f"--trials {plan.settings.trials} ends before anything is searched; more trials, or "
             "fewer backbones (--pool), search further"
         )
+    lines.append(describe_rules(plan.rules, seconds_left))
     for line in lines:
         tell_line(console, line)
+
+
+def describe_rules(rules: Rules, seconds_left: float | None) -> str:
+    """How a search is laid out, in a sentence."""
+    best = f"the better {rules.kept:.0%} go on to twice as much"
+    if seconds_left is None:
+        assert rules.longest is not None
+        return (
+            f"{rules.trials} configurations are trained on {rules.first_look:,} images, {best}, "
+            f"and so on; {rules.finalists} at least are finished, on {rules.longest:,} images"
+        )
+    stretch = rules.explored * seconds_left / rules.configurations
+    most = "" if rules.trials is None else f", {rules.trials} at most"
+    return (
+        f"in {format_seconds(seconds_left)}: about {rules.configurations} configurations{most}, "
+        f"for {format_seconds(stretch)} each, or to their first look at {rules.first_look:,} "
+        f"images where that takes longer; {best}, {rules.halvings} times; {rules.finalists} are "
+        "finished, the best with all the time that is left"
+    )

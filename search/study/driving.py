@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +21,20 @@ from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
 from search.pixels.reading import Reader
 from search.study.plan import SearchPlan
-from search.study.space import BASELINE, PRESET
+from search.study.proposals import propose
+from search.study.scheduler import Finish, GoOn, Known, Start, Stop, lay_out, next_work
 from search.study.trials import (
+    LOOKS,
     PAUSED,
     RECIPE,
+    RESTING,
     ROW,
+    UNTIL,
     claim,
     complete_trials,
-    counted_trials,
+    known_trials,
+    looks_of,
+    new_trial,
     paused_trials,
     put_back,
     recipe_row,
@@ -39,12 +45,12 @@ from search.study.trials import (
     trial_name,
     verdict_row,
 )
-from search.training.candidate import CHECKPOINT, HISTORY, Candidate, EpochRecord
+from search.training.candidate import CHECKPOINT, HISTORY, Candidate, Look
 from search.training.candidate import RECIPE as RECIPE_FILE
 from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
-from search.training.train import HOW_NOT_WHAT, Watch, train
+from search.training.train import HOW_NOT_WHAT, ITS_END, Watch, train
 
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
@@ -52,23 +58,26 @@ FAILURES_TO_STOP = 3
 LOST_DEVICE = "lost_device"
 """User attribute of a trial during which the GPU was lost."""
 
-FEWEST_COMPLETE = 3
-"""Nothing is pruned before so many candidates are complete: a pruned trial leaves no weights, and
-there must be something to merge. On dfdc-faces ASHA alone left one candidate, beside the baseline,
-of the first nine trials."""
+NO_ROOM = "its checkpoint was deleted: --disk"
+"""Why a paused trial is pruned."""
+
+CHANCE = 0.5
+"""AUC of a network that has learned nothing."""
 
 
 class Progress(Protocol):
     """What shows a study on the terminal."""
 
-    def trial_started(self, name: str, recipe: Recipe, *, goes_on: bool = False) -> None:
-        """Told of every trial that is trained, under its number in four digits."""
+    def trial_started(
+        self, name: str, recipe: Recipe, *, until: int | None = None, goes_on: bool = False
+    ) -> None:
+        """Told of every piece of a trial's training, under its number in four digits."""
 
     def step(self, record: StepRecord) -> None:
         """Told of every step."""
 
-    def epoch(self, record: EpochRecord) -> None:
-        """Told of every finished epoch."""
+    def look(self, record: Look) -> None:
+        """Told of every look."""
 
     def tell(self, line: str) -> None:
         """Told what a user should know."""
@@ -76,8 +85,8 @@ class Progress(Protocol):
     def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
         """Told of every trial that counts."""
 
-    def trial_paused(self, reason: str) -> None:
-        """Told of a trial that will go on."""
+    def trial_paused(self, reason: str = "") -> None:
+        """Told of a trial that will go on, or may: then without a reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,33 +106,75 @@ class Search:
         """Where a trial's candidate lies."""
         return self.run / CANDIDATES / trial_name(trial)
 
-    def drive(self) -> None:
-        """Runs trials until --trials or --timeout is reached or Ctrl-C is pressed.
+    def drive(self) -> str:
+        """Does what the scheduler says until it says stop, --timeout is reached or Ctrl-C is
+        pressed; returns why it stopped before all was done, if it did.
 
         Raises:
             UserError: if the data are at fault, or nothing but failures comes.
         """
-        trials = self.plan.settings.trials
-        assert trials is not None
         failures: list[str] = []
-        while not self.interruption.must_stop and len(counted_trials(self.study)) < trials:
-            trial = next_trial(self.study)
-            reason = self.run_trial(trial)
+        while not self.interruption.must_stop:
+            work = next_work(
+                known_trials(self.study), self.plan.rules, self.interruption.seconds_left
+            )
+            if isinstance(work, Stop):
+                return work.reason
+            reason = self.run_trial(*self._taken(work))
             if reason is not None:
                 failures.append(reason)
-            if len(failures) >= FAILURES_TO_STOP and not complete_trials(self.study):
+            if len(failures) >= FAILURES_TO_STOP and not any(
+                one.points for one in known_trials(self.study)
+            ):
                 raise UserError(
                     f"the first {len(failures)} trials all failed, the last with: {failures[-1]}"
                 )
+        return ""
 
-    def run_trial(self, trial: optuna.Trial) -> str | None:
+    def _taken(self, work: Start | GoOn | Finish) -> tuple[optuna.Trial, int | None, int | None]:
+        """The trial of a piece of work, running now; the images at which the piece ends (None: at
+        the trial's end), and the images of the whole training where that is to be moved."""
+        number = work.number
+        if number is None:
+            number = self._drawn()
+        (waiting,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == number)
+        until = None if isinstance(work, Finish) else work.until
+        return (
+            claim(self.study, waiting),
+            until,
+            work.images if isinstance(work, Finish) else None,
+        )
+
+    def _drawn(self) -> int:
+        """Adds a configuration that is drawn; returns its number."""
+        known = known_trials(self.study)
+        layout = lay_out(known, self.plan.rules, self.interruption.seconds_left)
+        trials = self.study.get_trials(deepcopy=False)
+        results = []
+        for one in known:
+            # What failed is no better than chance.
+            auc = CHANCE if one.state == "failed" else layout.first_auc(one)
+            if auc is not None and not one.is_baseline:
+                results.append((trials[one.number].params, auc))
+        parameters = propose(self.plan.space, results, len(trials))
+        new_trial(self.study, parameters, self.plan.space)
+        return len(trials)
+
+    def run_trial(
+        self, trial: optuna.Trial, until: int | None = None, images: int | None = None
+    ) -> str | None:
         """Trains a trial, or goes on with it, and tells the study; returns why it failed.
+
+        Args:
+            trial: a running one.
+            until: images at which to pause it; None trains it to its end.
+            images: of the whole training, if they are settled only now.
 
         Raises:
             UserError: if the data or the machine are at fault, which no further trial could mend.
         """
         try:
-            return self._run_trial(trial)
+            return self._run_trial(trial, until, images)
         except (UserError, KeyboardInterrupt) as error:
             # It goes on once the data are mended; a trial that failed for good is told already.
             if trial.storage.get_trial(trial._trial_id).state is TrialState.RUNNING:
@@ -134,14 +185,18 @@ class Search:
             # Networks hold references to themselves; on a GPU their memory is needed now.
             gc.collect()
             drop_surplus_weights(self.study, self.run, self.plan.settings.keep)
+            self._drop_surplus_checkpoints()
             self.after_trial(trial.number)
 
-    def _run_trial(self, trial: optuna.Trial) -> str | None:
+    def _run_trial(self, trial: optuna.Trial, until: int | None, images: int | None) -> str | None:
         recipe = self._recipe(trial)
+        if images is not None:
+            recipe = self.plan.ended(recipe, images, self._images(trial))
         verdict = self.plan.judge_recipe(recipe)
         # Figures that the trial had reached stay until there are others.
         row = trial.user_attrs.get(ROW, {}) | recipe_row(recipe) | verdict_row(verdict)
         trial.set_user_attr(RECIPE, asdict(recipe))
+        trial.set_user_attr(UNTIL, until)
         trial.set_user_attr(ROW, row)
         if not verdict.allowed:
             reject(trial, verdict, self.plan.catalogue.budget)
@@ -153,12 +208,13 @@ class Search:
         facts = recipe_row(recipe) | verdict_row(verdict) | {"path": row["path"]}
         watch = _TrialWatch(self, trial)
         goes_on = (folder / CHECKPOINT).exists()
-        self.progress.trial_started(folder.name, recipe, goes_on=goes_on)
+        self.progress.trial_started(folder.name, recipe, until=until, goes_on=goes_on)
         try:
             candidate = train(
                 recipe,
                 self.plan.splits,
                 folder,
+                until,
                 interruption=self.interruption,
                 runtime=self.plan.runtime,
                 reader=self.reader,
@@ -166,9 +222,6 @@ class Search:
                 facts=facts,
                 checkpoint_minutes=self.plan.settings.checkpoint_minutes,
             )
-        except optuna.TrialPruned:
-            self._close(trial, "pruned", TrialState.PRUNED, row=watch.row(row))
-            return None
         except Interrupted as reason:
             self._pause(trial, str(reason), watch.row(row))
             return None
@@ -204,13 +257,18 @@ class Search:
             # One broken recipe must not cost the night; `drive` stops if nothing else works.
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return self._fail(trial, found, row)
+        if not candidate.is_complete:
+            record_outcome(trial, PAUSED, RESTING, watch.row(row))
+            put_back(self.study, trial)
+            self.progress.trial_paused()
+            return None
         auc = tell_complete(self.study, trial, candidate)
         self.progress.trial_finished("complete", auc)
         return None
 
     def _recipe(self, trial: optuna.Trial) -> Recipe:
         """What a trial proposes; one that goes on keeps the recipe that it began with."""
-        recipe = self.plan.space.recipe(trial)
+        recipe = self.plan.recipe_of(trial)
         begun = trial.user_attrs.get(RECIPE)
         if begun is None or not (self.folder(trial) / CHECKPOINT).exists():
             return recipe
@@ -219,6 +277,28 @@ class Search:
         except ValidationError:
             return recipe
         return replace(kept, **{name: getattr(recipe, name) for name in HOW_NOT_WHAT})
+
+    def _images(self, trial: optuna.Trial) -> int:
+        """That a trial has seen by its last look."""
+        looks = looks_of(trial)
+        return int(looks[-1][0]) if looks else 0
+
+    def _drop_surplus_checkpoints(self) -> None:
+        """Deletes the checkpoints of the worst paused candidates where all take more than --disk:
+        they are pruned."""
+        known = {one.number: one for one in known_trials(self.study)}
+        # Who was stopped amid its work goes on; of the others, the best.
+        paused = sorted(
+            (trial for trial in paused_trials(self.study)),
+            key=lambda t: (known[t.number].was_interrupted, _best_auc(known[t.number])),
+        )
+        sizes = {trial.number: _size(self.folder(trial) / CHECKPOINT) for trial in paused}
+        for trial in paused[:-1]:
+            if sum(sizes.values()) <= self.plan.disk_bytes(self.run):
+                return
+            del sizes[trial.number]
+            row = trial.user_attrs.get(ROW, {})
+            self._close(claim(self.study, trial), "pruned", TrialState.PRUNED, NO_ROOM, row=row)
 
     def _close(
         self,
@@ -246,15 +326,14 @@ class Search:
 
 
 class _TrialWatch(Watch):
-    """Tells the progress display and Optuna of a training, and asks whether it lags behind."""
+    """Tells the progress display and the study of a training."""
 
     def __init__(self, search: Search, trial: optuna.Trial) -> None:
         self.search, self.trial = search, trial
         self.best: Metrics | None = None
         self.told = set(trial.storage.get_trial(trial._trial_id).intermediate_values)
-        # The process may have died between an epoch and its report.
-        for epoch, auc in self._reached():
-            self._report(epoch, auc)
+        # The process may have died between a look and its report.
+        self._report()
 
     def step(self, record: StepRecord) -> None:
         self.search.progress.step(record)
@@ -262,44 +341,60 @@ class _TrialWatch(Watch):
     def tell(self, line: str) -> None:
         self.search.progress.tell(line)
 
-    def epoch(self, record: EpochRecord, best: Metrics) -> None:
+    def resumed(self, best: Metrics) -> None:
         self.best = best
-        self.search.progress.epoch(record)
-        self._report(record.epoch, record.select_auc)
-        is_baseline = self.trial.user_attrs.get(PRESET) == BASELINE
-        if is_baseline or record.epoch == self.search.plan.space.epochs:
-            return
-        # Always asked: ASHA compares later trials with what this one had at its rungs.
-        lags_behind = self.trial.should_prune()
-        if lags_behind and len(searched_trials(self.search.study)) >= FEWEST_COMPLETE:
-            raise optuna.TrialPruned
+
+    def look(self, record: Look, best: Metrics) -> None:
+        self.best = best
+        self.search.progress.look(record)
+        # Before the look: a process that dies now may have done all that the trial waited for.
+        self.trial.set_user_attr(ROW, self.row(self.trial.user_attrs.get(ROW, {})))
+        self._report()
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """The trial's row with the figures it has reached."""
         figures = {} if self.best is None else self.best.to_dict()
-        path = self.search.folder(self.trial) / HISTORY
-        history = Candidate(path.parent).history if path.exists() else pd.DataFrame()
+        history = self._history()
         sums = history.reindex(columns=SECONDS).sum()
+        if not history.empty:
+            figures["epochs"] = float(history["epoch"].iloc[-1])
         return {**row, **figures, **{name: round(float(sums[name]), 2) for name in SECONDS}}
 
-    def _reached(self) -> Iterator[tuple[int, float]]:
+    def _history(self) -> pd.DataFrame:
         path = self.search.folder(self.trial) / HISTORY
-        if path.exists():
-            history = Candidate(path.parent).history
-            for epoch, auc in zip(history["epoch"], history["select_auc"], strict=True):
-                yield int(epoch), float(auc)
+        return Candidate(path.parent).history if path.exists() else pd.DataFrame()
 
-    def _report(self, epoch: int, auc: float) -> None:
-        """Reports an epoch once: it may come again after a kill."""
-        if epoch not in self.told:
-            self.told.add(epoch)
-            self.trial.report(auc, step=epoch)
+    def _report(self) -> None:
+        """Reports every look once: it may come again after a kill."""
+        history = self._history()
+        if history.empty:
+            return
+        seconds = history.reindex(columns=SECONDS).sum(axis=1).cumsum()
+        looks = list(zip(history["images"], seconds, history["select_auc"], strict=True))
+        others = sum(
+            one.seconds
+            for one in known_trials(self.search.study)
+            if one.number != self.trial.number
+        )
+        told = looks_of(self.trial)
+        told += [
+            [int(images), round(float(taken), 3), float(auc), round(float(taken) + others, 3)]
+            for images, taken, auc in looks[len(told) :]
+        ]
+        self.trial.set_user_attr(LOOKS, told)
+        for images, _, auc in looks:
+            if int(images) not in self.told:
+                self.told.add(int(images))
+                self.trial.report(float(auc), step=int(images))
 
 
-def next_trial(study: optuna.Study) -> optuna.Trial:
-    """The trial to train now: a paused one goes on before anything new is begun."""
-    paused = paused_trials(study)
-    return claim(study, paused[0]) if paused else study.ask()
+def _best_auc(one: Known) -> float:
+    return max((point.auc for point in one.points), default=0.0)
+
+
+def _size(path: Path) -> int:
+    """Of a file in bytes; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def drop_surplus_weights(study: optuna.Study, run: Path, keep: int) -> None:
@@ -345,4 +440,5 @@ def set_aside_orphan(folder: Path, recipe: Recipe, tell: Callable[[str], None]) 
 
 
 def _what(recipe: Recipe) -> Recipe:
-    return replace(recipe, **{name: getattr(Recipe, name) for name in HOW_NOT_WHAT})
+    names = (*HOW_NOT_WHAT, *(ITS_END if recipe.schedule == "constant" else ()))
+    return replace(recipe, **{name: getattr(Recipe, name) for name in names})

@@ -10,8 +10,6 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,10 +22,14 @@ from search.study.storage import open_storage
 from search.study.trials import (
     PAUSED,
     RECIPE,
+    RESTING,
     ROW,
     STATE,
+    UNTIL,
     add_rejected,
     counted_trials,
+    looks_of,
+    new_trial,
     put_back,
     record_outcome,
     tell_complete,
@@ -57,38 +59,30 @@ def open_study(
         UserError: if a new run's storage has a study of its name already, or an old one's has none.
     """
     assert settings.out is not None
-    assert settings.epochs is not None
     # Optuna logs each trial, failed ones with a traceback; the progress display tells them.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_storage(settings.out, settings.storage)
-    pruner = make_pruner(settings.pruner, settings.epochs)
     if saved_name is None:
-        study = _create(storage, settings.out.name, pruner)
+        study = _create(storage, settings.out.name)
         study.set_user_attr(FINGERPRINT, fingerprint)
     else:
-        study = _load(storage, saved_name, pruner, settings.out)
+        study = _load(storage, saved_name, settings.out)
     if study.user_attrs.get(FINGERPRINT, fingerprint) != fingerprint:
         raise UserError(
             f"the study '{study.study_name}' must be of this run's images, found one of others; "
             "choose another --storage or --out"
         )
     with warnings.catch_warnings():
-        # Both have been experimental since Optuna 3 and kept their meaning.
+        # It has been experimental since Optuna 3 and kept its meaning.
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(["AUC on select"])
-        # Another seed for each resumption, or TPE would draw its first random numbers once more.
-        study.sampler = TPESampler(
-            seed=(settings.seed + len(study.get_trials(deepcopy=False))) % 2**32,
-            multivariate=True,
-            group=True,
-        )
     return study
 
 
-def _create(storage: BaseStorage, name: str, pruner: BasePruner) -> optuna.Study:
+def _create(storage: BaseStorage, name: str) -> optuna.Study:
     # An empty one is what a process left that was killed before it wrote its settings.
     study = optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
     )
     if study.get_trials(deepcopy=False):
         raise UserError(
@@ -98,30 +92,14 @@ def _create(storage: BaseStorage, name: str, pruner: BasePruner) -> optuna.Study
     return study
 
 
-def _load(storage: BaseStorage, name: str, pruner: BasePruner, run: Path) -> optuna.Study:
+def _load(storage: BaseStorage, name: str, run: Path) -> optuna.Study:
     try:
-        return optuna.load_study(storage=storage, study_name=name, pruner=pruner)
+        return optuna.load_study(storage=storage, study_name=name)
     except KeyError:
         raise UserError(
             f"the storage must have the study '{name}' of {run}, found none; restore it, start in "
             "the folder that a relative --storage is meant from, or choose another --out"
         ) from None
-
-
-def make_pruner(name: str, epochs: int) -> BasePruner:
-    """The pruner that compares trials after the same number of epochs.
-
-    ASHA (arXiv:1810.05934) looks first after a quarter of the epochs, then each time they have
-    doubled, and lets the better half go on: of the few trials that a competitor can pay for, a
-    third would leave too little to merge. Hyperband (arXiv:1603.06560) runs several brackets and
-    wants more than ten trials in each.
-    """
-    first = max(1, epochs // 4)
-    if name == "asha":
-        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
-    if name == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=3)
-    return NopPruner()
 
 
 def recover(study: optuna.Study, run: Path) -> None:
@@ -139,7 +117,10 @@ def recover(study: optuna.Study, run: Path) -> None:
         if candidate.is_complete and _is_of(candidate, found):
             tell_complete(study, running, candidate)
             continue
-        record_outcome(running, PAUSED, "the process ended while it was running")
+        looks, until = looks_of(found), found.user_attrs.get(UNTIL)
+        is_done = until is not None and bool(looks) and looks[-1][0] >= until
+        reason = RESTING if is_done else "the process ended while it was running"
+        record_outcome(running, PAUSED, reason)
         put_back(study, running)
 
 
@@ -177,8 +158,7 @@ def enqueue_first_trials(study: optuna.Study, plan: SearchPlan) -> None:
     for backbone in plan.space.backbones:
         preset = f"{DEFAULT}:{backbone.name}"
         if preset not in presets:
-            parameters = plan.space.default_parameters(backbone)
-            study.enqueue_trial(parameters, user_attrs={PRESET: preset})
+            new_trial(study, plan.space.centre(backbone), plan.space, **{PRESET: preset})
 
 
 def enqueue_baseline(study: optuna.Study) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import optuna
 from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
@@ -20,15 +22,21 @@ from search.machine.device import (
     default_workers,
     resolve_device,
 )
+from search.machine.files import CANDIDATES
 from search.pixels.opening import choose_canvas
 from search.settings import SearchSettings
-from search.study.space import Space
+from search.study.scheduler import Rules
+from search.study.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
+from search.training.candidate import CHECKPOINT
 from search.training.recipe import Recipe
-from search.training.scoring import images_of_a_look
+from search.training.scoring import first_look, images_of_a_look
 
 BASELINE_BACKBONE = "resnet18.a1_in1k"
 """What timm.create_model("resnet18", pretrained=True) loads, as the challenge's baseline does."""
 
+
+DISK_SHARE = 0.5
+"""Of what is free, what checkpoints of paused candidates may take unless --disk says it."""
 
 FEWEST_TRIALS = 20
 """Trials of a search that was not told; more where the baseline and one default of each backbone,
@@ -46,9 +54,55 @@ class SearchPlan:
     rejected: tuple[tuple[Backbone, Verdict], ...]
     runtime: Runtime
     images_of_a_look: int
-    """Images of select that are scored after each epoch."""
+    """Images of select that are scored at each look."""
     notes: tuple[str, ...]
     """What the user should know beside the figures; told in the report."""
+
+    @property
+    def rules(self) -> Rules:
+        """How the search is laid out."""
+        space, steps = self.space, self._steps
+        batch = space.batch_size
+        is_constant = space.schedule == "constant"
+        return Rules(
+            first_look=max(1, first_look(steps * batch) // batch) * batch,
+            batch_size=batch,
+            trials=self.settings.trials,
+            longest=None if space.epochs is None else round(space.epochs * steps) * batch,
+            decay_fraction=Recipe.decay_fraction if is_constant else 0.0,
+            prolongs=is_constant,
+            baseline_images=BASELINE_EPOCHS * len(self.splits.fit),
+        )
+
+    def recipe_of(self, trial: optuna.Trial) -> Recipe:
+        """What a trial proposes."""
+        if trial.user_attrs.get(PRESET) == BASELINE:
+            return self.space.baseline_recipe()
+        return self.space.recipe(trial.params)
+
+    def ended(self, recipe: Recipe, images: int, done: int) -> Recipe:
+        """A recipe whose training ends after so many images; its rate falls over its usual share of
+        them, or over those that are left after `done`."""
+        end = max(1, round(images / recipe.batch_size))
+        left = max(0, end - round(done / recipe.batch_size))
+        epochs = end / self._steps
+        return replace(
+            recipe,
+            epochs=int(epochs) if epochs.is_integer() else epochs,
+            decay_fraction=min(recipe.decay_fraction, left / end),
+        )
+
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return max(1, len(self.splits.fit) // self.space.batch_size)
+
+    def disk_bytes(self, run: Path) -> float:
+        """What the checkpoints of paused candidates may take; of --disk, or of what is free."""
+        if self.settings.disk is not None:
+            return self.settings.disk * 1e9
+        taken = sum(path.stat().st_size for path in run.glob(f"{CANDIDATES}/*/{CHECKPOINT}"))
+        return DISK_SHARE * (shutil.disk_usage(run).free + taken)
 
     def judge_recipe(self, recipe: Recipe) -> Verdict:
         """The verdict of the rules on a recipe that the space proposed."""
@@ -86,7 +140,7 @@ def prepare(
     look = images_of_a_look(
         splits.select,
         settings.select_limit,
-        images_of_an_epoch=len(splits.fit),
+        images_before=first_look(len(splits.fit)),
         seed=settings.seed,
     )
     check_writable(settings)
@@ -103,9 +157,13 @@ def prepare(
     folder = settings.weights_dir
     check_weights(allowed, weights=source, weights_dir=folder, console=console)
     baseline, notes = _baseline(catalogue, allowed, settings, console)
-    if settings.trials is None:
+    if settings.trials is None and settings.timeout is None:
         settings = replace(settings, trials=max(FEWEST_TRIALS, 2 * (len(allowed) + 1)))
-    assert settings.epochs is not None
+    if settings.schedule == "cosine" and settings.epochs is None:
+        raise UserError(
+            "--schedule cosine must know where it ends; add --epochs, or leave the schedule to be "
+            "constant"
+        )
     assert settings.batch_size is not None
     if canvas is None:
         canvas = settings.canvas
@@ -114,9 +172,11 @@ def prepare(
     space = Space(
         backbones=allowed,
         baseline=baseline,
+        dimensions=catalogue.dimensions,
         weights=source,
         weights_dir=settings.weights_dir,
         epochs=settings.epochs,
+        schedule=settings.schedule,
         canvas=canvas,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
@@ -125,6 +185,7 @@ def prepare(
         channels_last=True,
         compile=settings.compile,
         seed=settings.seed,
+        with_many_trials=(settings.trials or 0) >= MANY_TRIALS,
     )
     workers = default_workers(device) if settings.workers is None else settings.workers
     if source == "none":

@@ -1,18 +1,24 @@
-"""The search space: the one place that turns an Optuna trial into a Recipe."""
+"""The search space: what may be varied, and the one place that turns that into a Recipe."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from optuna import Trial
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from search.catalogue.backbones import Backbone
+from search.catalogue.dimensions import Dimension
 from search.machine.device import Precision
-from search.pixels.augmentation.augment import POLICIES
-from search.training.recipe import ClassBalance, Recipe, SelectLimit
+from search.training.recipe import Recipe, SelectLimit
 
 BASELINE = "baseline"
 """Value of the user attribute `preset` that asks for the challenge's baseline recipe."""
@@ -22,7 +28,28 @@ PRESET = "preset"
 BASELINE_IMAGE_SIZE = 256
 BASELINE_EPOCHS = 2
 
-SEARCHED_POLICIES = tuple(name for name in POLICIES if name != BASELINE)
+AVERAGE_POWER = 7.0
+"""Of those that `bench_anytime.py` compares the best on select: a uniform average of a network that
+is trained for a few epochs lags behind."""
+
+MANY_TRIALS = 60
+"""With so many, more is searched than what is known to matter."""
+
+BACKBONE, IMAGE_SIZE, LEARNING_RATE = "backbone", "image_size_choice", "learning_rate_position"
+"""Parameters that mean something else for each backbone: its name, the place of the image size in
+its list, and the position in its range of learning rates, from 0 to 1 on a log scale. So whatever
+is learned of one backbone tells something of the others."""
+
+CENTRE_POSITION = 0.5
+"""Of the learning rate."""
+
+NEAR = 0.75
+"""Share of the parameters of a draw around the centre that stay near it."""
+
+SPREAD = 0.15
+"""Standard deviation of those, in parts of the range."""
+
+Parameters = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,9 +58,11 @@ class Space:
 
     backbones: tuple[Backbone, ...]
     baseline: Backbone | None
+    dimensions: Mapping[str, Dimension]
     weights: Literal["hub", "file", "none"]
     weights_dir: Path | None
-    epochs: int
+    epochs: float | None
+    schedule: Literal["constant", "cosine"]
     canvas: int
     batch_size: int
     micro_batch_size: int | None
@@ -42,74 +71,104 @@ class Space:
     channels_last: bool
     compile: bool
     seed: int
+    with_many_trials: bool = False
+    """Whether more is searched than what is known to matter."""
 
-    def recipe(self, trial: Trial) -> Recipe:
-        """The Recipe that a trial proposes.
-
-        Parameters whose scale depends on the network carry its name ("<backbone>/learning_rate"),
-        so that TPE's groups learn them for each backbone apart; the others are shared.
-        """
-        if trial.user_attrs.get(PRESET) == BASELINE:
-            return self.baseline_recipe()
-        names = [backbone.name for backbone in self.backbones]
-        name = trial.suggest_categorical("backbone", names)
-        backbone = self.backbones[names.index(name)]
-        image_size = backbone.image_sizes[0]
-        if len(backbone.image_sizes) > 1:
-            image_size = trial.suggest_categorical(f"{name}/image_size", backbone.image_sizes)
-        drop_path = 0.0
-        if backbone.drop_path is not None:
-            drop_path = trial.suggest_float(f"{name}/drop_path", *backbone.drop_path)
-        from_scratch = self.weights == "none"
-        return Recipe(
-            **self._network(backbone, image_size),
-            drop_path=drop_path,
-            learning_rate=trial.suggest_float(
-                f"{name}/learning_rate", *backbone.learning_rate, log=True
-            ),
-            # Lower layers of a pretrained network need smaller steps; those of a random one do not.
-            layer_decay=1.0 if from_scratch else trial.suggest_float("layer_decay", 0.6, 1.0),
-            freeze_norm_fraction=(
-                0.0
-                if from_scratch
-                else trial.suggest_categorical("freeze_norm_fraction", [0.0, 0.3, 1.0])
-            ),
-            weight_decay=trial.suggest_float("weight_decay", 1e-3, 0.3, log=True),
-            ema_decay=trial.suggest_categorical("ema_decay", [0.0, 0.998]),
-            label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.15),
-            class_balance=cast(
-                ClassBalance, trial.suggest_categorical("class_balance", get_args(ClassBalance))
-            ),
-            mixup_alpha=trial.suggest_categorical("mixup_alpha", [0.0, 0.2]),
-            cutmix_alpha=trial.suggest_categorical("cutmix_alpha", [0.0, 1.0]),
-            augmentation=trial.suggest_categorical("augmentation", SEARCHED_POLICIES),
-            augmentation_strength=trial.suggest_float("augmentation_strength", 0.0, 1.0),
-            batch_size=self.batch_size,
+    @property
+    def searched(self) -> tuple[Dimension, ...]:
+        """The dimensions that are searched, beside backbone, image size and learning rate."""
+        return tuple(
+            dimension
+            for dimension in self.dimensions.values()
+            if not dimension.is_fixed
+            and (dimension.always or self.with_many_trials)
+            and not (dimension.only_pretrained and self.weights == "none")
         )
 
-    def default_parameters(self, backbone: Backbone) -> dict[str, Any]:
-        """A sensible first trial of a backbone: the middle of its ranges, light augmentation."""
-        name = backbone.name
-        low, high = backbone.learning_rate
-        parameters: dict[str, Any] = {
-            "backbone": name,
-            f"{name}/learning_rate": sqrt(low * high),
-            "weight_decay": 0.05,
-            "ema_decay": 0.0,
-            "label_smoothing": 0.0,
-            "class_balance": "none",
-            "mixup_alpha": 0.0,
-            "cutmix_alpha": 0.0,
-            "augmentation": "light",
-            "augmentation_strength": 0.3,
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Of all parameters: each has a meaning for each backbone."""
+        found: dict[str, BaseDistribution] = {
+            BACKBONE: CategoricalDistribution([b.name for b in self.backbones])
         }
-        if self.weights != "none":
-            parameters |= {"layer_decay": 0.85, "freeze_norm_fraction": 0.0}
-        if len(backbone.image_sizes) > 1:
-            parameters[f"{name}/image_size"] = backbone.image_sizes[0]
-        if backbone.drop_path is not None:
-            parameters[f"{name}/drop_path"] = backbone.drop_path[0]
-        return parameters
+        most = max(len(backbone.image_sizes) for backbone in self.backbones)
+        if most > 1:
+            found[IMAGE_SIZE] = IntDistribution(0, most - 1)
+        found[LEARNING_RATE] = FloatDistribution(0.0, 1.0)
+        for one in self.searched:
+            if one.choices:
+                found[one.name] = CategoricalDistribution(one.choices)
+            else:
+                found[one.name] = FloatDistribution(one.low, one.high, log=one.log)
+        return found
+
+    def centre(self, backbone: Backbone) -> Parameters:
+        """Parameters that are known to be good: the first ones of a backbone that are tried."""
+        special = {BACKBONE: backbone.name, IMAGE_SIZE: 0, LEARNING_RATE: CENTRE_POSITION}
+        return {
+            name: special[name] if name in special else self.dimensions[name].centre
+            for name in self.distributions
+        }
+
+    def near_centre(self, generator: np.random.Generator) -> Parameters:
+        """Parameters drawn around the centre of some backbone: most of them stay near it, the
+        others come from anywhere."""
+        backbone = self.backbones[generator.integers(len(self.backbones))]
+        drawn = self.centre(backbone)
+        for name, distribution in self.distributions.items():
+            if name == BACKBONE:
+                continue
+            is_near = generator.random() < NEAR
+            if isinstance(distribution, CategoricalDistribution):
+                if not is_near:
+                    drawn[name] = distribution.choices[
+                        generator.integers(len(distribution.choices))
+                    ]
+            elif isinstance(distribution, IntDistribution):
+                if not is_near:
+                    drawn[name] = int(generator.integers(distribution.high + 1))
+            else:
+                one = self.dimensions.get(name) or Dimension(name, CENTRE_POSITION)
+                position = generator.random()
+                if is_near:
+                    position = one.position(drawn[name]) + SPREAD * generator.standard_normal()
+                drawn[name] = one.at(min(max(position, 0.0), 1.0))
+        return drawn
+
+    def completed(self, parameters: Mapping[str, Any]) -> Parameters | None:
+        """Parameters of a search that varied other things, with the centre for those that it did
+        not; None for a backbone that is not in the space."""
+        backbone = self._backbone(parameters.get(BACKBONE))
+        if backbone is None:
+            return None
+        full = {**self.centre(backbone), **parameters}
+        return {name: full[name] for name in self.distributions}
+
+    def recipe(self, parameters: Mapping[str, Any]) -> Recipe:
+        """The Recipe that parameters stand for; those that are absent are at their centre."""
+        backbone = self._backbone(parameters[BACKBONE])
+        if backbone is None:
+            raise KeyError(parameters[BACKBONE])
+        sizes = backbone.image_sizes
+        image_size = sizes[min(int(parameters.get(IMAGE_SIZE, 0)), len(sizes) - 1)]
+        low, high = backbone.learning_rate
+        position = float(parameters.get(LEARNING_RATE, CENTRE_POSITION))
+        varied = {
+            name: parameters.get(name, dimension.centre)
+            for name, dimension in self.dimensions.items()
+            if not (dimension.only_pretrained and self.weights == "none")
+        }
+        constant = self.schedule == "constant"
+        return Recipe(
+            **self._network(backbone, image_size),
+            drop_path=0.0 if backbone.drop_path is None else backbone.drop_path[0],
+            learning_rate=low ** (1 - position) * high**position,
+            schedule=self.schedule,
+            average_power=AVERAGE_POWER if constant else None,
+            ema_decay=0.0 if constant else 0.998,
+            batch_size=self.batch_size,
+            **varied,
+        )
 
     def baseline_recipe(self) -> Recipe:
         """The challenge's own starting point: ResNet-18 at 256 px (or the largest size of the
@@ -134,6 +193,13 @@ class Space:
             augmentation=BASELINE,
             batch_size=40,
         )
+
+    def of(self, backbones: tuple[Backbone, ...]) -> Space:
+        """The same with other backbones."""
+        return replace(self, backbones=backbones)
+
+    def _backbone(self, name: object) -> Backbone | None:
+        return next((backbone for backbone in self.backbones if backbone.name == name), None)
 
     def _network(self, backbone: Backbone, image_size: int) -> dict[str, Any]:
         """The fields of a Recipe that the study and the backbone fix."""

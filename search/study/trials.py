@@ -9,8 +9,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.catalogue.rules import Verdict
-from search.machine.seconds import SECONDS
-from search.study.space import BASELINE, PRESET
+from search.study.scheduler import Known, Point, State
+from search.study.space import BASELINE, PRESET, Space
 from search.training.candidate import Candidate
 from search.training.recipe import Recipe
 
@@ -31,6 +31,15 @@ RULES = "rules"
 
 PAUSED = "paused"
 """The state of a trial that waits in Optuna to go on from its checkpoint."""
+
+RESTING = "others are trained first"
+"""Why a trial is paused that was not stopped."""
+
+LOOKS = "looks"
+"""[images, seconds, AUC, seconds of all trials by then] of each look so far."""
+
+UNTIL = "until"
+"""Images at which the piece of work that was begun last ends; None: at the trial's end."""
 
 NOT_IN_ROW = frozenset(
     {"best_epoch", "micro_batch_size", "device", "precision", "versions", "report"}
@@ -160,15 +169,50 @@ def paused_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in waiting if trial.user_attrs.get(STATE) == PAUSED]
 
 
-def trial_seconds(study: optuna.Study) -> list[float]:
-    """How long each trial took that came to its end or was pruned, in seconds."""
-    rows = [
-        trial.user_attrs.get(ROW, {})
-        for trial in counted_trials(study)
-        if trial.state is not TrialState.FAIL
-    ]
+def new_trial(
+    study: optuna.Study, parameters: Mapping[str, Any], space: Space, **more: Any
+) -> None:
+    """Adds a trial that waits, with its parameters; `more` are user attributes."""
+    distributions = space.distributions if parameters else {}
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING,
+            params=dict(parameters),
+            distributions=distributions,
+            user_attrs=more,
+        )
+    )
+
+
+def known_trials(study: optuna.Study) -> list[Known]:
+    """What the scheduler is asked by: every trial but those that the rules reject."""
     return [
-        sum(float(row.get(name) or 0.0) for name in SECONDS)
-        for row in rows
-        if row.get(SECONDS[0]) is not None
+        Known(
+            number=trial.number,
+            state=_scheduled_state(trial),
+            points=tuple(Point(int(n), float(s), float(a)) for n, s, a, _ in looks_of(trial)),
+            until=trial.user_attrs.get(UNTIL),
+            is_baseline=trial.user_attrs.get(PRESET) == BASELINE,
+        )
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(STATE) != "rejected"
     ]
+
+
+def looks_of(trial: optuna.Trial | FrozenTrial) -> list[list[float]]:
+    """`LOOKS` of a trial; none before the first."""
+    found: list[list[float]] = trial.user_attrs.get(LOOKS, [])
+    return found
+
+
+def _scheduled_state(trial: FrozenTrial) -> State:
+    told: dict[TrialState, State] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    if trial.state in told:
+        return told[trial.state]
+    # Without UNTIL its process ended before it knew how far to train it.
+    was_begun = trial.user_attrs.get(STATE) == PAUSED and UNTIL in trial.user_attrs
+    return "paused" if was_begun else "waiting"

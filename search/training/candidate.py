@@ -37,23 +37,33 @@ REPORT_SCORES = "scores_report.csv"
 
 
 @dataclass(frozen=True)
-class EpochRecord:
-    """One row of history.csv."""
+class Look:
+    """One row of history.csv: how good a training is after so many images."""
 
-    epoch: int  # from 1
-    train_loss: float
-    learning_rate: float  # of the head, after the epoch's last step
+    images: int  # that it has seen, one as often as it came
+    epoch: float  # the same in passes over all of them
+    train_loss: float  # mean since the look before
+    learning_rate: float  # of the head, after the last step
     select_auc: float  # on the images of a look, as the next
     select_log_loss: float
-    train_seconds: float  # this and the next: what `Seconds` took since the record before
+    train_seconds: float  # this and the next: what `Seconds` took since the look before
     score_seconds: float = 0.0
     save_seconds: float = 0.0
     wait_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """All that the epoch took."""
+        """All that it took since the look before."""
         return self.train_seconds + self.score_seconds + self.save_seconds + self.wait_seconds
+
+
+def describe_look(look: Look, epochs: float | None) -> str:
+    """A look in one line: how far of so many epochs, if that is known, and how good."""
+    end = "" if epochs is None else f"/{epochs:.3g}"
+    return (
+        f"epoch {look.epoch:.3g}{end}: loss {look.train_loss:.3f}, AUC "
+        f"{look.select_auc:.4f}, {look.seconds:.1f} s"
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class Candidate:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row an epoch: the fields of EpochRecord."""
+        """One row a look: the fields of Look."""
         return _read_csv(self.path / HISTORY)
 
     @property
@@ -147,7 +157,7 @@ def save_candidate(
     *,
     recipe: Recipe,
     metrics: Mapping[str, Any],
-    history: Sequence[EpochRecord],
+    history: Sequence[Look],
     scores: pd.DataFrame,
     weights: Mapping[str, Tensor] | None,
 ) -> Candidate:
@@ -157,7 +167,7 @@ def save_candidate(
         folder: candidates/0007, say; made if absent.
         recipe: what it was trained from.
         metrics: figures for metrics.json.
-        history: one record an epoch.
+        history: one record a look.
         scores: see `score_table`.
         weights: the network's state dict; None writes no weights.
     """
@@ -170,11 +180,11 @@ def save_candidate(
     return Candidate(folder)
 
 
-def save_progress(folder: Path, recipe: Recipe, history: Sequence[EpochRecord]) -> None:
+def save_progress(folder: Path, recipe: Recipe, history: Sequence[Look]) -> None:
     """Writes what is known of a training before its end: recipe.yaml and history.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RECIPE, recipe.save)
-    columns = [field.name for field in fields(EpochRecord)]
+    columns = [field.name for field in fields(Look)]
     _write_csv(folder / HISTORY, pd.DataFrame(map(asdict, history), columns=columns))
 
 

@@ -24,16 +24,21 @@ from search.machine.device import (
 )
 from search.machine.seconds import Seconds
 from search.pixels.batches import Batch
-from search.training.candidate import EpochRecord, copy_state
+from search.training.candidate import Look, copy_state
 from search.training.loss import Loss
 from search.training.metrics import measure
 from search.training.recipe import Recipe
-from search.training.scoring import Evaluation, Predictions
-from search.training.step import OptimizerStep, decay_start, make_optimizer, make_scheduler
+from search.training.scoring import Evaluation, Predictions, first_look
+from search.training.step import (
+    OptimizerStep,
+    decay_start,
+    make_optimizer,
+    make_scheduler,
+    training_steps,
+)
 
-STEPS_BETWEEN_LOOKS = 20
-"""Steps between two looks at the summed loss; a look waits for the GPU, and NaN stays in a sum."""
-
+STEPS_BETWEEN_CHECKS = 20
+"""Steps between two readings of the summed loss; one waits for the GPU, and NaN stays in a sum."""
 
 FEWEST_OVERFLOWS = 5
 """Steps in a row, all of which overflow, that say that fp16 will not do."""
@@ -63,23 +68,23 @@ class StepRecord:
     epoch: int  # from 0
     step: int  # finished steps of this epoch
     steps: int  # of one epoch
-    loss: float | None  # mean since the last look; None between looks
+    loss: float | None  # mean since it was last read; None in between
     images_per_second: float
 
 
 @dataclass
 class _Sums:
-    """What an epoch has added up so far."""
+    """What was added up since the last look."""
 
     loss: Tensor  # () of images whose loss was finite
     counted: Tensor  # () those images
     overflows: Tensor  # () steps whose loss was not, in fp16
     images: int = 0
     seconds: float = 0.0  # of training steps, and of waiting for their batches
-    steps: int = 0  # since the last look
-    looked_loss: float = 0.0
-    looked_counted: float = 0.0
-    looked_overflows: int = 0
+    steps: int = 0  # since the loss was last read, as the next
+    read_loss: float = 0.0
+    read_counted: float = 0.0
+    read_overflows: int = 0
 
 
 class Training:
@@ -90,10 +95,13 @@ class Training:
         averaged: what is scored and kept: the average of the weights where one is made.
         epoch: the one that comes next or is under way, from 0.
         batch: how many of its batches are done.
-        history: one record a finished epoch.
+        steps: optimizer steps of one epoch.
+        end: those of the whole training.
+        history: one record a look.
+        looked: steps that were done at the last look; 0 before the first.
         seconds: what all of it has taken; scoring and saving are added by who does it.
-        best: the evaluation of the best epoch; None before the first.
-        best_epoch: its number, from 1; 0 before the first.
+        best: the evaluation of the best look; None before the first.
+        best_epoch: the epochs that were done then; 0 before the first.
         best_state: its weights, on the CPU.
         step: see `OptimizerStep`.
     """
@@ -121,17 +129,19 @@ class Training:
         self._average = _average(self.network, recipe)
         self._optimizer = make_optimizer(self.network, recipe, runtime)
         self.steps = len(batches)
+        self.end = training_steps(recipe, self.steps)
         self._scheduler = make_scheduler(self._optimizer, recipe, self.steps)
         self.step = OptimizerStep(compiled, self._optimizer, loss, recipe, runtime)
         self.epoch = self.batch = 0
         self._sums = self._no_sums()
         self._random: dict[str, Any] | None = None
-        self.history: list[EpochRecord] = []
+        self.history: list[Look] = []
+        self.looked = 0
         self.seconds = Seconds()
         self._recorded = Seconds()
         self.images_seen = 0
         self.best: Evaluation | None = None
-        self.best_epoch = 0
+        self.best_epoch = 0.0
         self.best_state: dict[str, Tensor] = {}
 
     @property
@@ -139,14 +149,31 @@ class Training:
         """What is scored and kept."""
         return self.network if self._average is None else self._average.module
 
-    def run_epoch(
+    @property
+    def done(self) -> int:
+        """Optimizer steps that are done, of all epochs."""
+        return self.epoch * self.steps + self.batch
+
+    @property
+    def next_look(self) -> int:
+        """How many steps will be done at the next look: see `FIRST_LOOK`. The last one is at the
+        end."""
+        batch_size = self.recipe.batch_size
+        step = max(1, first_look(self.steps * batch_size) // batch_size)
+        while step <= self.looked:
+            step *= 2
+        return min(step, self.end)
+
+    def run(
         self,
+        until: int,
         on_step: Callable[[StepRecord], None] = lambda _: None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Trains to the end of the epoch, from where it is in it.
+        """Trains until so many steps are done, from where it is.
 
         Args:
+            until: steps, of all epochs.
             on_step: told of every step; the state is whole when it is called, so that what it
                 raises ends the training where it can go on.
             tell: given a line on what a user should know.
@@ -155,21 +182,36 @@ class Training:
             NonFiniteLossError: if the loss becomes NaN or infinite.
             torch.OutOfMemoryError: if the smallest micro-batch does not fit into memory.
         """
+        while self.done < until:
+            self._run_within_epoch(min(until - self.epoch * self.steps, self.steps), on_step, tell)
+            if self.batch == self.steps:
+                self.epoch, self.batch = self.epoch + 1, 0
+                self._scheduler.step(self.epoch)
+        if self._sums.steps:
+            # Broken images may have left the last batches too small.
+            self._read_loss(tell)
+
+    def _run_within_epoch(
+        self, until: int, on_step: Callable[[StepRecord], None], tell: Callable[[str], None]
+    ) -> None:
+        """Trains on the batches of the epoch from `batch` to `until`."""
         if self.batch == 0:
             # Reseeding by epoch makes the epochs independent of what was drawn before them.
             seed_everything(self.recipe.seed * 100_003 + self.epoch)
-            self._sums = self._no_sums()
         elif self._random is not None:
             restore_random_state(self._random, self.runtime.device)
         self._random = None
         self.batches.set_epoch(self.epoch)
         self.network.train()
-        frozen_steps = round(self.recipe.freeze_norm_fraction * self.recipe.epochs * self.steps)
+        frozen_steps = round(self.recipe.freeze_norm_fraction * self.end)
         is_frozen = False
         sizes: Any = self.network.image_sizes
+        before = self.epoch * self.steps
         started = time.perf_counter()
         for number, batch in self.seconds.waited_for(self.batches.numbered(self.batch, sizes)):
-            update = self.epoch * self.steps + number + 1
+            if number >= until:
+                break
+            update = before + number + 1
             if is_frozen != (update <= frozen_steps):
                 is_frozen = not is_frozen
                 _set_batch_norm(self.network, training=not is_frozen)
@@ -180,31 +222,31 @@ class Training:
                     self._average.update(self.network, step=update)
                 self.batch = number + 1
                 mean_loss = None
-                if self.batch % STEPS_BETWEEN_LOOKS == 0 or self.batch == self.steps:
-                    mean_loss = self._look(tell)
+                if self.batch % STEPS_BETWEEN_CHECKS == 0 or self.batch == until:
+                    mean_loss = self._read_loss(tell)
             sums = self._sums
             sums.seconds += time.perf_counter() - started
             speed = sums.images / sums.seconds
             on_step(StepRecord(self.epoch, self.batch, self.steps, mean_loss, speed))
+            if self.batch == until:
+                break
             started = time.perf_counter()
-        # The last batches may have been left too small by broken images.
-        self.batch = self.steps
-        if self._sums.steps:
-            self._look(tell)
+        # Batches that broken images left too small are done as well.
+        self.batch = until
 
-    def finish_epoch(self, evaluation: Evaluation) -> EpochRecord:
-        """Closes an epoch that was trained to its end: its record, and its weights if they are the
-        best yet.
+    def look(self, evaluation: Evaluation) -> Look:
+        """Takes a look at where the training is: its record, and its weights if they are the best
+        yet.
 
         Args:
-            evaluation: of `averaged`, on the images that epochs are compared on.
+            evaluation: of `averaged`, on the images that looks are compared on.
         """
-        self._scheduler.step(self.epoch + 1)
         sums = self._sums
         taken = self.seconds - self._recorded
         self._recorded = replace(self.seconds)
-        record = EpochRecord(
-            epoch=self.epoch + 1,
+        record = Look(
+            images=self.done * self.recipe.batch_size,
+            epoch=round(self.done / self.steps, 4),
             train_loss=sums.loss.item() / max(sums.counted.item(), 1.0),
             # The largest among the groups, which is the head's.
             learning_rate=max(float(group["lr"]) for group in self._optimizer.param_groups),
@@ -217,11 +259,12 @@ class Training:
         )
         best_before = max((row.select_auc for row in self.history), default=-math.inf)
         self.history.append(record)
+        self.looked = self.done
         self.images_seen += sums.images
+        self._sums = self._no_sums()
         if record.select_auc > best_before or not self.best_state:
             self.best_epoch, self.best = record.epoch, evaluation
             self.best_state = copy_state(self.averaged)
-        self.epoch, self.batch = self.epoch + 1, 0
         return record
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,13 +283,15 @@ class Training:
             "scaler": self.step.scaler.state_dict(),
             "precision": self.step.precision,
             "micro_batch_size": self.step.micro_batch_size,
-            "epochs": self.recipe.epochs,
+            "end": self.end,
+            "decay_start": decay_start(self.recipe, self.steps),
             "epoch": self.epoch,
             "batch": self.batch,
             "sums": {name: getattr(sums, name) for name in sums.__dataclass_fields__},
             # Not those of now, if they still wait to be put back.
             "random": self._random or random_state(self.runtime.device),
             "history": [asdict(record) for record in self.history],
+            "looked": self.looked,
             "seconds": asdict(self.seconds),
             "recorded": asdict(self._recorded),
             "images_seen": self.images_seen,
@@ -280,7 +325,8 @@ class Training:
         }
         self._sums = _Sums(**sums)
         self._random = state["random"]
-        self.history = [EpochRecord(**row) for row in state["history"]]
+        self.history = [Look(**row) for row in state["history"]]
+        self.looked = state["looked"]
         self.seconds = Seconds(**state["seconds"])
         self._recorded = Seconds(**state["recorded"])
         self.images_seen = state["images_seen"]
@@ -289,21 +335,20 @@ class Training:
             found = Predictions(**{name: value.numpy() for name, value in state["best"].items()})
             metrics = measure(found.scores, found.targets)
             self.best = Evaluation(found, metrics, state["best_precision"])
-        if self.epoch or self.batch:
-            self._scheduler.step_update(self.epoch * self.steps + self.batch)
+        if self.done:
+            self._scheduler.step_update(self.done)
             self._scheduler.step(self.epoch)
 
     def _check_end(self, state: dict[str, Any]) -> None:
-        now = self.recipe.epochs
-        before = state.get("epochs", now)
+        if self.recipe.schedule != "constant":
+            return
+        before, now = state["decay_start"], decay_start(self.recipe, self.steps)
         done = state["epoch"] * self.steps + state["batch"]
-        first = min(
-            decay_start(replace(self.recipe, epochs=epochs), self.steps) for epochs in (before, now)
-        )
-        if before != now and done > first:
+        if (before, state["end"]) != (now, self.end) and done > min(before, now):
             raise UserError(
-                f"a training can end after {now} epochs instead of {before} only before its rate "
-                f"falls, at step {first}, found it at step {done}; go on with {before} epochs"
+                f"a training can end after {self.end} steps instead of {state['end']} only before "
+                f"its rate falls, at step {min(before, now)}, found it at step {done}; go on as it "
+                "began"
             )
 
     def _no_sums(self) -> _Sums:
@@ -324,12 +369,12 @@ class Training:
             sums.loss += loss * images
             sums.counted += images
 
-    def _look(self, tell: Callable[[str], None]) -> float:
-        """The mean loss since the last look, checked."""
+    def _read_loss(self, tell: Callable[[str], None]) -> float:
+        """The mean loss since it was last read, checked."""
         sums = self._sums
         loss, counted, overflows = sums.loss.item(), sums.counted.item(), int(sums.overflows.item())
-        new, steps = overflows - sums.looked_overflows, sums.steps
-        mean = (loss - sums.looked_loss) / max(counted - sums.looked_counted, 1.0)
+        new, steps = overflows - sums.read_overflows, sums.steps
+        mean = (loss - sums.read_loss) / max(counted - sums.read_counted, 1.0)
         if new:
             # The forward pass has spoilt the statistics, whatever became of the step.
             _mend_batch_norm(self.network)
@@ -346,18 +391,19 @@ class Training:
                 f"{self.batch} of {self.steps}; a lower learning rate (now "
                 f"{self.recipe.learning_rate:g}) may help"
             )
-        sums.looked_loss, sums.looked_counted, sums.looked_overflows = loss, counted, overflows
+        sums.read_loss, sums.read_counted, sums.read_overflows = loss, counted, overflows
         sums.steps = 0
         return mean
 
 
 def _average(network: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
     """The average of the weights that a recipe asks for."""
-    if recipe.average_after_images is not None:
-        # With these a uniform average: step n counts for 1 / n.
-        uniform: dict[str, Any] = {"decay": 1.0, "warmup_gamma": 1.0, "warmup_power": 1.0}
+    if recipe.average_power is not None:
+        # With these the newest step of n counts for (power + 1) / (power + n).
+        gamma = recipe.average_power + 1
+        form: dict[str, Any] = {"decay": 1.0, "warmup_gamma": gamma, "warmup_power": 1.0}
         first = round(recipe.average_after_images / recipe.batch_size)
-        return ModelEmaV3(network, use_warmup=True, update_after_step=first, **uniform)
+        return ModelEmaV3(network, use_warmup=True, update_after_step=first, **form)
     if recipe.ema_decay > 0:
         # Its own warm-up: a short training must not average over its random start.
         return ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 import timm
@@ -82,21 +83,28 @@ class Network(nn.Module):
         maps = trunk.forward_features(self.preprocess(images))
         return trunk.forward_head(maps, pre_logits=True), trunk.forward_head(maps)
 
-    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, weight_decay: float, lowest_layer_scale: float
+    ) -> list[dict[str, Any]]:
         """Optimizer groups: no weight decay on one-dimensional parameters and those that the
-        architecture names; `lr_scale` falls by `layer_decay` with the distance from the head
-        (BEiT, arXiv:2106.08254).
+        architecture names; `lr_scale` falls geometrically from 1 at the head to
+        `lowest_layer_scale` at the first layer (BEiT, arXiv:2106.08254, gives the factor of one
+        layer, which means something else for each depth).
         """
         exempt: set[str] = getattr(self.trunk, "no_weight_decay", set)()
-        if layer_decay < 1.0:
-            groups = param_groups_layer_decay(
-                self.trunk, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
+        if lowest_layer_scale == 1.0:
+            return list(
+                param_groups_weight_decay(self.trunk, weight_decay, no_weight_decay_list=exempt)
             )
-        else:
-            groups = param_groups_weight_decay(
-                self.trunk, weight_decay, no_weight_decay_list=exempt
-            )
-        return list(groups)
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            self.trunk, weight_decay, no_weight_decay_list=exempt, layer_decay=0.5
+        )
+        lowest = min(group["lr_scale"] for group in groups)
+        for group in groups:
+            # How far from the head, as a share of the network's depth.
+            depth = log(group["lr_scale"]) / log(lowest) if lowest < 1.0 else 0.0
+            group["lr_scale"] = lowest_layer_scale**depth
+        return groups
 
 
 def build_trunk(recipe: Recipe, *, pretrained: bool) -> nn.Module:

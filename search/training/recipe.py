@@ -16,7 +16,7 @@ from search.machine.files import write_yaml_atomically
 Triple = tuple[float, float, float]
 ClassBalance = Literal["none", "sampler", "loss"]
 SelectLimit = int | Literal["auto", "all"]
-"""How many images of select are scored after each epoch, see `scoring.images_of_a_look`."""
+"""How many images of select are scored at each look, see `scoring.images_of_a_look`."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -50,7 +50,9 @@ class Recipe:
     """Path of the local file when `weights` is "file"."""
 
     # The schedule.
-    epochs: int = 4
+    epochs: int | float | None = 4
+    """Passes over the images; the last one may end before they have all come. None: not settled
+    yet, with a constant schedule alone."""
     batch_size: int = 32
     """Effective batch: images that one optimizer step sees."""
     micro_batch_size: int | None = None
@@ -60,8 +62,9 @@ class Recipe:
     """constant: may be trained for more epochs than was thought, until its decay has begun."""
     learning_rate: float = 3e-4
     weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    """Factor on the learning rate for each layer group further from the head; 1 is none."""
+    lowest_layer_scale: float = 1.0
+    """Factor on the learning rate of the first layer; those between it and the head lie between
+    it and 1, geometrically."""
     warmup_fraction: float = 0.1
     """Share of all steps over which the learning rate rises linearly (cosine schedule)."""
     warmup_images: int = 1_000
@@ -78,9 +81,12 @@ class Recipe:
     """Share of all steps, from the first, in which batch-norm layers keep their statistics."""
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights, per step; 0 keeps none."""
-    average_after_images: int | None = None
-    """Keep a uniform running average of the weights instead, from so many images on
-    (arXiv:2110.10832)."""
+    average_power: float | None = None
+    """Keep an average of the weights instead in which step n counts for n to this power, so that it
+    forgets in proportion to the length of the training, however long it will be (arXiv:2312.02696);
+    0: uniform (arXiv:2110.10832)."""
+    average_after_images: int = 0
+    """It leaves out the weights before."""
 
     # The loss.
     label_smoothing: float = 0.0
@@ -96,7 +102,7 @@ class Recipe:
 
     # What it is judged by.
     select_limit: SelectLimit = "auto"
-    """Images of select that are scored after each epoch."""
+    """Images of select that are scored at each look."""
 
     # How it is computed.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
@@ -107,15 +113,17 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.schedule != "constant" and self.epochs is None:
+            raise ValueError(f"epochs must be known to a {self.schedule} schedule, found none")
         if self.schedule == "constant" and self.freeze_norm_fraction not in (0.0, 1.0):
             raise ValueError(
                 "freeze_norm_fraction must be 0 or 1 with a constant rate, whose end may not be "
                 f"known yet, found {self.freeze_norm_fraction}"
             )
-        if self.ema_decay > 0 and self.average_after_images is not None:
+        if self.ema_decay > 0 and self.average_power is not None:
             raise ValueError(
                 "one average of the weights must be chosen, found ema_decay "
-                f"{self.ema_decay} and average_after_images {self.average_after_images}"
+                f"{self.ema_decay} and average_power {self.average_power:g}"
             )
 
     def save(self, path: Path) -> None:

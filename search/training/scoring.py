@@ -194,8 +194,19 @@ def evaluate(
     return Evaluation(predictions, measure(predictions.scores, predictions.targets), precision)
 
 
+FIRST_LOOK = 2_000
+"""Images after which a training is first scored; then each time that those it has seen have
+doubled, whatever an epoch is."""
+
+
+def first_look(images: int) -> int:
+    """Images after which a training is first scored that has so many: one epoch of few."""
+    return min(FIRST_LOOK, images)
+
+
 LOOK_SHARE = 0.1
-"""Of the time of an epoch's training, what scoring after it may take with "auto"."""
+"""Of the time of the training up to the first look, what that look may take with "auto"; later ones
+come more rarely."""
 
 SCORED_WHILE_TRAINED = 3
 """Images that are scored while one is trained on: a backward pass costs two forward passes."""
@@ -206,18 +217,19 @@ FEWEST_OF_A_LOOK = 500
 
 
 def images_of_a_look(
-    select: pd.DataFrame, limit: SelectLimit, *, images_of_an_epoch: int, seed: int
+    select: pd.DataFrame, limit: SelectLimit, *, images_before: int, seed: int
 ) -> pd.DataFrame:
-    """The images of select that are scored after each epoch: whole groups, the share of fakes kept.
+    """The images of select that are scored at each look: whole groups, the share of fakes kept.
 
-    They depend on the arguments alone, so that all epochs, and all trials of a search, are compared
+    They depend on the arguments alone, so that all looks, and all trials of a search, are compared
     on the same ones.
 
     Args:
         select: label table.
         limit: how many at most; "all"; or "auto": as many as are scored in a tenth of the time that
-            an epoch trains, but at least 500, and all if those were of one class.
-        images_of_an_epoch: that are trained on.
+            the training takes to the first look, but at least 500, and all if those were of one
+            class.
+        images_before: that are trained on before the first look, see `first_look`.
         seed: of the draw.
 
     Raises:
@@ -226,7 +238,7 @@ def images_of_a_look(
     if limit == "all":
         return select
     if limit == "auto":
-        affordable = round(LOOK_SHARE * SCORED_WHILE_TRAINED * images_of_an_epoch)
+        affordable = round(LOOK_SHARE * SCORED_WHILE_TRAINED * images_before)
         most = max(affordable, FEWEST_OF_A_LOOK)
     else:
         most = limit

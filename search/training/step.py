@@ -148,22 +148,32 @@ def make_optimizer(network: nn.Module, recipe: Recipe, runtime: Runtime) -> torc
 
     Args:
         network: on the runtime's device; has `parameter_groups`.
-        recipe: optimizer, learning rate, weight and layer decay.
+        recipe: optimizer, learning rate, weight decay and lowest layer.
         runtime: the device.
     """
     trainable: Any = network
     fused: dict[str, Any] = {"fused": True} if runtime.device.type in FUSED else {}
     return create_optimizer_v2(
-        trainable.parameter_groups(recipe.weight_decay, recipe.layer_decay),
+        trainable.parameter_groups(recipe.weight_decay, recipe.lowest_layer_scale),
         opt=recipe.optimizer,
         lr=recipe.learning_rate,
         **fused,
     )
 
 
+UNSETTLED = 2**40
+
+
+def training_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Optimizer steps of a whole training; more than any has, where its end is not settled."""
+    if recipe.epochs is None:
+        return UNSETTLED
+    return max(1, round(recipe.epochs * steps_per_epoch))
+
+
 def decay_start(recipe: Recipe, steps_per_epoch: int) -> int:
     """Steps after which the rate of a constant schedule falls."""
-    end = max(1, recipe.epochs * steps_per_epoch)
+    end = training_steps(recipe, steps_per_epoch)
     return end - round(recipe.decay_fraction * end)
 
 
@@ -184,7 +194,7 @@ class ConstantScheduler(Scheduler):
         """
         super().__init__(optimizer, "lr", t_in_epochs=False)
         self._warmup = max(1, round(recipe.warmup_images / recipe.batch_size))
-        self._end = max(1, recipe.epochs * steps_per_epoch)
+        self._end = training_steps(recipe, steps_per_epoch)
         self._decay_start = decay_start(recipe, steps_per_epoch)
         self.update_groups(self._get_lr(0))
 
@@ -213,7 +223,7 @@ def make_scheduler(
         return ConstantScheduler(optimizer, recipe, steps_per_epoch)
     # It warns of a training of one step, whose rate cannot fall.
     logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
-    updates = max(1, recipe.epochs * steps_per_epoch)
+    updates = training_steps(recipe, steps_per_epoch)
     return CosineLRScheduler(
         optimizer,
         t_initial=updates,

@@ -23,7 +23,7 @@ from search.training.arithmetic import Arithmetic, choose_arithmetic, describe_m
 from search.training.candidate import (
     CHECKPOINT,
     Candidate,
-    EpochRecord,
+    Look,
     copy_state,
     load_state,
     save_candidate,
@@ -36,7 +36,7 @@ from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import Evaluation, evaluate, images_of_a_look
+from search.training.scoring import Evaluation, evaluate, first_look, images_of_a_look
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -49,6 +49,10 @@ HOW_NOT_WHAT = (
 )
 """Fields of a Recipe that say how or from where, not what is learned: a training goes on on another
 machine that needs others."""
+
+ITS_END = ("epochs", "decay_fraction")
+"""Fields of a Recipe that say where a constant schedule ends: within what `Training` checks, a
+training goes on with others."""
 
 
 class Task(Protocol):
@@ -107,8 +111,11 @@ class Watch:
     def step(self, record: StepRecord) -> None:
         """Told of every step."""
 
-    def epoch(self, record: EpochRecord, best: Metrics) -> None:
-        """Told of every epoch, once its state is saved; `best` are the figures so far."""
+    def resumed(self, best: Metrics) -> None:
+        """Told of a training that goes on after a look; `best` are its figures so far."""
+
+    def look(self, record: Look, best: Metrics) -> None:
+        """Told of every look, once its state is saved; `best` are the figures so far."""
 
     def tell(self, line: str) -> None:
         """Told what a user should know."""
@@ -128,10 +135,11 @@ def train(
     facts: Mapping[str, Any] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> Candidate:
-    """Trains a network in its folder, or goes on with it, and keeps the epoch with the best AUC.
+    """Trains a network in its folder, or goes on with it, and keeps the weights with the best AUC.
 
-    Epochs are compared by looks: in the precision of the training, on the part of select that the
-    recipe asks for. The weights that are kept are scored once on all of select, in fp32.
+    They are compared at looks, which come as the images seen double: in the precision of the
+    training, on the part of select that the recipe asks for. The weights that are kept are scored
+    once on all of select, in fp32.
 
     The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
     interrupted; called again, `train` goes on from that very batch, on the CPU with the same result
@@ -140,9 +148,9 @@ def train(
 
     Args:
         recipe: all that it depends on besides images and task.
-        splits: fit is trained on, select is what epochs are compared on.
+        splits: fit is trained on, select is what looks are compared on.
         folder: the candidate's; made if absent.
-        until: epochs after which to pause; None trains to the end.
+        until: images after which to take a look and pause; None trains to the end.
         interruption: asked between batches whether to go on.
         runtime: the device.
         reader: reads the images, at the recipe's canvas; None makes one for this training, with
@@ -177,12 +185,17 @@ def train(
     if saved is not None:
         training.load_state_dict(saved)
         del saved
+        if training.best is not None:
+            watch.resumed(training.best.metrics)
     if runtime.on_cuda:
         torch.cuda.reset_peak_memory_stats(runtime.device)
     keeper = _Keeper(folder, identity, training, 60 * checkpoint_minutes)
     select_loader = partial(eval_batches, reader, batch_size=evaluation_batch(recipe))
     look = images_of_a_look(
-        splits.select, recipe.select_limit, images_of_an_epoch=len(splits.fit), seed=recipe.seed
+        splits.select,
+        recipe.select_limit,
+        images_before=first_look(len(splits.fit)),
+        seed=recipe.seed,
     )
     look_loader = select_loader(look)
 
@@ -207,15 +220,18 @@ def train(
 
     try:
         interruption.check()
-        while training.epoch < min(recipe.epochs, until or recipe.epochs):
-            training.run_epoch(on_step, watch.tell)
+        stop = training.end
+        if until is not None:
+            stop = min(stop, max(1, round(until / recipe.batch_size)))
+        while training.looked < stop:
+            training.run(min(training.next_look, stop), on_step, watch.tell)
             evaluation = score(training.averaged, look_loader, training.step.precision)
-            record = training.finish_epoch(evaluation)
+            record = training.look(evaluation)
             save_progress(folder, recipe, training.history)
             keeper.save()
             assert training.best is not None
-            watch.epoch(record, training.best.metrics)
-        if training.epoch < recipe.epochs:
+            watch.look(record, training.best.metrics)
+        if training.looked < training.end:
             return candidate
         assert training.best is not None
         final = training.best
@@ -235,7 +251,7 @@ def describe_training(recipe: Recipe, splits: Splits, task: Task) -> dict[str, A
     """What tells a training from others, as plain values: a checkpoint goes on only as the same."""
     left_out = {*HOW_NOT_WHAT}
     if recipe.schedule == "constant":
-        left_out.add("epochs")  # its end may be moved, within what `Training` checks
+        left_out |= {*ITS_END}
     what = {name: value for name, value in asdict(recipe).items() if name not in left_out}
     described = {**what, "images": splits.fingerprint(), **task.identity()}
     plain: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read

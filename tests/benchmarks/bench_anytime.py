@@ -5,11 +5,10 @@ of the weights bring: one recipe, the same images in the same order, three seeds
         --val-labels F --val-images D --val-groups G --backbones B --pool P --weights-dir W \\
         --limit-train 3000 --epochs 4 --image-size 96 --output anytime.csv
 
-The first backbone of the pool is trained. Each of the two trainings of a seed keeps an average
-beside its weights, so that both are scored on the same training, after every epoch; at the end the
-average is scored once more with batch-norm statistics of its own. Differences are from cosine
-without average at the end, means over the seeds, with 95% intervals that resample groups. The same
-command goes on after a stop.
+The first backbone of the pool is trained. Each training keeps all averages beside its weights, so
+that they are scored on the same training; at the end the uniform one is scored once more with
+batch-norm statistics of its own. Differences are from cosine without average at the end, means over
+the seeds, with 95% intervals that resample groups. The same command goes on after a stop.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import torch
 from cyclopts import run
 from numpy.typing import NDArray
 from rich.console import Console
+from timm.utils import ModelEmaV3
 
 from ensemble.soup.averaging import refresh_batch_norm
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
@@ -36,18 +36,26 @@ from search.pixels.epochs import eval_batches
 from search.pixels.opening import choose_canvas
 from search.pixels.reading import Reader
 from search.settings import SearchSettings
-from search.training.loop import Training
+from search.training.loop import StepRecord, Training
 from search.training.loss import classification_loss, training_batches
 from search.training.metrics import roc_auc
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
 
-SCHEDULES = {
-    "cosine": {"schedule": "cosine", "ema_decay": 0.998},
-    "constant": {"schedule": "constant", "average_after_images": 1_000},
-}
+SCHEDULES = ("cosine", "constant")
 REFERENCE = "cosine"
+AVERAGES = {
+    "ema": {"decay": 0.998},
+    # Step n of N counts for n to a power: 0 is uniform (arXiv:2110.10832), higher ones forget what
+    # is old, in proportion to the length so far (arXiv:2312.02696).
+    "uniform": {"decay": 1.0, "warmup_gamma": 1.0, "warmup_power": 1.0},
+    "power3": {"decay": 1.0, "warmup_gamma": 4.0, "warmup_power": 1.0},
+    "power7": {"decay": 1.0, "warmup_gamma": 8.0, "warmup_power": 1.0},
+}
+"""Averages of the weights, by the arguments of timm's ModelEmaV3."""
+AVERAGED_AFTER = 1_000
+"""Images, for all but the exponential one."""
 RESAMPLINGS = 2_000
 IMAGES_OF_STATISTICS = 1_024
 
@@ -63,7 +71,7 @@ def main(
 
     Args:
         settings: of a search on these images; the demo set's, from scratch, by default.
-        output: CSV file (arm, seed, epoch, images, seconds, auc_select, auc_report); what it holds
+        output: CSV file (arm, seed, images, seconds, auc_select, auc_report); what it holds
             already is not trained again. Beside it lie the differences, and the scores that they
             are computed from.
         seeds: of the order, the views and the start.
@@ -86,17 +94,18 @@ def main(
     rows = pd.DataFrame()
     # Without the scores there are no intervals: as if nothing were trained yet.
     if output is not None and output.exists() and _scores_of(output).exists():
-        rows = pd.read_csv(output).merge(pd.read_csv(_scores_of(output)), "left").fillna("")
+        rows = pd.read_csv(output).merge(pd.read_csv(_scores_of(output)), "left")
+        rows = rows.fillna(dict.fromkeys(SCORES, ""))
     with Reader(side, cache=cache) as reader:
         for seed in range(seeds):
-            for schedule, changes in SCHEDULES.items():
+            for schedule in SCHEDULES:
                 known = (
                     not rows.empty
                     and ((rows["arm"].str.startswith(schedule)) & (rows["seed"] == seed)).any()
                 )
                 if known:
                     continue
-                recipe = replace(recipe_of(backbone, settings, size, side, seed), **changes)
+                recipe = replace(recipe_of(backbone, settings, size, side, seed), schedule=schedule)
                 found = pd.DataFrame(list(curve(schedule, recipe, splits, reader, runtime)))
                 rows = pd.concat([rows, found], ignore_index=True)
                 console.print(found.drop(columns=SCORES).to_string(index=False), highlight=False)
@@ -130,7 +139,7 @@ def recipe_of(
         weights_file=file,
         epochs=settings.epochs or 4,
         learning_rate=9.5e-4,
-        layer_decay=1.0 if file is None else 0.85,
+        lowest_layer_scale=1.0 if file is None else 0.05,
         label_smoothing=0.05,
         augmentation="light",
         augmentation_strength=0.6,
@@ -139,9 +148,9 @@ def recipe_of(
     )
 
 
-KEY = ["arm", "seed", "epoch"]
+KEY = ["arm", "seed", "images"]
 SCORES = ["scores_select", "scores_report"]
-"""Columns of the last epoch's scores, from which the intervals are computed."""
+"""Columns of the last look's scores, from which the intervals are computed."""
 
 
 def _scores_of(output: Path) -> Path:
@@ -162,20 +171,33 @@ def curve(
     select, report = (
         eval_batches(reader, table, batch_size=64) for table in (splits.select, splits.report)
     )
-    average = "ema" if recipe.ema_decay else "average"
+    averages = {
+        name: ModelEmaV3(
+            training.network,
+            use_warmup=True,
+            update_after_step=0 if name == "ema" else AVERAGED_AFTER // recipe.batch_size,
+            **options,  # type: ignore[arg-type]
+        )
+        for name, options in AVERAGES.items()
+    }
+
+    def average(_record: StepRecord) -> None:
+        for one in averages.values():
+            one.update(training.network, step=training.done)
+
     started, scoring = time.perf_counter(), 0.0
-    while training.epoch < recipe.epochs:
-        training.run_epoch()
+    while training.looked < training.end:
+        training.run(training.next_look, average)
         began = time.perf_counter()
-        is_last = training.epoch + 1 == recipe.epochs
-        arms = [(schedule, training.network), (f"{schedule}+{average}", training.averaged)]
+        is_last = training.done == training.end
+        arms = [(schedule, training.network)]
+        arms += [(f"{schedule}+{name}", one.module) for name, one in averages.items()]
         if is_last:
-            # Statistics last: it changes what is scored before.
-            arms.append((f"{schedule}+{average}+statistics", training.averaged))
+            # Last: it changes what is scored before.
+            arms.append((f"{schedule}+uniform+statistics", averages["uniform"].module))
         record: dict[str, object] = {
             "seed": recipe.seed,
-            "epoch": training.epoch + 1,
-            "images": (training.epoch + 1) * training.steps * recipe.batch_size,
+            "images": training.done * recipe.batch_size,
             "seconds": round(began - started - scoring, 1),
         }
         evaluation = None
@@ -184,24 +206,23 @@ def curve(
                 fit = eval_batches(reader, splits.fit, batch_size=64)
                 refresh_batch_norm(network, fit, runtime, IMAGES_OF_STATISTICS)
             evaluation = evaluate(network, select, runtime)
-            on_report = evaluate(network, report, runtime)
-            yield {
-                "arm": arm,
-                **record,
-                "auc_select": evaluation.metrics.auc,
-                "auc_report": on_report.metrics.auc,
-                "scores_select": _packed(evaluation.predictions.scores) if is_last else "",
-                "scores_report": _packed(on_report.predictions.scores) if is_last else "",
-            }
+            row = {"arm": arm, **record, "auc_select": evaluation.metrics.auc}
+            packed = dict.fromkeys(SCORES, "")
+            if is_last:
+                on_report = evaluate(network, report, runtime)
+                row["auc_report"] = on_report.metrics.auc
+                packed["scores_select"] = _packed(evaluation.predictions.scores)
+                packed["scores_report"] = _packed(on_report.predictions.scores)
+            yield {**row, **packed}
         assert evaluation is not None
-        training.finish_epoch(evaluation)
+        training.look(evaluation)
         scoring += time.perf_counter() - began
 
 
 def differences(rows: pd.DataFrame, splits: Splits) -> pd.DataFrame:
     """Each arm's AUC at the end, the mean over the seeds, and its difference from REFERENCE with an
     interval."""
-    last = rows[rows["epoch"] == rows["epoch"].max()]
+    last = rows[rows["images"] == rows["images"].max()]
     arms = {
         arm: {split: np.stack([_unpacked(t) for t in own[f"scores_{split}"]]) for split in _SPLITS}
         for arm, own in last.groupby("arm", sort=False)

@@ -57,6 +57,11 @@ def test_it_runs(command: list[str], tmp_path: Path) -> None:
     )
     assert told.returncode == 0, told.stderr[-2000:]
     if columns:
-        figures = pd.read_csv(output)[columns]
+        figures = pd.read_csv(output)
         assert len(figures)
-        assert np.isfinite(figures.to_numpy()).all()
+        if "images" in figures:
+            # Before the end of a training, report is not scored.
+            is_end = figures["images"] == figures["images"].max()
+            assert figures["auc_report"].notna().equals(is_end)
+            figures = figures.fillna({"auc_report": 0.5})
+        assert np.isfinite(figures[columns].to_numpy()).all()

@@ -35,7 +35,7 @@ class DataSet:
 
 def make_data_set(folder: Path, train: int = 64, val: int = 48, contrast: int = 16) -> DataSet:
     """Noise images of 40 px; fakes carry a stripe pattern of a contrast that a network can learn
-    at 16, but not at once: trials differ, and some are pruned."""
+    at 16, but not at once: trials differ."""
     generator = np.random.default_rng(0)
     stripes = contrast * (np.arange(40) // 2 % 2)[None, :, None]
     for name, size in (("trainset", train), ("valset", val)):
@@ -102,7 +102,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def finished_run(
     data_set: DataSet, quick: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished search of nine trials, six of them drawn; tests must not change it."""
+    """A finished search of nine trials, six of them drawn: three are complete beside the baseline,
+    the others stay paused. Tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "finished"
     arguments = ["run", *data_set.flags, *quick, "--trials", "9", "--epochs", "4"]
     assert main([*arguments, "--out", str(run)]) == 0

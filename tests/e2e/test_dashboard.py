@@ -98,16 +98,19 @@ def test_the_interface_serves_trials_with_their_artifacts(address: str, run: Pat
     study = get(f"{address}/api/studies/{number}?after=0")
     trials = study["trials"]
     states = [trial["state"] for trial in trials]  # type: ignore[attr-defined]
-    assert states[:4] == ["Complete"] * 4
-    trial = trials[1]  # type: ignore[index]
-    served = {}
-    for artifact in trial["artifacts"]:
-        url = f"{address}/artifacts/{number}/{trial['trial_id']}/{artifact['artifact_id']}"
-        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - our own server
-            served[artifact["filename"]] = answer.read()
-    assert sorted(served) == ["history.csv", "history.png", "roc.png"]
-    assert served["history.csv"] == (run / "candidates" / "0001" / "history.csv").read_bytes()
-    assert served["roc.png"].startswith(b"\x89PNG")
+    assert sorted(states) == ["Complete"] * 4 + ["Waiting"] * 5
+    complete = ["history.csv", "history.png", "roc.png"]
+    for state, files in (("Complete", complete), ("Waiting", complete[:2])):
+        trial = trials[states.index(state)]  # type: ignore[index]
+        served = {}
+        for artifact in trial["artifacts"]:
+            url = f"{address}/artifacts/{number}/{trial['trial_id']}/{artifact['artifact_id']}"
+            with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - our own server
+                served[artifact["filename"]] = answer.read()
+        assert sorted(served) == files
+        folder = run / "candidates" / f"{trial['number']:04d}"
+        assert served["history.csv"] == (folder / "history.csv").read_bytes()
+        assert all(served[name].startswith(b"\x89PNG") for name in files[1:])
 
 
 @pytest.mark.browser

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def test_a_run_leaves_everything_it_promises(finished_run: Path) -> None:
         assert (finished_run / name).stat().st_size > 0, name
     assert len(list((finished_run / "plots").glob("*.png"))) >= 5
     table = leaderboard(finished_run)
-    assert set(table["state"]) == {"complete", "pruned"}
+    assert set(table["state"]) == {"complete", "paused"}
     complete = table[table["state"] == "complete"]
     assert complete["rank"].tolist() == list(range(1, len(complete) + 1))
     assert complete["auc"].is_monotonic_decreasing
@@ -72,17 +71,43 @@ def test_a_run_leaves_everything_it_promises(finished_run: Path) -> None:
     assert (complete["auc_low"] <= complete["auc"]).all()
     assert (complete["auc"] <= complete["auc_high"]).all()
     assert table["pretraining"].str.contains("scratch").all()
-    assert not list(finished_run.glob("candidates/*/checkpoint.pt"))
+    unfinished = {path.parent.name for path in finished_run.glob("candidates/*/checkpoint.pt")}
+    assert unfinished == set(table["candidate"][table["state"] == "paused"])
 
 
-def test_a_pruned_trial_leaves_its_history_and_no_candidate(finished_run: Path) -> None:
+def test_the_best_go_on_to_twice_the_images_and_three_are_finished(finished_run: Path) -> None:
     table = leaderboard(finished_run)
-    for row in table[table["state"] == "pruned"].to_dict("records"):
+    looks = {
+        name: Candidate(finished_run / "candidates" / name).history for name in table["candidate"]
+    }
+    first = {name: history["select_auc"].iloc[0] for name, history in looks.items()}
+    images = {name: history["images"].tolist() for name, history in looks.items()}
+    # The baseline is compared with none: two epochs in batches of 40.
+    assert images.pop("0000") == [40, 80]
+    assert sorted(map(tuple, images.values())) == [(64,)] * 4 + [(64, 128)] + [(64, 128, 256)] * 3
+    went_on = {name for name, seen in images.items() if len(seen) > 1}
+    best = sorted(images, key=lambda name: (-first[name], name))
+    assert went_on == set(best[:4])
+    finished = table["candidate"][(table["state"] == "complete") & (table["candidate"] != "0000")]
+    second = {name: looks[name]["select_auc"].iloc[1] for name in went_on}
+    assert set(finished) == set(sorted(second, key=lambda name: (-second[name], name))[:3])
+
+
+def test_a_paused_trial_keeps_its_history_and_its_checkpoint_and_is_no_candidate(
+    finished_run: Path,
+) -> None:
+    table = leaderboard(finished_run)
+    for row in table[table["state"] == "paused"].to_dict("records"):
         folder = finished_run / "candidates" / row["candidate"]
-        assert {path.name for path in folder.iterdir()} == {"recipe.yaml", "history.csv"}
-        assert len(pd.read_csv(folder / "history.csv")) < 4
+        kept = {"recipe.yaml", "history.csv", "checkpoint.pt"}
+        assert {path.name for path in folder.iterdir()} == kept
+        history = pd.read_csv(folder / "history.csv")
+        assert row["epochs"] == history["epoch"].iloc[-1] < 4
+        assert row["auc"] == history["select_auc"].max()
         assert 0 < row["auc"] < 1
+        assert row["reason"] == "others are trained first"
         assert pd.isna(row["rank"])
+        assert study_of(finished_run).trials[row["trial"]].state.name == "WAITING"
 
 
 def test_a_loaded_candidate_gives_the_scores_on_disk(finished_run: Path) -> None:
@@ -124,21 +149,27 @@ def test_the_same_seed_gives_the_same_leaderboard(
     first = leaderboard(finished_run).drop(columns=MEASURED)
     again = leaderboard(tmp_path / "again").drop(columns=MEASURED)
     pd.testing.assert_frame_equal(first, again, check_exact=True)
-    # It compares trials that the search drew, and one that was pruned, not presets alone.
+    # It compares trials that the search drew, and some that stay paused, not presets alone.
     drawn = [trial for trial in study_of(finished_run).trials if "preset" not in trial.user_attrs]
     assert len(drawn) == 6
-    assert "pruned" in set(first["state"])
+    assert "paused" in set(first["state"])
 
 
 def test_more_trials_resume_and_repeat_nothing(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "finished"
     shutil.copytree(finished_run, run)
     before = leaderboard(run)
+    looks = {name: Candidate(run / "candidates" / name).history for name in before["candidate"]}
     assert main(["run", "--out", str(run), "--trials", "10", "--keep", "1"]) == 0
     after = leaderboard(run)
     assert len(after) == 10
-    kept = after[after["candidate"].isin(before["candidate"])]
-    assert sorted(kept["auc"]) == sorted(before["auc"])
+    finished = before[before["state"] == "complete"].drop(columns="rank").set_index("candidate")
+    still = after.drop(columns="rank").set_index("candidate").loc[finished.index]
+    pd.testing.assert_frame_equal(finished, still, check_exact=True)
+    for name, history in looks.items():
+        # One that was paused may have gone on; its looks so far were not taken again.
+        now = Candidate(run / "candidates" / name).history
+        pd.testing.assert_frame_equal(history, now.head(len(history)), check_exact=True)
     # The best one and the baseline keep their weights, everyone keeps the rest.
     with_weights = {path.parent.name for path in run.glob("candidates/*/model.safetensors")}
     complete = after[after["state"] == "complete"]
@@ -188,9 +219,10 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("end", [interrupt, terminate, kill])
+@pytest.mark.parametrize(("end", "steps"), [(interrupt, 2), (terminate, 6), (kill, 6)])
 def test_a_stopped_search_goes_on_and_loses_nothing(
     end: Callable[[], None],
+    steps: int,
     finished_run: Path,
     data_set: DataSet,
     quick: list[str],
@@ -201,8 +233,8 @@ def test_a_stopped_search_goes_on_and_loses_nothing(
     run = tmp_path / "run"
     arguments = ["run", *data_set.flags, *quick, "--epochs", "4", "--trials", "9"]
     with monkeypatch.context() as patch:
-        # In the second epoch of a backbone's default.
-        patch.setattr("search.study.driving._TrialWatch.step", ending(1, 6, end))
+        # Of a backbone's default, before its first look, or when it goes on to its second.
+        patch.setattr("search.study.driving._TrialWatch.step", ending(1, steps, end))
         if end is kill:
             with pytest.raises(Killed):
                 main([*arguments, "--out", str(run)])
@@ -214,34 +246,48 @@ def test_a_stopped_search_goes_on_and_loses_nothing(
             assert "Traceback" not in told.err
             assert "resume with: python -m search run --out" in told.out
             assert (run / "report.html").exists()
-            table = leaderboard(run)
-            assert table["state"].tolist() == ["complete", "paused"]
-            assert "interrupted" in table["reason"].iloc[1]
+            table = leaderboard(run).set_index("trial")
+            assert table["state"].tolist() == ["complete"] + ["paused"] * (len(table) - 1)
+            assert "interrupted" in table.loc[1, "reason"]
+            assert set(table.drop(index=[0, 1])["reason"]) <= {"others are trained first"}
             assert study_of(run).trials[1].state.name == "WAITING"
     assert (run / "candidates" / "0001" / "checkpoint.pt").exists()
+    known = {path.name for path in run.glob("candidates/*")}
+    assert known == ({"0000", "0001"} if steps < 4 else set(finished_candidates(finished_run)))
     baseline = (run / "candidates" / "0000" / "metrics.json").read_bytes()
     begun: list[tuple[str, bool]] = []
     monkeypatch.setattr(
         StudyProgress,
         "trial_started",
-        lambda progress, name, recipe, *, goes_on=False: begun.append((name, goes_on)),
+        lambda progress, name, recipe, *, until=None, goes_on=False: begun.append((name, goes_on)),
     )
     assert main(["run", "--out", str(run)]) == 0
     # The one that was stopped goes on first, under its number; none is repeated.
     assert begun[0] == ("0001", True)
-    assert [name for name, _ in begun] == [f"{number:04d}" for number in range(1, 9)]
+    assert [name for name, goes_on in begun if not goes_on] == [
+        f"{number:04d}" for number in range(len(known), 9)
+    ]
     metrics = json.loads((run / "candidates" / "0000" / "metrics.json").read_bytes())
     assert json.loads(baseline) == {k: v for k, v in metrics.items() if k != "report"}
     states = [trial.state.name for trial in study_of(run).trials]
     assert len(states) == 9
-    assert set(states) <= {"COMPLETE", "PRUNED"}
-    # Presets end as in a search that was never stopped; what TPE draws depends on the resumption.
-    for name in ("0000", "0001"):
+    assert set(states) == {"COMPLETE", "WAITING"}
+    # All ends as in a search that was never stopped, and what is drawn is the same.
+    pd.testing.assert_frame_equal(
+        leaderboard(finished_run).drop(columns=MEASURED),
+        leaderboard(run).drop(columns=MEASURED),
+        check_exact=True,
+    )
+    for name in finished_candidates(finished_run):
         first, second = (
             Candidate(folder / "candidates" / name).history.drop(columns=list(SECONDS))
             for folder in (finished_run, run)
         )
         pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+def finished_candidates(run: Path) -> list[str]:
+    return sorted(path.name for path in run.glob("candidates/*"))
 
 
 def test_a_second_interruption_ends_at_once_and_the_trial_goes_on(
@@ -273,10 +319,8 @@ def test_a_killed_process_leaves_a_run_that_goes_on(
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    assert any(line.startswith("trial 0001") for line in process.stdout)
-    checkpoint = run / "candidates" / "0001" / "checkpoint.pt"
-    while not checkpoint.exists():
-        time.sleep(0.05)
+    assert any(line.startswith("trial 0001 goes on to its end") for line in process.stdout)
+    assert (run / "candidates" / "0001" / "checkpoint.pt").exists()
     process.kill()
     process.communicate()
     assert study_of(run).trials[1].state.name == "RUNNING"
@@ -302,8 +346,8 @@ def test_a_signal_to_the_workers_as_well_saves_the_training(
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert any("epoch 2/" in line for line in process.stdout)
-    assert any("epoch 3/" in line for line in process.stdout)
+    assert any("epoch 4/300" in line for line in process.stdout)
+    assert any("epoch 8/300" in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGTERM)
     out, error = process.communicate()
     assert process.returncode == 130
@@ -617,14 +661,47 @@ def test_the_time_limit_ends_the_search_with_a_leaderboard(
     quick: list[str], data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    arguments = ["run", *data_set.flags, *quick, "--epochs", "1000", "--out", str(run)]
-    assert main([*arguments, "--timeout", "8s"]) == 0
+    arguments = ["run", *data_set.flags, *quick, "--schedule", "cosine", "--epochs", "1000"]
+    assert main([*arguments, "--out", str(run), "--timeout", "8s"]) == 0
     told = capsys.readouterr().out
     assert "the time limit was reached" in told
     assert "resume with: python -m search run --out" in told
     # A thousand epochs were not: the one that ran goes on another time.
     assert leaderboard(run)["state"].iloc[-1] == "paused"
     assert (run / "report.html").exists()
+
+
+def test_a_search_that_is_told_its_time_alone_trains_on_what_it_began(
+    quick: list[str], data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.run.RESULTS_SECONDS", 1.0)
+    run = tmp_path / "run"
+    assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "15s"]) == 0
+    table = leaderboard(run)
+    assert set(table["state"]) <= {"complete", "paused"}
+    assert not (run / "orphans").exists()
+    for trial in study_of(run).trials:
+        images = [look[0] for look in trial.user_attrs.get("looks", [])]
+        assert images == sorted(set(images))
+        if trial.state.name == "COMPLETE":
+            history = Candidate(run / "candidates" / f"{trial.number:04d}").history
+            assert history["images"].tolist() == images
+    assert (run / "report.html").exists()
+
+
+def test_a_time_limit_alone_lays_the_search_out(
+    quick: list[str], data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "20s"]) == 0
+    told = capsys.readouterr().out
+    assert "about 20 configurations, for " in told
+    assert not leaderboard(run).empty
+    # What a piece of work was to reach is reached: none comes again.
+    pieces = [line for line in told.splitlines() if line.startswith("trial ")]
+    assert len(set(pieces)) == len(pieces)
+    settings = load_settings(run)
+    assert (settings.epochs, settings.trials) == (None, None)
 
 
 def test_what_is_not_scored_in_time_is_told_with_the_command(

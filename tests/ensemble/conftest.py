@@ -63,7 +63,10 @@ RESNET = Recipe(
     weights="none",
     epochs=3,
     batch_size=8,
+    schedule="constant",
     learning_rate=3e-3,
+    warmup_images=32,
+    average_power=7.0,
     augmentation="flip",
 )
 VIT = replace(
@@ -86,7 +89,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         ),
         "complete",
     ),
-    "0005": (VIT, "pruned"),
+    "0005": (VIT, "paused"),
 }
 """By the candidate's name: its recipe and its state."""
 
@@ -187,9 +190,7 @@ def _train(run: Path, name: str, splits: Splits) -> Candidate:
     }
     folder = run / "candidates" / name
     if state != "complete":
-        candidate = train(recipe, splits, folder, 1, runtime=CPU)
-        candidate.drop_checkpoint()
-        return candidate
+        return train(recipe, splits, folder, len(splits.fit), runtime=CPU)
     candidate = train(recipe, splits, folder, runtime=CPU, facts=facts)
     if name != WITHOUT_REPORT:
         loader = eval_batches(Reader(recipe.canvas), splits.report, batch_size=64)

@@ -13,10 +13,21 @@ from optuna.trial import FrozenTrial, TrialState
 from search.machine.files import LEADERBOARD
 from search.machine.seconds import SECONDS
 from search.study.driving import kept_candidates
+from search.study.scheduler import Rules
 from search.study.space import PRESET
 from search.study.storage import open_storage
-from search.study.trials import STATE, counted_trials
-from search.training.candidate import METRICS, Candidate
+from search.study.trials import (
+    PAUSED,
+    REASON,
+    RESTING,
+    STATE,
+    UNTIL,
+    known_trials,
+    looks_of,
+    paused_trials,
+    trial_name,
+)
+from search.training.candidate import CHECKPOINT, METRICS, Candidate, load_state
 from tests.e2e.conftest import QUICK, DataSet
 from tests.faults.evidence import FinishedCandidates, Problem, half_written, left_over
 from tests.faults.phases import OPENING, REPORT_SCORING, RESULTS, SEARCH, SPLITS, Phase
@@ -120,6 +131,7 @@ class SearchCourse:
         )
         self._finished = FinishedCandidates(folder / "candidates")
         self._told: dict[int, tuple[str, float | None]] = {}
+        self._looks: dict[int, list[list[float]]] = {}
 
     def command(self) -> Command | None:
         """The same from beginning to end."""
@@ -137,7 +149,7 @@ class SearchCourse:
     def reachable(self) -> tuple[Phase, ...]:
         """The phases that the next process will come to."""
         study = self._study()
-        if study is None or len(counted_trials(study)) < self.trials:
+        if study is None or not self._is_searched(study):
             return self.phases
         missing = any(c.report_scores is None for c in kept_candidates(study, self.run))
         return (SPLITS, OPENING, RESULTS, *((REPORT_SCORING,) if missing else ()))
@@ -152,7 +164,7 @@ class SearchCourse:
         study = self._study()
         if study is None:
             return problems
-        problems += self._examine_told(study)
+        problems += self._examine_told(study) + self._examine_looks(study)
         found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         running = {trial.number for trial in found}
         # One that was asked to end may have ended before it came to what another had left.
@@ -167,11 +179,13 @@ class SearchCourse:
         study = self._study()
         if study is None:
             return [Problem("lost", "the search ended without a study")]
-        problems = left_over(self.run)
-        counted = counted_trials(study)
-        if len(counted) != self.trials:
-            kind = "lost" if len(counted) < self.trials else "repeated"
-            problems.append(Problem(kind, f"{len(counted)} trials count, not {self.trials}"))
+        problems = left_over(self.run, [trial_name(trial) for trial in paused_trials(study)])
+        begun = [one for one in known_trials(study) if one.state != "waiting"]
+        if len(begun) != self.trials:
+            kind = "lost" if len(begun) < self.trials else "repeated"
+            problems.append(Problem(kind, f"{len(begun)} trials were begun, not {self.trials}"))
+        if not self._is_searched(study):
+            problems.append(Problem("lost", "the search ended before it was done"))
         for trial in study.get_trials(deepcopy=False):
             problems += self._examine_ended(trial)
         presets = [t.user_attrs[PRESET] for t in study.get_trials() if PRESET in t.user_attrs]
@@ -186,6 +200,17 @@ class SearchCourse:
             for name in self.finished - told
         ]
         return problems + self._compare(study)
+
+    def _is_searched(self, study: optuna.Study) -> bool:
+        """Whether all trials were begun, none waits amid its work, and as many are finished as a
+        search promises."""
+        known = known_trials(study)
+        begun = [one for one in known if one.state != "waiting"]
+        complete = sum(one.state == "complete" for one in begun)
+        is_amid = any(one.was_interrupted for one in begun)
+        # The baseline is complete beside the finalists.
+        wanted = min(self.trials, Rules.finalists + 1)
+        return len(begun) >= self.trials and complete >= wanted and not is_amid
 
     def _study(self) -> optuna.Study | None:
         # Before data.yaml is there, opening the study here could mend what the run must mend.
@@ -211,11 +236,24 @@ class SearchCourse:
                     problems.append(Problem("lost", f"trial {trial.number} failed: {reason}"))
         return problems
 
+    def _examine_looks(self, study: optuna.Study) -> list[Problem]:
+        """A look that was told stays told."""
+        problems = []
+        trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+        for number, told in self._looks.items():
+            now = looks_of(trials[number]) if number in trials else []
+            if now[: len(told)] != told:
+                problems.append(Problem("lost", f"trial {number} had looks {told}, now {now}"))
+        self._looks |= {number: looks_of(trial) for number, trial in trials.items()}
+        return problems
+
     def _examine_ended(self, trial: FrozenTrial) -> list[Problem]:
         """A trial of a search that came to its end."""
         name = f"{trial.number:04d}"
         candidate = Candidate(self.run / "candidates" / name)
-        if _is(trial, "RUNNING") or trial.user_attrs.get(STATE) == "paused":
+        if _is(trial, "WAITING") and trial.user_attrs.get(STATE) == PAUSED:
+            return self._examine_paused(trial, candidate)
+        if not trial.state.is_finished():
             return [Problem("broken", f"trial {name} is left {trial.state.name}")]
         if not _is(trial, "COMPLETE"):
             return []
@@ -228,25 +266,43 @@ class SearchCourse:
             problems.append(Problem("broken", f"{name} was not scored on report"))
         return problems
 
+    def _examine_paused(self, trial: FrozenTrial, candidate: Candidate) -> list[Problem]:
+        """A trial that others were better than: it could go on from its last look."""
+        name, reason = candidate.name, trial.user_attrs[REASON]
+        images = [int(look[0]) for look in looks_of(trial)]
+        problems = []
+        if reason != RESTING:
+            problems.append(Problem("broken", f"{name} is left paused: {reason}"))
+        if images != candidate.history["images"].tolist():
+            problems.append(Problem("broken", f"{name} was told with other looks than on disk"))
+        if not (candidate.path / CHECKPOINT).exists():
+            return [*problems, Problem("lost", f"{name} is paused, and has no {CHECKPOINT}")]
+        saved = load_state(candidate.path / CHECKPOINT)
+        if [row["images"] for row in saved["history"]] != images:
+            problems.append(Problem("lost", f"{name} would go on from another look than its last"))
+        if trial.user_attrs[UNTIL] != images[-1]:
+            problems.append(Problem("lost", f"{name} waits amid its work"))
+        return problems
+
     def _compare(self, study: optuna.Study) -> list[Problem]:
-        """The presets' rows equal those of an unbroken run, to the digit; what TPE proposes
-        depends on how often it was asked anew."""
+        """All rows equal those of an unbroken run, to the digit: what is drawn depends on what was
+        found, not on how often the search was gone on with."""
         found = _read_leaderboard(self.run)
-        if len(found) != len(self._told):
-            found_rows = f"{len(found)} rows for {len(self._told)} trials"
+        trials = study.get_trials(deepcopy=False)
+        if len(found) != len(trials):
+            found_rows = f"{len(found)} rows for {len(trials)} trials"
             return [Problem("broken", f"leaderboard.csv has {found_rows}")]
         if self.unbroken is None:
             return []
         wanted = pd.read_csv(
             self.unbroken / LEADERBOARD, dtype=str, keep_default_na=False
         ).set_index("trial")
-        numbers = [str(t.number) for t in study.get_trials() if PRESET in t.user_attrs]
-        dropped = [*MEASURED, "rank"]
+        numbers = [str(trial.number) for trial in trials]
         compared = (
-            found.drop(columns=dropped)
+            found.drop(columns=MEASURED)
             .reindex(numbers)
             .compare(
-                wanted.drop(columns=dropped).reindex(numbers), result_names=("found", "unbroken")
+                wanted.drop(columns=MEASURED).reindex(numbers), result_names=("found", "unbroken")
             )
         )
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,9 +100,11 @@ def half_written(run: Path) -> list[Problem]:
     return problems
 
 
-def left_over(run: Path) -> list[Problem]:
-    """What no process should leave that came to its end."""
-    found = [*run.rglob(".*.part"), *run.rglob(CHECKPOINT), *run.glob("candidates/*.orphan*")]
+def left_over(run: Path, paused: Collection[str] = ()) -> list[Problem]:
+    """What no process should leave that came to its end; the folders of paused trainings keep their
+    checkpoint."""
+    checkpoints = [path for path in run.rglob(CHECKPOINT) if path.parent.name not in paused]
+    found = [*run.rglob(".*.part"), *checkpoints, *run.glob("candidates/*.orphan*")]
     return [Problem("broken", f"{path.relative_to(run)} was left over") for path in sorted(found)]
 
 

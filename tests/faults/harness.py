@@ -40,7 +40,7 @@ MOST_SECONDS_TO_STOP = 30.0
 """After SIGTERM and SIGINT."""
 
 MOST_SECONDS_TO_LIVE = 180.0
-"""Of one process; a run of seven trials takes twenty on two cores."""
+"""Of one process; a run of seven trials takes thirty on two cores."""
 
 BEYOND = 1.15
 """Share of a phase's length until which it is struck: what comes right after it is struck too."""

@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("--signals", default=",".join(SIGNALS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=7, help="of each run")
-    parser.add_argument("--epochs", type=int, default=3, help="of each trial")
+    parser.add_argument("--epochs", type=int, default=3, help="of each finished trial")
     parser.add_argument("--kills-a-run", type=int, default=18, help="most of them")
     parser.add_argument("--work", type=Path, default=ROOT / "results" / "faults")
     parser.add_argument("--output", type=Path, help="CSV file for the table")

@@ -33,18 +33,29 @@ OPENING = Phase(
     5,
 )
 CACHE = Phase("canvas cache", ("search.pixels.opening:fill_cache",))
-TRAINING = Phase("training", ("search.training.loop:Training.run_epoch",), 6)
+TRAINING = Phase("training", ("search.training.loop:Training.run",), 6)
 EVALUATION = Phase("evaluation", ("search.training.train:evaluate",), 6)
 CHECKPOINT = Phase("checkpoint write", ("search.training.train:save_state",), 12)
 CANDIDATE = Phase("candidate save", ("search.training.train:save_candidate",), 2)
-TELLING = Phase("telling", ("search.study.driving:tell_complete", "optuna:Study.tell"), 2)
+TELLING = Phase(
+    "telling",
+    (
+        "search.study.driving:claim",
+        "search.study.driving:record_outcome",
+        "search.study.driving:put_back",
+        "search.study.driving:_TrialWatch.look",
+        "search.study.driving:tell_complete",
+        "optuna:Study.tell",
+    ),
+    12,
+)
 LEADERBOARD = Phase("leaderboard", ("search.report.projections:write_leaderboard",), 2)
 REPORT_SCORING = Phase("report scoring", ("search.run:score_best_on_report",))
 RESULTS = Phase("results", ("search.run:write_projections",))
 
 VIEWS = Phase("recorded views", ("ensemble.distill.distill:record_views",))
-STUDENT = Phase("student training", ("search.training.loop:Training.run_epoch",), 2)
-JOINT = Phase("joint training", ("search.training.loop:Training.run_epoch",), 2)
+STUDENT = Phase("student training", ("search.training.loop:Training.run",), 2)
+JOINT = Phase("joint training", ("search.training.loop:Training.run",), 2)
 KEEPING = Phase(
     "merged model save",
     (

@@ -18,7 +18,8 @@ PHASES = (
 def test_nothing_is_lost_wherever_a_process_is_killed(tmp_path: Path) -> None:
     output = tmp_path / "faults.csv"
     told = ("--kills", str(len(PHASES)), "--phases", ",".join(PHASES), "--signals", "KILL")
-    size = ("--trials", "3", "--epochs", "1", "--work", str(tmp_path / "work"))
+    # One of the five is left paused.
+    size = ("--trials", "5", "--epochs", "2", "--work", str(tmp_path / "work"))
     assert main([*told, *size, "--output", str(output)]) == 0
     table = pd.read_csv(output)
     assert sorted(table["phase"]) == sorted(PHASES)

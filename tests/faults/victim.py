@@ -126,7 +126,7 @@ def wrap_phases(trace: TraceWriter, phases: tuple[Phase, ...]) -> None:
     training = _Steps(trace)
     for place in TRAININGS:
         _wrap(place, training.traced_train)
-    _wrap("search.training.loop:Training.run_epoch", training.traced_epoch)
+    _wrap("search.training.loop:Training.run", training.traced_run)
     _wrap("ensemble.distill.recordings:_Round.add", training.traced_answer)
     for place, value in CONSTANTS.items():
         owner, name = find(place)
@@ -186,9 +186,9 @@ class _Steps:
 
         return traced
 
-    def traced_epoch(self, run_epoch: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(run_epoch)
-        def traced(training: Any, on_step: Callable[[Any], None], *args: Any) -> Any:
+    def traced_run(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(run)
+        def traced(training: Any, until: int, on_step: Callable[[Any], None], *args: Any) -> Any:
             last = time.monotonic()
 
             def step(record: Any) -> None:
@@ -200,7 +200,7 @@ class _Steps:
                 on_step(record)
                 last = time.monotonic()
 
-            return run_epoch(training, step, *args)
+            return run(training, until, step, *args)
 
         return traced
 

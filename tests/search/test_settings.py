@@ -127,13 +127,13 @@ def test_a_long_time_limit_survives_the_disk(timeout: timedelta, tmp_path: Path)
     assert "e" not in saved["timeout"]  # as the command line reads it
 
 
-@pytest.mark.parametrize("found", [None, 1, 2, 4, "3"])
+@pytest.mark.parametrize("found", [None, 1, 2, 3, 5, "4"])
 def test_a_run_of_another_format_is_refused(found: object, tmp_path: Path) -> None:
     write_settings(SearchSettings(out=tmp_path).resolved(), tmp_path)
     path = tmp_path / SETTINGS
     lines = [line for line in path.read_text().splitlines() if not line.startswith("format")]
     path.write_text("\n".join([*lines, *([] if found is None else [f"format: {found!r}"]), ""]))
-    with pytest.raises(UserError, match="format 3, found format"):
+    with pytest.raises(UserError, match="format 4, found format"):
         read_settings(tmp_path)
 
 

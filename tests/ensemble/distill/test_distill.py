@@ -26,6 +26,7 @@ from ensemble.pool.pool import open_pool
 from search.errors import UserError
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
+from search.pixels.batches import Images, count_images
 from search.training.candidate import Candidate
 from tests.ensemble.distill.conftest import Run, quick, with_backbone
 
@@ -253,8 +254,8 @@ def test_recorded_views_serve_other_epochs_and_numbers_of_views(
     asked: list[int] = []
     original = Teacher.ask
 
-    def counts(teacher: Teacher, images: torch.Tensor) -> Any:
-        asked.append(len(images))
+    def counts(teacher: Teacher, images: Images) -> Any:
+        asked.append(count_images(images))
         return original(teacher, images)
 
     monkeypatch.setattr(Teacher, "ask", counts)

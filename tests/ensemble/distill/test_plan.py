@@ -130,7 +130,7 @@ REFUSED = [
     ({"teachers": "0009"}, "found '0009'"),
     ({"teachers": " , "}, "must be auto, fused or candidates"),
     ({"teachers": "fused"}, "python -m ensemble fuse"),
-    ({"teachers": "0005"}, "pruned"),
+    ({"teachers": "0005"}, "paused"),
     ({"student": "resnet50"}, "backbone 'resnet50' must be in the backbones file"),
     ({"student": "test_convnext.r160_in1k", "start": "best"}, "use --start imagenet"),
     (

@@ -109,11 +109,11 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(changes: dict[str, Any]) -> N
     torch.testing.assert_close(DistillationLoss(teacher, weights)(student, batch), expected)
 
 
-@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+@pytest.mark.parametrize("lowest_layer_scale", [1.0, 0.7])
 @pytest.mark.parametrize("feature_size", [0, FEATURES])
-def test_every_parameter_is_in_one_group(feature_size: int, layer_decay: float) -> None:
+def test_every_parameter_is_in_one_group(feature_size: int, lowest_layer_scale: float) -> None:
     student = Student(build_network(RECIPE), feature_size)
-    groups = student.parameter_groups(0.05, layer_decay)
+    groups = student.parameter_groups(0.05, lowest_layer_scale)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in student.parameters())
 
@@ -137,9 +137,9 @@ def test_training_teaches_a_student_what_labels_do_not_say(
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     loss = DistillationLoss(teacher, replace(WEIGHTS, hard_label=0.0, feature=feature))
     training = Training(student, UselessLabels(), loss, recipe, CPU)
-    for _ in range(recipe.epochs):
-        training.run_epoch()
-        training.finish_epoch(evaluate(training.averaged, MemoryLoader(), CPU))  # type: ignore[arg-type]
+    for epoch in range(1, recipe.epochs + 1):
+        training.run(epoch * training.steps)
+        training.look(evaluate(training.averaged, MemoryLoader(), CPU))  # type: ignore[arg-type]
     assert training.best is not None
     assert training.best.metrics.auc > 0.95
     student.load_state_dict(training.best_state)

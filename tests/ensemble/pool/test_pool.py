@@ -91,7 +91,7 @@ def edit_leaderboard(run: Path, name: str, state: str | None) -> None:
     table.to_csv(path, index=False)
 
 
-@pytest.mark.parametrize("state", [None, "failed", "pruned"])
+@pytest.mark.parametrize("state", [None, "failed", "paused", "pruned"])
 def test_what_the_study_does_not_call_complete_is_left_out_and_told(
     state: str | None, run_folder: Path
 ) -> None:
@@ -104,7 +104,7 @@ def test_what_the_study_does_not_call_complete_is_left_out_and_told(
         "left out, because leaderboard.csv does not call them complete: 0001-copy, 0003; if they "
         f"are, `python -m search report --out {run_folder}`"
     ) in console.export_text()
-    with pytest.raises(UserError, match=r"found '0003'|says (failed|pruned)"):
+    with pytest.raises(UserError, match=r"found '0003'|says (failed|paused|pruned)"):
         pool.get("0003")
 
 
@@ -205,7 +205,7 @@ def test_an_image_that_was_mended_later_is_left_out_for_all(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("0005", "must be complete, but leaderboard.csv says pruned"),
+        ("0005", "must be complete, but leaderboard.csv says paused"),
         ("0006", "must be among .* found '0006'; did you mean"),
         ("", "must be among"),
     ],

@@ -96,7 +96,8 @@ class HandMadeRun:
         figures = measure(y_pred, target).to_dict()
         folder = self.candidate(number)
         folder.mkdir(parents=True, exist_ok=True)
-        history = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.5], "select_auc": [0.6, 1]})
+        looks = {"images": [1000, 2000], "epoch": [0.5, 1.0]}
+        history = pd.DataFrame({**looks, "train_loss": [0.7, 0.5], "select_auc": [0.6, 1]})
         history.to_csv(folder / "history.csv", index=False)
         if complete:
             scores = pd.DataFrame({"img_name": "NA", "target": target, "y_pred": y_pred})
@@ -122,7 +123,7 @@ def night(make_run: Callable[[str], HandMadeRun]) -> HandMadeRun:
     run = make_run("night")
     run.add("complete", 1.5)
     run.add("complete", 0.5, preset="baseline")
-    run.add("pruned", 1.0)
+    run.add("pruned", 1.0, reason="its checkpoint was deleted: --disk")
     run.add("failed", reason="the loss must be finite")
     run.add("rejected", reason="pretraining must be ImageNet-1K alone, found ImageNet-12K")
     run.add("paused", 0.8, reason="the time limit was reached")

@@ -83,11 +83,11 @@ def test_order_and_ranks(study: optuna.Study, tmp_path: Path) -> None:
     add(study, "failed", reason="NaN")  # 3
     add(study, "complete", 0.9)  # 4
     add(study, "complete", 0.8, params_exact=20)  # 5
-    add(study, "pruned")  # 6: stopped before its first epoch ended
+    add(study, "pruned")  # 6: never looked at
     add(study, "pruned", 0.95)  # 7
     add(study, "complete", 0.8, params_exact=20)  # 8
     add(study, "complete", 0.8)  # 9: of unknown size
-    add(study, "paused")  # 10: stopped before its first epoch ended
+    add(study, "paused")  # 10: stopped before its first look
     add(study, "paused", 0.5)  # 11
     table = rows_from_study(study, tmp_path)
     assert table.index.tolist() == [4, 5, 8, 2, 9, 11, 10, 7, 1, 6, 3, 0]
@@ -127,10 +127,10 @@ def test_running_and_waiting_trials_are_left_out(study: optuna.Study, tmp_path: 
 def test_a_paused_trial_is_shown_with_what_it_has_reached(
     study: optuna.Study, tmp_path: Path
 ) -> None:
-    add(study, "paused", 0.65, reason="the time limit was reached", backbone="vit", epochs=4)
+    add(study, "paused", 0.65, reason="the time limit was reached", backbone="vit", epochs=0.5)
     table = rows_from_study(study, tmp_path)
     shown = table[["state", "reason", "backbone", "epochs", "auc"]].to_numpy().tolist()
-    assert shown == [["paused", "the time limit was reached", "vit", 4, 0.65]]
+    assert shown == [["paused", "the time limit was reached", "vit", 0.5, 0.65]]
     assert table["rank"].isna().all()
 
 
@@ -245,8 +245,8 @@ def test_a_leaderboard_is_read_back_as_it_was(study: optuna.Study, tmp_path: Pat
     pd.testing.assert_frame_equal(read_leaderboard(path), table, check_index_type=False)
     add(study, "failed", reason="NA")
     add(study, "complete", 0.1 + 0.2, backbone="NA", params_thop=11_177_538, gmacs=0.5)
-    add(study, "paused", 0.2, backbone='with "quotes", comma')
-    add(study, "complete", 0.9, seed=2**32 - 1)
+    add(study, "paused", 0.2, backbone='with "quotes", comma', epochs=0.1875)
+    add(study, "complete", 0.9, seed=2**32 - 1, epochs=2)
     write_metrics(tmp_path, "0001", {"report": {"auc": 0.85}})
     table = rows_from_study(study, tmp_path)
     write_leaderboard(table, path)

@@ -41,7 +41,7 @@ FACTS = {
     "device": "cpu AVX2 (0000)\ncuda NVIDIA H200 (0001)",
     "notes": f"Pretraining declared: {HOSTILE}",
 }
-FIGURES = ("pareto", "history", "roc", "epochs", "importance")
+FIGURES = ("pareto", "search", "history", "roc", "epochs", "importance")
 
 
 class Page(HTMLParser):
@@ -109,7 +109,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Written:
     run = HandMadeRun(tmp_path_factory.mktemp("page") / "mixed")
     run.add("complete", 1.5)
     run.add("complete", 0.5, preset="baseline")
-    run.add("pruned", 1.0)
+    run.add("pruned", 1.0, reason="its checkpoint was deleted: --disk")
     run.add("failed", reason=f"the loss must be finite {HOSTILE}")
     run.add("rejected", reason="pretraining must be ImageNet-1K alone, found ImageNet-12K")
     paths = report(run)
@@ -163,9 +163,10 @@ def test_every_trial_is_shown_with_all_columns(mixed: Written) -> None:
     assert rows[0]["params_exact"] == "371,778"
 
 
-def test_failed_and_rejected_trials_tell_their_reason(mixed: Written) -> None:
+def test_trials_that_are_not_complete_tell_their_reason(mixed: Written) -> None:
     rows = mixed.page.table("trial", "state")
     assert [(row["trial"], row["state"], row["reason"]) for row in rows] == [
+        ("0002", "pruned", "its checkpoint was deleted: --disk"),
         ("0003", "failed", f"the loss must be finite {HOSTILE}"),
         ("0004", "rejected", "pretraining must be ImageNet-1K alone, found ImageNet-12K"),
     ]
@@ -226,12 +227,12 @@ def test_merged_models_are_shown_if_they_are_those_of_the_run(
     assert ("highest &lt;AUC&gt;" in page) is not is_stale
 
 
-@pytest.mark.parametrize("states", [(), ("failed", "rejected"), ("pruned",)], ids=str)
+@pytest.mark.parametrize("states", [(), ("failed", "rejected"), ("paused", "pruned")], ids=str)
 def test_a_run_without_a_complete_trial_has_a_report(
     run: HandMadeRun, states: tuple[str, ...]
 ) -> None:
     for state in states:
-        run.add(state, quality=1.0 if state == "pruned" else 0)
+        run.add(state, quality=1.0 if state in ("paused", "pruned") else 0)
     paths = report(run, facts={"seed": "0"})
     assert all(path.stat().st_size for path in paths)
     assert '<p class="highlight">' not in paths[0].read_text(encoding="utf-8")

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import search.report.figure
 import search.report.plots
 from search.report.figure import DARK, DPI, LIGHT, WIDTH_INCHES, Theme, name_points, new_figure
 from search.report.plots import (
+    KINDS,
     TRIALS_NEEDED,
     draw_candidate_roc,
     draw_epochs,
@@ -28,9 +29,12 @@ from search.report.plots import (
     draw_importance,
     draw_pareto,
     draw_roc,
+    draw_search,
     parameter_importance,
     pareto_front,
 )
+from search.study.space import BASELINE, PRESET
+from search.study.trials import LOOKS
 from search.training.metrics import roc_auc, tpr_at_fpr
 
 STATES = ("complete", "complete", "pruned", "failed", "complete", "rejected", "complete")
@@ -59,9 +63,9 @@ def scores(seed: int, size: int = 400) -> pd.DataFrame:
     return pd.DataFrame({"target": target, "y_pred": 1 / (1 + np.exp(-noisy))})
 
 
-def history(epochs: int) -> pd.DataFrame:
-    steps = np.arange(1, epochs + 1)
-    return pd.DataFrame({"epoch": steps, "train_loss": 1 / steps, "select_auc": 1 - 0.4 / steps})
+def history(looks: int) -> pd.DataFrame:
+    epochs = 0.25 * 2.0 ** np.arange(looks)
+    return pd.DataFrame({"epoch": epochs, "train_loss": 1 / epochs, "select_auc": 1 - 0.1 / epochs})
 
 
 DRAWN: dict[str, Callable[[int, Path, Theme], Path]] = {
@@ -70,8 +74,9 @@ DRAWN: dict[str, Callable[[int, Path, Theme], Path]] = {
     "roc": lambda size, path, theme: draw_roc(
         {f"000{seed}": scores(seed) for seed in range(min(size, 5))}, path, theme
     ),
+    "search": lambda size, path, theme: draw_search(looks(size), path, theme),
     "epochs": lambda size, path, theme: draw_epochs(
-        {f"000{epochs}": history(epochs) for epochs in range(1, min(size, 5) + 1)}, path, theme
+        {f"000{looks}": history(looks) for looks in range(1, min(size, 5) + 1)}, path, theme
     ),
     "importance": lambda size, path, theme: draw_importance(
         {f"parameter{place}": 1 / size for place in range(size)}, path, theme, "too few trials"
@@ -166,11 +171,45 @@ def test_history_shows_paused_trials_apart(figures: list[Figure], tmp_path: Path
     assert [x for x, _ in lines["without a score"]] == [3, 5]
 
 
-def test_history_without_a_complete_trial_shows_the_pruned_ones(
-    figures: list[Figure], tmp_path: Path
+@pytest.mark.parametrize("state", ["paused", "pruned"])
+def test_history_without_a_complete_trial_shows_the_others(
+    state: str, figures: list[Figure], tmp_path: Path
 ) -> None:
-    draw_history(leaderboard(3).tail(1), tmp_path / "a.png")
-    assert "best so far" not in {str(line.get_label()) for line in figures[0].axes[0].lines}
+    draw_history(leaderboard(3).tail(1).assign(state=state), tmp_path / "a.png")
+    lines = {str(line.get_label()): line.get_xydata().tolist() for line in figures[0].axes[0].lines}
+    assert "best so far" not in lines
+    assert lines[state] == [[2, 0.65]]
+
+
+def looks(size: int) -> pd.DataFrame:
+    """As many candidates, each looked at twice: all once, then all again."""
+    rows = [
+        (trial, KINDS[trial % 3], 60.0 * (place * size + trial), 0.6 + 0.05 * trial + place / 100)
+        for place in range(2)
+        for trial in range(size)
+    ]
+    return pd.DataFrame(rows, columns=["trial", "kind", "seconds", "auc"])
+
+
+def test_the_search_is_drawn_against_time(figures: list[Figure], tmp_path: Path) -> None:
+    draw_search(looks(4).sample(frac=1, random_state=0), tmp_path / "a.png")
+    *lines, best = figures[0].axes[0].lines
+    assert [line.get_xdata().tolist() for line in lines] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    # Each kind is named once.
+    names = [str(line.get_label()) for line in lines]
+    assert names[:3] == list(KINDS)
+    assert names[3].startswith("_")
+    assert lines[3].get_color() == lines[0].get_color() != lines[1].get_color()
+    assert best.get_label() == "best so far"
+    assert best.get_xdata().tolist() == list(range(8))
+    assert best.get_ydata().tolist() == pytest.approx([0.6, 0.65, 0.7, 0.75, *[0.75] * 3, 0.76])
+
+
+def test_looks_are_drawn_where_they_came(figures: list[Figure], tmp_path: Path) -> None:
+    draw_epochs({"0007 vit": history(4)}, tmp_path / "a.png")
+    losses, aucs = (axes.lines[0].get_xydata().tolist() for axes in figures[0].axes)
+    assert losses == [[0.25, 4], [0.5, 2], [1, 1], [2, 0.5]]
+    assert [x for x, _ in aucs] == [0.25, 0.5, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -266,33 +305,37 @@ def test_text_and_lines_stand_out_from_the_page(theme: Theme) -> None:
 
 
 def searched(trials: int, *, baseline: bool = False) -> optuna.Study:
-    """A study in which only the learning rate of each backbone matters."""
+    """A study in which only the learning rate matters, and few trials came to their end."""
     generator = np.random.default_rng(0)
     study = optuna.create_study(direction="maximize")
     unit = FloatDistribution(0, 1)
     for number in range(trials):
         backbone = ("vit", "resnet")[number % 2]
         rate, noise = generator.uniform(size=2)
+        auc = 1 - abs(rate - 0.7)
         study.add_trial(
             create_trial(
-                value=1 - abs(rate - 0.7),
-                params={"backbone": backbone, f"{backbone}/learning_rate": rate, "noise": noise},
+                state=TrialState.WAITING,
+                params={"backbone": backbone, "learning_rate_position": rate, "noise": noise},
                 distributions={
                     "backbone": CategoricalDistribution(["vit", "resnet"]),
-                    f"{backbone}/learning_rate": unit,
+                    "learning_rate_position": unit,
                     "noise": unit,
                 },
+                # What came later tells nothing of the others.
+                user_attrs={LOOKS: [[100, 1.0, auc, 9.0], [200, 2.0, 0.5, 10.0]]},
             )
         )
     if baseline:
-        study.add_trial(create_trial(value=0.01, user_attrs={"preset": "baseline"}))
+        looks = [[100, 1.0, 0.01, 9.0]]
+        study.add_trial(create_trial(value=0.01, user_attrs={PRESET: BASELINE, LOOKS: looks}))
     return study
 
 
-def test_importance_finds_the_parameter_that_matters_over_all_backbones() -> None:
+def test_importance_finds_the_parameter_that_matters() -> None:
     shares = parameter_importance(searched(60))
-    assert set(shares) == {"backbone", "learning_rate", "noise"}
-    assert shares["learning_rate"] > 0.7
+    assert set(shares) == {"backbone", "learning_rate_position", "noise"}
+    assert shares["learning_rate_position"] > 0.7
     assert sum(shares.values()) == pytest.approx(1)
 
 

@@ -10,8 +10,16 @@ import pytest
 from rich.console import Console
 
 from search.errors import UserError
-from search.report.terminal import Problems, StudyProgress, format_seconds, introduce, print_top
-from search.training.candidate import EpochRecord
+from search.report.terminal import (
+    Problems,
+    StudyProgress,
+    describe_rules,
+    format_seconds,
+    introduce,
+    print_top,
+)
+from search.study.scheduler import Rules
+from search.training.candidate import Look
 from search.training.loop import StepRecord
 from search.training.recipe import Recipe
 
@@ -21,13 +29,13 @@ RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", ca
 def play(*, terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120)
-    with StudyProgress(console, 5, finished=1, seconds_left=lambda: 100.0) as progress:
+    with StudyProgress(console, 5, begun=1, seconds_ahead=lambda: 100.0) as progress:
         progress.trial_started("0001", RECIPE)
         progress.step(StepRecord(0, 1, 2, None, 10.0))
         progress.step(StepRecord(0, 2, 2, 0.693, 12.0))
         if progress.bars.live:
             progress.bars.live.refresh()
-        progress.epoch(EpochRecord(1, 0.693, 1e-3, 0.75, 0.6, 2.0))
+        progress.look(Look(64, 1.0, 0.693, 1e-3, 0.75, 0.6, 2.0))
         progress.trial_finished("complete", 0.75)
         progress.trial_started("0002", RECIPE)
         progress.trial_finished("failed", None, "the loss [x] must be finite")
@@ -37,7 +45,13 @@ def play(*, terminal: bool) -> str:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_course_of_a_study_is_told(terminal: bool) -> None:
     text = play(terminal=terminal)
-    for expected in ("0001", "test_resnet.r160_in1k", "AUC 0.7500", "best AUC 0.7500", "[x] must"):
+    for expected in (
+        "0001",
+        "test_resnet.r160_in1k",
+        "AUC 0.7500",
+        "best complete AUC 0.7500",
+        "[x] must",
+    ):
         assert expected in text
 
 
@@ -45,43 +59,51 @@ def test_without_a_terminal_there_are_only_lines() -> None:
     text = play(terminal=False)
     assert "\x1b" not in text
     assert "\r" not in text
-    assert "2 of 5 trials" in text
+    assert "2 of 5 begun" in text
 
 
 def test_a_terminal_shows_speed_and_loss() -> None:
     assert "12 images/s, loss 0.693" in play(terminal=True)
 
 
-def test_a_resumed_study_knows_its_past_and_a_paused_trial_does_not_count() -> None:
+def test_a_resumed_study_knows_its_past_and_what_goes_on_is_not_begun_again() -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=200)
-    with StudyProgress(console, 3, finished=1, best=0.8, durations=[60.0]) as progress:
-        progress.trial_started("0001", RECIPE)
+    with StudyProgress(console, 3, begun=2, best=0.8, seconds_ahead=lambda: 120.0) as progress:
+        progress.trial_started("0001", RECIPE, until=4_000, goes_on=True)
         progress.trial_paused("interrupted by the user")
-    told = (
+        progress.trial_started("0002", RECIPE, until=2_000)
+        progress.trial_paused()
+    assert stream.getvalue().splitlines() == [
+        "trial 0001 goes on to 4,000 images",
         "  paused: interrupted by the user, goes on from its batch | "
-        "1 of 3 trials, best AUC 0.8000, about 2 min 0 s left"
-    )
-    assert told in stream.getvalue().splitlines()
+        "2 of 3 begun, best complete AUC 0.8000, about 2 min 0 s left",
+        "trial 0002 to 2,000 images: test_resnet.r160_in1k at 224 px, learning rate 0.0003, "
+        "augmentation none 0.50",
+        "  paused | 3 of 3 begun, best complete AUC 0.8000, about 2 min 0 s left",
+    ]
 
 
-def test_a_trial_that_goes_on_says_so_and_its_rest_is_no_measure_of_a_trial() -> None:
+def test_how_many_are_begun_may_be_open() -> None:
     stream = io.StringIO()
-    console = Console(file=stream, width=200)
-    with StudyProgress(console, 3, finished=1, durations=[60.0]) as progress:
-        progress.trial_started("0001", RECIPE, goes_on=True)
-        progress.trial_finished("complete", 0.75)
-    lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("trial 0001 goes on: test_resnet.r160_in1k at 224 px, ")
-    assert lines[1].endswith("about 1 min 0 s left")
-
-
-def test_failures_do_not_shorten_the_estimate() -> None:
-    stream = io.StringIO()
-    with StudyProgress(Console(file=stream, width=200), 3, durations=[60.0]) as progress:
+    with StudyProgress(Console(file=stream, width=200), None) as progress:
         progress.trial_started("0000", RECIPE)
-        progress.trial_finished("failed", None, "no paper")
-    assert "about 2 min 0 s left" in stream.getvalue()
+        progress.trial_finished("complete", 0.9)
+    assert stream.getvalue().splitlines()[-1] == (
+        "  complete, AUC 0.9000 | 1 begun, best complete AUC 0.9000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rules", "left", "told"),
+    [
+        (Rules(2_000, trials=20, longest=28_000), None, "20 configurations are trained on 2,000"),
+        (Rules(2_000), 28_800.0, "in 8 h 0 min: about 20 configurations, for 7 min 12 s each"),
+        (Rules(2_000, trials=7), 28_800.0, "about 20 configurations, 7 at most, for 7 min"),
+    ],
+)
+def test_how_the_search_is_laid_out_is_told(rules: Rules, left: float | None, told: str) -> None:
+    assert told in describe_rules(rules, left)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +174,7 @@ def plan_of(trials: int, notes: tuple[str, ...] = ()) -> Any:
         runtime=SimpleNamespace(device="cpu"),
         images_of_a_look=1,
         rejected=(),
+        rules=Rules(2_000, trials=trials, longest=28_000),
         notes=notes,
     )
 
@@ -168,7 +191,7 @@ def test_the_baseline_and_its_own_epochs_are_named() -> None:
     assert "baseline (resnet18.a1_in1k at 224 px, always 2 epochs)" in text
 
 
-def test_what_epochs_are_compared_on_is_told() -> None:
+def test_what_candidates_are_compared_on_is_told() -> None:
     assert "compared on 1 of 2 images of select (--select-limit)" in introduction(plan_of(9))
 
 

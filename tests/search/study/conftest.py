@@ -30,7 +30,7 @@ VERDICT = SimpleNamespace(
 
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
-    return open_study(SearchSettings(out=tmp_path, pruner="none").resolved(), "abc")
+    return open_study(SearchSettings(out=tmp_path).resolved(), "abc")
 
 
 def leave_complete(folder: Path, auc: float = 0.75, **more: Any) -> Candidate:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,28 +12,39 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
 from search.errors import UserError
 from search.machine.interruption import Interrupted, Interruption
 from search.pixels.reading import Reader
 from search.study.driving import (
     FAILURES_TO_STOP,
-    FEWEST_COMPLETE,
+    NO_ROOM,
+    RESTING,
     Search,
     drop_surplus_weights,
     kept_candidates,
-    next_trial,
     set_aside_orphan,
 )
+from search.study.scheduler import GoOn, Rules, next_work
 from search.study.space import BASELINE, PRESET
-from search.study.trials import REASON, ROW, STATE, paused_trials, record_outcome
+from search.study.trials import (
+    LOOKS,
+    PAUSED,
+    REASON,
+    ROW,
+    STATE,
+    claim,
+    known_trials,
+    new_trial,
+    paused_trials,
+    record_outcome,
+)
 from search.training.candidate import (
     CHECKPOINT,
     WEIGHTS,
     Candidate,
-    EpochRecord,
+    Look,
     save_progress,
 )
 from search.training.loop import NonFiniteLossError
@@ -40,8 +52,15 @@ from search.training.metrics import measure
 from search.training.recipe import Recipe
 from search.training.train import Watch
 from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
+from tests.search.study.test_space import SMALL, SPACE
 
 FIGURES = measure([0.2, 0.8], [0, 1])
+CENTRE = SPACE.centre(SMALL[0])
+
+
+def looks_of(candidate: Candidate) -> list[Look]:
+    rows: list[Any] = candidate.history.to_dict("records")
+    return [Look(**row) for row in rows]
 
 
 class Silent:
@@ -53,12 +72,14 @@ class Silent:
         self.started: list[tuple[str, bool]] = []
         self.lines: list[str] = []
 
-    def trial_started(self, name: str, recipe: Recipe, *, goes_on: bool = False) -> None:
+    def trial_started(
+        self, name: str, recipe: Recipe, *, until: int | None = None, goes_on: bool = False
+    ) -> None:
         self.started.append((name, goes_on))
 
     def step(self, record: Any) -> None: ...
 
-    def epoch(self, record: Any) -> None: ...
+    def look(self, record: Any) -> None: ...
 
     def tell(self, line: str) -> None:
         self.lines.append(line)
@@ -66,7 +87,7 @@ class Silent:
     def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
         self.finished.append((state, auc, reason))
 
-    def trial_paused(self, reason: str) -> None:
+    def trial_paused(self, reason: str = "") -> None:
         self.paused.append(reason)
 
 
@@ -79,12 +100,16 @@ def make_search(
 ) -> Callable[..., Search]:
     """A search whose trainings are what a test says."""
 
-    def make(train: Trained, trials: int = 4, allowed: bool = True) -> Search:
+    def make(train: Trained, trials: int = 4, allowed: bool = True, **rules: Any) -> Search:
         monkeypatch.setattr("search.study.driving.train", train)
         verdict = SimpleNamespace(**{**vars(VERDICT), "allowed": allowed})
         plan: Any = SimpleNamespace(
-            settings=SimpleNamespace(trials=trials, keep=2, checkpoint_minutes=10.0),
-            space=SimpleNamespace(recipe=lambda _: RECIPE, epochs=RECIPE.epochs),
+            settings=SimpleNamespace(keep=2, checkpoint_minutes=10.0),
+            rules=Rules(**{"first_look": 1_000, "trials": trials, "longest": 1_000, **rules}),
+            space=SPACE,
+            recipe_of=lambda _: RECIPE,
+            ended=lambda recipe, _images, _done: recipe,
+            disk_bytes=lambda _: math.inf,
             judge_recipe=lambda _: verdict,
             splits=None,
             runtime=None,
@@ -96,14 +121,34 @@ def make_search(
 
 
 def raising(error: BaseException) -> Trained:
-    def train(_recipe: Recipe, _splits: Any, _folder: Path, **_: Any) -> Candidate:
+    def train(*_: Any, **__: Any) -> Candidate:
         raise error
 
     return train
 
 
-def completing(_recipe: Recipe, _splits: Any, folder: Path, **_: Any) -> Candidate:
+def completing(
+    _recipe: Recipe, _splits: Any, folder: Path, _until: int | None, **_: Any
+) -> Candidate:
     return leave_complete(folder)
+
+
+def looking(
+    _recipe: Recipe, _splits: Any, folder: Path, until: int | None, *, watch: Watch, **_: Any
+) -> Candidate:
+    """A training that is as good as its number says, and looked at where it is told to stop."""
+    images = until or 8_000
+    auc = 0.5 + int(folder.name) / 100 + images / 100_000
+    path = folder / "history.csv"
+    history = looks_of(Candidate(folder)) if path.exists() else []
+    look = Look(images, images / 1_000, 0.6, 1e-3, auc, 0.7, 1.5, wait_seconds=0.5)
+    save_progress(folder, RECIPE, [*history, look])
+    watch.look(look, FIGURES)
+    if until is None:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return leave_complete(folder, auc)
+    (folder / CHECKPOINT).write_bytes(b"state")
+    return Candidate(folder)
 
 
 def test_a_trial_that_completes_is_told_with_what_lies_on_disk(
@@ -133,9 +178,9 @@ def test_a_trial_that_was_stopped_waits_under_its_number_and_goes_on_first(
 ) -> None:
     search = make_search(raising(error))
     search.interruption.requested = isinstance(error, RuntimeError)
-    for x in (0.25, 0.75):
-        study.enqueue_trial({"x": x}, user_attrs={PRESET: "anything"})
-    trial = study.ask()
+    for _ in range(2):
+        new_trial(study, CENTRE, SPACE, **{PRESET: "anything"})
+    trial = claim(study, study.trials[0])
     if raised is None:
         assert search.run_trial(trial) is None
     else:
@@ -148,7 +193,8 @@ def test_a_trial_that_was_stopped_waits_under_its_number_and_goes_on_first(
     progress: Any = search.progress
     assert progress.finished == []
     assert len(progress.paused) == 1
-    assert next_trial(study).number == trial.number
+    work = next_work(known_trials(study), search.plan.rules)
+    assert work == GoOn(trial.number, None)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +213,7 @@ def test_a_lost_gpu_ends_the_search_and_no_other_trial(
         # for ever.
         assert [trial.number for trial in paused_trials(study)] == [0]
         with pytest.raises(UserError, match="the GPU stopped working"):
-            search.run_trial(next_trial(study))
+            search.run_trial(claim(study, study.trials[0]))
     else:
         assert text in (search.run_trial(trial) or "")
     (failed,) = study.trials
@@ -207,7 +253,9 @@ def test_a_trial_goes_on_with_the_recipe_that_it_began_with(
 ) -> None:
     trained: list[Recipe] = []
 
-    def train(recipe: Recipe, _splits: Any, folder: Path, **_: Any) -> Candidate:
+    def train(
+        recipe: Recipe, _splits: Any, folder: Path, _until: int | None, **_: Any
+    ) -> Candidate:
         trained.append(recipe)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CHECKPOINT).write_bytes(b"state")
@@ -217,11 +265,11 @@ def test_a_trial_goes_on_with_the_recipe_that_it_began_with(
     search.run_trial(study.ask())
     # The baseline's weights have come since, say; and another machine computes otherwise.
     other = replace(RECIPE, backbone="other", precision="bf16")
-    search.plan.space.recipe = lambda _: other  # type: ignore[method-assign]
-    search.run_trial(next_trial(study))
+    search.plan.recipe_of = lambda _: other  # type: ignore[method-assign]
+    search.run_trial(claim(study, study.trials[0]))
     assert trained == [RECIPE, replace(RECIPE, precision="bf16")]
     (tmp_path / "candidates" / "0000" / CHECKPOINT).unlink()
-    search.run_trial(next_trial(study))
+    search.run_trial(claim(study, study.trials[0]))
     assert trained[-1] == other
 
 
@@ -253,9 +301,11 @@ def test_a_study_of_failures_is_stopped(
 def test_a_failure_after_a_success_stops_nothing(
     make_search: Callable[..., Search], study: optuna.Study
 ) -> None:
-    def train(recipe: Recipe, splits: Any, folder: Path, **more: Any) -> Candidate:
+    def train(
+        recipe: Recipe, splits: Any, folder: Path, until: int | None, **more: Any
+    ) -> Candidate:
         if folder.name == "0000":
-            return completing(recipe, splits, folder, **more)
+            return looking(recipe, splits, folder, until, **more)
         raise ValueError("out of paper")
 
     make_search(train, trials=6).drive()
@@ -287,85 +337,67 @@ def test_a_trial_leaves_nothing_in_memory(
         alive.append(sum(ref() is not None for ref in left))
         heavy = Heavy()
         left.append(weakref.ref(heavy))
-        raise optuna.TrialPruned
+        raise ValueError("out of paper")
 
     gc.disable()
     try:
-        make_search(train, trials=4).drive()
+        with pytest.raises(UserError, match="all failed"):
+            make_search(train, trials=4).drive()
     finally:
         gc.enable()
-    assert alive == [0, 0, 0, 0]
+    assert alive == [0, 0, 0]
 
 
-class Harsh(BasePruner):
-    """Finds every trial lagging behind, and counts how often it was asked."""
-
-    asked = 0
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        self.asked += 1
-        return True
-
-
-def pruned_after(
-    make_search: Callable[..., Search],
-    study: optuna.Study,
-    epoch: int,
-    *,
-    complete: int,
-    preset: str | None = None,
-) -> tuple[bool, int]:
-    study.pruner = pruner = Harsh()
-    row = {"params_exact": 1}
-    study.add_trial(create_trial(value=0.5, user_attrs={ROW: row, PRESET: BASELINE}))
-    study.add_trials([create_trial(value=0.7, user_attrs={ROW: row})] * complete)
-
-    def train(_recipe: Recipe, _splits: Any, folder: Path, *, watch: Watch, **_: Any) -> Candidate:
-        record = EpochRecord(epoch, 0.6, 1e-3, 0.5, 0.7, 1.5, wait_seconds=0.5)
-        save_progress(folder, RECIPE, [record])
-        watch.epoch(record, FIGURES)
-        return leave_complete(folder)
-
-    search = make_search(train)
-    trial = study.ask()
-    trial.set_user_attr(PRESET, preset)
-    search.run_trial(trial)
-    found = study.trials[trial.number]
-    if found.state is TrialState.PRUNED:
-        assert found.user_attrs[STATE] == "pruned"
-        assert found.user_attrs[ROW]["auc"] == FIGURES.auc
-        assert found.user_attrs[ROW]["train_seconds"] == 1.5
-        assert found.user_attrs[ROW]["wait_seconds"] == 0.5
-        assert found.user_attrs[ROW]["path"] == ""
-    return found.state is TrialState.PRUNED, pruner.asked
-
-
-@pytest.mark.parametrize(
-    ("complete", "pruned"), [(0, False), (FEWEST_COMPLETE - 1, False), (FEWEST_COMPLETE, True)]
-)
-def test_nothing_is_pruned_before_there_is_something_to_merge(
-    complete: int, pruned: bool, make_search: Callable[..., Search], study: optuna.Study
+def test_halves_go_on_from_their_checkpoint_and_the_best_are_finished(
+    make_search: Callable[..., Search], study: optuna.Study, tmp_path: Path
 ) -> None:
-    assert pruned_after(make_search, study, 1, complete=complete) == (pruned, 1)
+    search = make_search(looking, trials=8, longest=8_000)
+    assert search.drive() == ""
+    trials = study.trials
+    assert [trial.state.name for trial in trials] == ["WAITING"] * 5 + ["COMPLETE"] * 3
+    seen = [max(trial.intermediate_values) for trial in trials]
+    assert seen == [1_000] * 4 + [2_000] + [8_000] * 3
+    assert trials[5].user_attrs[LOOKS] == [
+        [1_000, 2.0, pytest.approx(0.56), 12.0],
+        [2_000, 4.0, pytest.approx(0.57), 22.0],
+        [4_000, 6.0, pytest.approx(0.59), 30.0],
+        [8_000, 8.0, pytest.approx(0.63), 36.0],
+    ]
+    paused = trials[0].user_attrs
+    assert (paused[STATE], paused[REASON]) == (PAUSED, RESTING)
+    assert paused[ROW]["auc"] == FIGURES.auc
+    assert paused[ROW]["train_seconds"] == 1.5
+    assert paused[ROW]["wait_seconds"] == 0.5
+    assert paused[ROW]["epochs"] == 1.0
+    assert (tmp_path / "candidates" / "0000" / CHECKPOINT).exists()
+    # All were drawn from the space, and are in Optuna with their parameters.
+    assert all(set(trial.params) == set(SPACE.distributions) for trial in trials)
+    progress: Any = search.progress
+    assert len(progress.started) == 8 + 4 + 3 + 3
 
 
-@pytest.mark.parametrize(("epoch", "preset"), [(RECIPE.epochs, None), (1, BASELINE)])
-def test_the_last_epoch_and_the_baseline_are_not_asked_about(
-    epoch: int, preset: str | None, make_search: Callable[..., Search], study: optuna.Study
+def test_a_small_disk_costs_the_worst_their_checkpoint(
+    make_search: Callable[..., Search], study: optuna.Study, tmp_path: Path
 ) -> None:
-    found = pruned_after(make_search, study, epoch, complete=FEWEST_COMPLETE, preset=preset)
-    assert found == (False, 0)
+    search = make_search(looking, trials=6, longest=8_000)
+    search.plan.disk_bytes = lambda _: 3 * len(b"state")  # type: ignore[method-assign]
+    search.drive()
+    states = [trial.user_attrs[STATE] for trial in study.trials]
+    assert states == ["pruned"] * 3 + ["complete"] * 3
+    assert study.trials[0].user_attrs[REASON] == NO_ROOM
+    assert not list(tmp_path.glob(f"candidates/*/{CHECKPOINT}"))
 
 
-def test_an_epoch_that_was_not_reported_before_a_kill_is_reported(
+def test_a_look_that_was_not_reported_before_a_kill_is_reported(
     make_search: Callable[..., Search], study: optuna.Study, tmp_path: Path
 ) -> None:
     trial = study.ask()
-    trial.report(0.5, step=1)
-    history = [EpochRecord(epoch, 0.6, 1e-3, 0.5 + epoch / 10, 0.7, 1.0) for epoch in (1, 2)]
+    trial.report(0.6, step=1_000)
+    history = [Look(1_000 * n, n, 0.6, 1e-3, 0.5 + n / 10, 0.7, 1.0) for n in (1, 2)]
     save_progress(tmp_path / "candidates" / "0000", RECIPE, history)
     make_search(completing).run_trial(trial)
-    assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.7}
+    assert study.trials[0].intermediate_values == {1_000: 0.6, 2_000: 0.7}
+    assert [point.images for point in known_trials(study)[0].points] == [1_000, 2_000]
 
 
 def test_the_best_and_the_baseline_keep_their_weights(study: optuna.Study, tmp_path: Path) -> None:
@@ -381,6 +413,14 @@ def test_the_best_and_the_baseline_keep_their_weights(study: optuna.Study, tmp_p
         "0003",
         "0000",
     ]
+
+
+def test_a_training_whose_end_was_moved_is_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "candidates" / "0003"
+    begun = replace(RECIPE, schedule="constant", epochs=None)
+    save_progress(folder, begun, [])
+    set_aside_orphan(folder, replace(begun, epochs=1.25, decay_fraction=0.1), pytest.fail)
+    assert folder.exists()
 
 
 def test_a_folder_of_another_training_is_set_aside(tmp_path: Path) -> None:

@@ -7,21 +7,19 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.pruners import HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
 from search.settings import SearchSettings
-from search.study.driving import next_trial
 from search.study.opening import (
     enqueue_baseline,
     enqueue_first_trials,
-    make_pruner,
     open_study,
     recover,
 )
 from search.study.space import BASELINE, PRESET
-from search.study.trials import PAUSED, REASON, STATE, record_outcome
+from search.study.trials import PAUSED, REASON, STATE, claim, paused_trials, record_outcome
 from search.study.trials import RECIPE as RECIPE_ATTRIBUTE
 from search.training.candidate import CHECKPOINT, save_progress
 from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
@@ -30,41 +28,20 @@ from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
 def test_a_renamed_run_keeps_its_study(study: optuna.Study, tmp_path: Path) -> None:
     study.enqueue_trial({})
     renamed = tmp_path.rename(tmp_path.with_name("renamed"))
-    settings = SearchSettings(out=renamed, pruner="none").resolved()
+    settings = SearchSettings(out=renamed).resolved()
     assert len(open_study(settings, "abc", study.study_name).trials) == 1
     with pytest.raises(UserError, match=r"must have the study 'renamed' of .* found none"):
         open_study(settings, "abc", "renamed")
 
 
 def test_a_storage_never_mixes_runs(study: optuna.Study, tmp_path: Path) -> None:
-    settings = SearchSettings(out=tmp_path, pruner="none").resolved()
+    settings = SearchSettings(out=tmp_path).resolved()
     assert open_study(settings, "abc").trials == []  # left by a process that was killed at once
     study.enqueue_trial({})
     with pytest.raises(UserError, match="found one with trials"):
         open_study(settings, "abc")
     with pytest.raises(UserError, match="images, found one of others"):
         open_study(settings, "xyz", study.study_name)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("asha", SuccessiveHalvingPruner), ("hyperband", HyperbandPruner), ("none", NopPruner)],
-)
-def test_pruners_by_name(name: str, kind: type) -> None:
-    assert isinstance(make_pruner(name, 4), kind)
-
-
-def test_asha_looks_first_after_a_quarter_of_the_epochs() -> None:
-    study = optuna.create_study(direction="maximize", pruner=make_pruner("asha", 8))
-    outcomes = []
-    for auc in (0.9, 0.6):
-        trial = study.ask()
-        trial.report(auc, step=1)
-        first = trial.should_prune()
-        trial.report(auc, step=2)
-        outcomes.append((first, trial.should_prune()))
-        study.tell(trial, auc)
-    assert outcomes == [(False, False), (False, True)]
 
 
 def test_the_baseline_is_enqueued_once(study: optuna.Study) -> None:
@@ -95,7 +72,9 @@ def test_the_first_trials_are_enqueued_once_wherever_a_process_was_killed(
         rejected=rejected,
         catalogue=SimpleNamespace(budget=200),
         space=SimpleNamespace(
-            backbones=backbones, default_parameters=lambda backbone: {"backbone": backbone.name}
+            backbones=backbones,
+            centre=lambda backbone: {"backbone": backbone.name},
+            distributions={"backbone": CategoricalDistribution(["a", "b"])},
         ),
     )
     added: list[FrozenTrial] = []
@@ -150,7 +129,7 @@ def test_a_complete_folder_of_another_training_is_not_told(
     save_progress(leave_complete(tmp_path / "candidates" / "0000").path, RECIPE, [])
     recover(study, tmp_path)
     assert study.trials[0].state is TrialState.WAITING
-    trial = next_trial(study)
+    trial = claim(study, study.trials[0])
     trial.set_user_attr(RECIPE_ATTRIBUTE, asdict(RECIPE))
     recover(study, tmp_path)
     assert study.trials[0].state is TrialState.COMPLETE
@@ -165,7 +144,7 @@ def test_recovery_works_with_any_storage(url: str | None, tmp_path: Path) -> Non
     again = open_study(settings, "abc", study.study_name)
     recover(again, tmp_path)
     assert [trial.state for trial in again.trials] == [TrialState.WAITING]
-    assert next_trial(again).number == 0
+    assert [trial.number for trial in paused_trials(again)] == [0]
 
 
 def test_a_finished_trials_checkpoint_is_cleared_away(study: optuna.Study, tmp_path: Path) -> None:

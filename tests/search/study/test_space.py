@@ -2,22 +2,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import optuna
+import numpy as np
 import pytest
+from optuna.trial import create_trial
 
 from search.catalogue.backbones import Backbone, load_backbones
+from search.catalogue.dimensions import SEARCHED_POLICIES, Dimension, read_dimensions
 from search.pixels.augmentation.augment import Augmentation
-from search.study.space import BASELINE, PRESET, SEARCHED_POLICIES, Space
+from search.study.space import (
+    BACKBONE,
+    IMAGE_SIZE,
+    LEARNING_RATE,
+    SPREAD,
+    Parameters,
+    Space,
+)
 
 CATALOGUE = load_backbones()
 SMALL = CATALOGUE.pool("small")
 SPACE = Space(
     backbones=SMALL,
     baseline=CATALOGUE.get("resnet18.a1_in1k"),
+    dimensions=CATALOGUE.dimensions,
     weights="hub",
     weights_dir=None,
     epochs=4,
+    schedule="constant",
     canvas=192,
     batch_size=32,
     micro_batch_size=None,
@@ -29,53 +41,97 @@ SPACE = Space(
 )
 
 
-def ask(space: Space, parameters: dict[str, object], **attributes: str) -> optuna.Trial:
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(parameters, user_attrs=attributes)
-    return study.ask()
+def near(parameters: Parameters, other: Parameters) -> float:
+    """Share of the parameters that are the same, or nearly."""
+    same = 0
+    for name, value in parameters.items():
+        if isinstance(value, float):
+            dimension = SPACE.dimensions.get(name, Dimension(name, 0.5))
+            distance = abs(dimension.position(value) - dimension.position(other[name]))
+            same += distance < 2.5 * SPREAD
+        else:
+            same += value == other[name]
+    return same / len(parameters)
 
 
 @pytest.mark.parametrize("weights", ["hub", "none"])
 @pytest.mark.parametrize("backbone", SMALL, ids=lambda backbone: backbone.name)
-def test_the_default_of_a_backbone_lies_in_the_space(backbone: Backbone, weights: str) -> None:
+def test_the_centre_of_a_backbone_is_the_recipe_that_works(
+    backbone: Backbone, weights: Any
+) -> None:
     space = replace(SPACE, weights=weights)
-    parameters = space.default_parameters(backbone)
-    trial = ask(space, parameters)
-    recipe = space.recipe(trial)
-    assert trial.params == pytest.approx(parameters)
+    parameters = space.centre(backbone)
+    create_trial(params=parameters, distributions=space.distributions, value=0.0)
+    recipe = space.recipe(parameters)
     assert recipe.backbone == backbone.name
     assert recipe.image_size == backbone.image_sizes[0]
     low, high = backbone.learning_rate
-    assert low < recipe.learning_rate < high
+    assert recipe.learning_rate == pytest.approx((low * high) ** 0.5)
     assert (recipe.epochs, recipe.batch_size, recipe.seed) == (4, 32, 3)
+    assert (recipe.augmentation, recipe.augmentation_strength) == ("light", 0.6)
+    assert (recipe.weight_decay, recipe.label_smoothing) == (0.05, 0.05)
+    assert recipe.lowest_layer_scale == (1.0 if weights == "none" else 0.05)
+    assert (recipe.schedule, recipe.average_power) == ("constant", 7.0)
 
 
-def test_random_trials_are_recipes_within_the_ranges() -> None:
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(60):
-        recipe = SPACE.recipe(study.ask())
+def test_few_dimensions_are_searched_unless_trials_are_many() -> None:
+    matter = {"lowest_layer_scale", "weight_decay", "augmentation", "augmentation_strength"}
+    assert set(SPACE.distributions) == {BACKBONE, IMAGE_SIZE, LEARNING_RATE, *matter}
+    scratch = replace(SPACE, weights="none")
+    assert "lowest_layer_scale" not in scratch.distributions
+    many = replace(SPACE, with_many_trials=True)
+    assert {"mixup_alpha", "class_balance"} <= set(many.distributions)
+    one = replace(SPACE, backbones=(replace(SMALL[0], image_sizes=(64,)),))
+    assert IMAGE_SIZE not in one.distributions
+
+
+def test_draws_are_around_the_centre_and_from_everywhere() -> None:
+    space = replace(SPACE, with_many_trials=True)
+    generator = np.random.default_rng(0)
+    drawn = [space.near_centre(generator) for _ in range(400)]
+    for parameters in drawn:
+        create_trial(params=parameters, distributions=space.distributions, value=0.0)
+        recipe = space.recipe(parameters)
         backbone = CATALOGUE.get(recipe.backbone)
         assert backbone.learning_rate[0] <= recipe.learning_rate <= backbone.learning_rate[1]
         assert recipe.image_size in backbone.image_sizes
         assert recipe.augmentation in SEARCHED_POLICIES
-        assert 0 < recipe.layer_decay <= 1
-        assert recipe.canvas == 192
         Augmentation(recipe.augmentation, recipe.augmentation_strength)
+    centres = [space.centre(CATALOGUE.get(one[BACKBONE])) for one in drawn]
+    shares = [near(one, centre) for one, centre in zip(drawn, centres, strict=True)]
+    assert 0.75 < np.mean(shares) < 0.95
+    assert min(shares) < 0.7
+    assert len({one[BACKBONE] for one in drawn}) == len(SMALL)
+    assert {one["augmentation"] for one in drawn} == set(SEARCHED_POLICIES)
 
 
-def test_training_from_scratch_searches_nothing_that_only_fine_tuning_has() -> None:
-    trial = ask(SPACE, {})
-    space = replace(SPACE, weights="none")
-    recipe = space.recipe(trial)
-    assert recipe.layer_decay == 1.0
-    assert "layer_decay" not in trial.params
+def test_the_file_narrows_and_widens_what_is_searched() -> None:
+    narrowed = read_dimensions(
+        {"weight_decay": 0.01, "augmentation": ["strong", "erase"], "label_smoothing": [0.1, 0.2]}
+    )
+    space = replace(SPACE, dimensions=narrowed)
+    assert "weight_decay" not in space.distributions
+    assert "label_smoothing" in space.distributions
+    recipe = space.recipe(space.centre(SMALL[0]))
+    assert (recipe.weight_decay, recipe.augmentation) == (0.01, "erase")
+    assert recipe.label_smoothing == pytest.approx(0.1)
 
 
-def test_the_baseline_suggests_nothing() -> None:
-    trial = ask(SPACE, {}, **{PRESET: BASELINE})
-    recipe = SPACE.recipe(trial)
-    assert trial.params == {}
-    assert recipe == SPACE.baseline_recipe()
+def test_parameters_of_another_space_are_completed() -> None:
+    narrow = {BACKBONE: SMALL[1].name, LEARNING_RATE: 0.25}
+    found = SPACE.completed(narrow)
+    assert found == {**SPACE.centre(SMALL[1]), LEARNING_RATE: 0.25}
+    assert SPACE.completed({BACKBONE: "gone"}) is None
+    assert SPACE.recipe(narrow).learning_rate < SPACE.recipe(SPACE.centre(SMALL[1])).learning_rate
+
+
+def test_cosine_keeps_an_exponential_average() -> None:
+    recipe = replace(SPACE, schedule="cosine").recipe(SPACE.centre(SMALL[0]))
+    assert (recipe.schedule, recipe.ema_decay, recipe.average_power) == ("cosine", 0.998, None)
+
+
+def test_the_baseline_is_the_challenges() -> None:
+    recipe = SPACE.baseline_recipe()
     assert recipe.image_size == 256
     assert (recipe.optimizer, recipe.learning_rate, recipe.epochs) == ("adam", 5e-3, 2)
 
@@ -89,7 +145,7 @@ def test_the_baseline_is_no_larger_than_what_is_searched() -> None:
 
 def test_local_weights_are_named_after_the_backbone() -> None:
     space = replace(SPACE, weights="file", weights_dir=Path("weights"))
-    recipe = space.recipe(ask(space, {"backbone": "mobilenetv2_100.tf_in1k"}))
+    recipe = space.recipe({BACKBONE: "mobilenetv2_100.tf_in1k"})
     assert recipe.weights == "file"
     assert recipe.weights_file == str(Path("weights") / "mobilenetv2_100.tf_in1k.safetensors")
     assert recipe.model_args == {"pad_type": "same"}

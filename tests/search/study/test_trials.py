@@ -5,26 +5,32 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from search.study.scheduler import Known, Point
 from search.study.space import BASELINE, PRESET
 from search.study.trials import (
+    LOOKS,
     PAUSED,
     REASON,
     ROW,
     STATE,
+    UNTIL,
     add_rejected,
     claim,
     complete_trials,
     counted_trials,
+    known_trials,
+    new_trial,
     paused_trials,
     put_back,
     record_outcome,
     reject,
     searched_trials,
-    trial_seconds,
 )
 
+SPACE: Any = SimpleNamespace(distributions={"x": FloatDistribution(0, 1)})
 VERDICT: Any = SimpleNamespace(
     backbone="huge",
     reasons=("params_exact 300.0M is over the budget of 200.0M", "and more"),
@@ -72,12 +78,11 @@ def test_provenance_has_no_measure(study: optuna.Study) -> None:
 
 
 def test_a_trial_that_was_put_back_goes_on_under_its_number(study: optuna.Study) -> None:
-    study.enqueue_trial({"x": 0.25})
-    study.enqueue_trial({"x": 0.75})
-    trial = study.ask()
-    trial.suggest_float("x", 0, 1)
-    trial.suggest_float("y", 0, 1)
+    for x in (0.25, 0.75):
+        new_trial(study, {"x": x}, SPACE)
+    trial = claim(study, study.trials[0])
     before = dict(trial.params)
+    assert before == {"x": 0.25}
     record_outcome(trial, PAUSED, "interrupted by the user", {"auc": 0.6})
     put_back(study, trial)
     (paused,) = paused_trials(study)
@@ -85,14 +90,14 @@ def test_a_trial_that_was_put_back_goes_on_under_its_number(study: optuna.Study)
     again = claim(study, paused)
     assert again.number == 0
     assert paused_trials(study) == []
-    assert {name: again.suggest_float(name, 0, 1) for name in ("x", "y")} == before
+    assert again.params == before
     assert len(study.trials) == 2
 
 
 def test_a_certain_waiting_trial_can_be_claimed(study: optuna.Study) -> None:
     for x in (0.25, 0.5, 0.75):
-        study.enqueue_trial({"x": x})
-    assert claim(study, study.trials[2]).suggest_float("x", 0, 1) == 0.75
+        new_trial(study, {"x": x}, SPACE)
+    assert claim(study, study.trials[2]).params == {"x": 0.75}
     assert [trial.state.name for trial in study.trials] == ["WAITING", "WAITING", "RUNNING"]
 
 
@@ -102,15 +107,34 @@ def test_order_and_counts(study: optuna.Study) -> None:
         preset = {PRESET: BASELINE} if row.get("baseline") else {}
         study.add_trial(create_trial(value=value, state=told, user_attrs=attributes | preset))
 
-    taken = {"train_seconds": 2.0, "score_seconds": 0.75, "wait_seconds": 0.25}
-    add(0.7, "complete", TrialState.COMPLETE, **taken)
-    add(0.9, "complete", TrialState.COMPLETE, baseline=True, train_seconds=2.0)
+    add(0.7, "complete", TrialState.COMPLETE)
+    add(0.9, "complete", TrialState.COMPLETE, baseline=True)
     add(0.7, "complete", TrialState.COMPLETE, params_exact=1)
-    add(None, "failed", TrialState.FAIL, train_seconds=9.0)
-    add(None, "pruned", TrialState.PRUNED, train_seconds=1.0)
+    add(None, "failed", TrialState.FAIL)
+    add(None, "pruned", TrialState.PRUNED)
     add(None, "rejected", TrialState.PRUNED)
     study.ask()  # still running
     assert [trial.number for trial in complete_trials(study)] == [1, 2, 0]
     assert [trial.number for trial in searched_trials(study)] == [2, 0]
     assert [trial.number for trial in counted_trials(study)] == [0, 1, 2, 3, 4]
-    assert trial_seconds(study) == [3.0, 2.0, 1.0]
+
+
+def test_the_scheduler_is_told_of_every_trial_but_rejected_ones(study: optuna.Study) -> None:
+    new_trial(study, {}, SPACE, **{PRESET: BASELINE})
+    new_trial(study, {"x": 0.5}, SPACE)
+    add_rejected(study, VERDICT, budget=200)
+    new_trial(study, {"x": 0.5}, SPACE)
+    trial = claim(study, study.trials[1])
+    trial.set_user_attr(LOOKS, [[100, 2.0, 0.6, 9.0], [200, 4.5, 0.7, 20.0]])
+    trial.set_user_attr(UNTIL, 200)
+    record_outcome(trial, PAUSED, "others are trained first", {})
+    put_back(study, trial)
+    failed = claim(study, study.trials[3])
+    record_outcome(failed, "failed", "no paper", {})
+    study.tell(failed, state=TrialState.FAIL)
+    points = (Point(100, 2.0, 0.6), Point(200, 4.5, 0.7))
+    assert known_trials(study) == [
+        Known(0, "waiting", is_baseline=True),
+        Known(1, "paused", points, 200),
+        Known(3, "failed"),
+    ]

@@ -77,8 +77,10 @@ class Timed(Network):
         logits: Tensor = self.inner(images)
         return self.spoil(logits) if torch.is_autocast_enabled("cpu") else logits
 
-    def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-        return self.inner.parameter_groups(weight_decay, layer_decay)
+    def parameter_groups(
+        self, weight_decay: float, lowest_layer_scale: float
+    ) -> list[dict[str, Any]]:
+        return self.inner.parameter_groups(weight_decay, lowest_layer_scale)
 
 
 def choose(

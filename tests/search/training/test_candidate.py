@@ -12,7 +12,7 @@ from search.errors import UserError
 from search.training.candidate import (
     WEIGHTS,
     Candidate,
-    EpochRecord,
+    Look,
     copy_state,
     load_state,
     load_weights,
@@ -45,7 +45,7 @@ def candidate(tmp_path: Path) -> Candidate:
         tmp_path / "0007",
         recipe=RECIPE,
         metrics={"auc": 1.0},
-        history=[EpochRecord(1, 0.5, 1e-3, 1.0, 0.3, 2.5)],
+        history=[Look(8, 1.0, 0.5, 1e-3, 1.0, 0.3, 2.5)],
         scores=score_table(TABLE, PREDICTIONS),
         weights=copy_state(build_network(RECIPE)),
     )

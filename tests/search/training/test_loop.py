@@ -86,23 +86,69 @@ def begin(recipe: Recipe, loss: Loss | None = None, size: int = 48) -> Training:
 
 
 def run(recipe: Recipe, loss: Loss | None = None, **arguments: Any) -> Training:
-    """Trains to the end."""
+    """Trains to the end, with a look after each epoch."""
     training = begin(recipe, loss)
     select = MemoryLoader(shuffle=False)
-    while training.epoch < recipe.epochs:
-        training.run_epoch(**arguments)
-        training.finish_epoch(evaluate(training.averaged, select, CPU))
+    while training.done < training.end:
+        training.run(training.done + training.steps, **arguments)
+        training.look(evaluate(training.averaged, select, CPU))
     return training
 
 
-def test_the_best_epoch_is_remembered() -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "size", "epochs", "steps"),
+    [
+        # 6, 48 and 2,400 steps an epoch: few images are looked at after an epoch, many after 2,000.
+        (8, 48, 8, [6, 12, 24, 48]),
+        (8, 48, 3, [6, 12, 18]),
+        (8, 48, 0.5, [3]),
+        (100, 4_800, 3, [20, 40, 80, 144]),
+        (100, 4_800, 0.1, [5]),
+        (3_000, 240_000, 1, [1, 2, 4, 8, 16, 32, 64, 80]),
+    ],
+)
+def test_looks_come_as_the_images_double(
+    batch_size: int, size: int, epochs: float, steps: list[int]
+) -> None:
+    class Counted:
+        def __len__(self) -> int:
+            return size // batch_size
+
+    recipe = replace(RECIPE, batch_size=batch_size, epochs=epochs)
+    training = Training(
+        build_network(recipe), Counted(), ClassificationLoss(recipe, (24, 24)), recipe, CPU
+    )  # type: ignore[arg-type]
+    found = []
+    while training.looked < training.end:
+        training.looked = training.next_look
+        found.append(training.looked)
+    assert found == steps
+
+
+@pytest.mark.parametrize("stops", [[18], [1, 2, 3, 18], [5, 6, 7, 13, 18], [12, 18], [100]])
+def test_where_a_training_is_looked_at_changes_nothing(stops: list[int]) -> None:
+    """In the middle of an epoch, at its end, or across several."""
+    training, whole = begin(RECIPE), run(RECIPE)
+    select = MemoryLoader(shuffle=False)
+    images = []
+    for until in stops:
+        training.run(min(until, training.end))
+        images.append(training.look(evaluate(training.averaged, select, CPU)).images)
+    assert images == [8 * min(until, 18) for until in stops]
+    assert training.done == whole.done == 18
+    assert training.history[-1].epoch == 3
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(training.network.state_dict()[name], value), name
+
+
+def test_the_best_look_is_remembered() -> None:
     training = begin(RECIPE)
     template = evaluate(build_network(RECIPE), MemoryLoader(shuffle=False), CPU)
     states = []
     for auc in (0.6, 0.9, 0.7):
-        training.run_epoch()
+        training.run(training.done + training.steps)
         states.append({name: t.clone() for name, t in training.network.state_dict().items()})
-        training.finish_epoch(Evaluation(template.predictions, replace(template.metrics, auc=auc)))
+        training.look(Evaluation(template.predictions, replace(template.metrics, auc=auc)))
     assert training.best_epoch == 2
     assert training.best is not None
     assert training.best.metrics.auc == 0.9
@@ -147,7 +193,7 @@ def test_mixing_does_not_depend_on_the_micro_batch(
     assert torch.equal(images, torch.cat([batch.images for batch in whole]))
     targets = torch.cat([batch.targets for batch in seen])
     assert torch.equal(targets, torch.cat([batch.targets for batch in whole]))
-    assert targets.shape == (48, 2)
+    assert targets.shape == (6 * batch_size, 2)
     assert ((targets > 0) & (targets < 1)).any()
 
 
@@ -306,21 +352,26 @@ def test_scores_that_are_not_finite_are_an_error() -> None:
         predict(network, MemoryLoader(size=20, shuffle=False), CPU)
 
 
-def test_the_uniform_average_is_the_mean_of_the_weights_after_its_start() -> None:
-    """arXiv:2110.10832: a step counts as much as any other."""
-    recipe = replace(RECIPE, average_after_images=16, epochs=2)
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_in_an_average_a_step_counts_for_its_number_to_a_power(power: float) -> None:
+    """arXiv:2110.10832 for a power of 0; nearly so for others, arXiv:2312.02696."""
+    recipe = replace(RECIPE, average_power=power, average_after_images=16, epochs=2)
     training, states = begin(recipe), []
 
     def keep(record: StepRecord) -> None:
         weights = training.network.state_dict()
         states.append({name: value.clone() for name, value in weights.items()})
 
-    for _ in range(recipe.epochs):
-        training.run_epoch(keep)
-        training.finish_epoch(evaluate(training.averaged, MemoryLoader(shuffle=False), CPU))
+    training.run(training.end, keep)
     averaged = training.averaged.state_dict()
     assert len(states) == 12
     for name, value in averaged.items():
         if value.is_floating_point():
-            mean = torch.stack([state[name] for state in states[2:]]).mean(0)
-            torch.testing.assert_close(value, mean, rtol=1e-4, atol=1e-6)
+            kept = torch.stack([state[name] for state in states[2:]])
+            numbers = torch.arange(len(kept), dtype=torch.double)
+            # (n + 1) ... (n + power), which is n to the power when n is large.
+            counts = torch.ones(len(kept), dtype=torch.double)
+            for more in range(1, round(power) + 1):
+                counts *= numbers + more
+            mean = (kept * (counts / counts.sum()).view(-1, *[1] * value.dim())).sum(0)
+            torch.testing.assert_close(value, mean.to(value.dtype), rtol=1e-4, atol=1e-6)

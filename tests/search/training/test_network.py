@@ -89,11 +89,13 @@ def test_drop_path_reaches_the_trunk() -> None:
     assert max(rates) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("lowest_layer_scale", [1.0, 0.5])
 @pytest.mark.parametrize("recipe", [RESNET, VIT])
-def test_parameter_groups_hold_every_parameter_once(recipe: Recipe, layer_decay: float) -> None:
+def test_parameter_groups_hold_every_parameter_once(
+    recipe: Recipe, lowest_layer_scale: float
+) -> None:
     network = build_network(recipe)
-    groups = network.parameter_groups(weight_decay=0.1, layer_decay=layer_decay)
+    groups = network.parameter_groups(weight_decay=0.1, lowest_layer_scale=lowest_layer_scale)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
     for group in groups:
@@ -101,7 +103,7 @@ def test_parameter_groups_hold_every_parameter_once(recipe: Recipe, layer_decay:
             assert all(parameter.ndim > 1 for parameter in group["params"])
     scales = {group.get("lr_scale", 1.0) for group in groups}
     assert max(scales) == 1.0
-    assert (min(scales) < 1.0) == (layer_decay < 1.0)
+    assert (min(scales) < 1.0) == (lowest_layer_scale < 1.0)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", ca
     [
         RECIPE,
         replace(RECIPE, model_args={"pad_type": "same", "img_size": 96}, mean=(0.5, 0.5, 0.5)),
-        replace(RECIPE, schedule="constant", average_after_images=2_000),
+        replace(RECIPE, schedule="constant", epochs=None, average_power=7.0),
         replace(RECIPE, learning_rate=1.2345678901234e-5, gradient_clip=None, micro_batch_size=4),
     ],
 )
@@ -52,7 +52,7 @@ def test_an_absent_recipe_is_a_user_error(tmp_path: Path) -> None:
     ("changes", "told"),
     [
         ({"schedule": "constant", "freeze_norm_fraction": 0.3}, "freeze_norm_fraction must be 0"),
-        ({"ema_decay": 0.9, "average_after_images": 0}, "one average of the weights"),
+        ({"ema_decay": 0.9, "average_power": 0.0}, "one average of the weights"),
     ],
 )
 def test_what_contradicts_itself_is_refused(changes: dict[str, Any], told: str) -> None:

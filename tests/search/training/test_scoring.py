@@ -101,7 +101,7 @@ def grouped_table(rows: int, of_a_group: int = 5) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("limit", "images_of_an_epoch", "images"),
+    ("limit", "images_before", "images"),
     [
         ("all", 10, 4000),
         ("auto", 10**6, 4000),
@@ -113,22 +113,22 @@ def grouped_table(rows: int, of_a_group: int = 5) -> pd.DataFrame:
     ],
 )
 def test_a_look_is_a_fixed_part_with_the_same_share_of_fakes(
-    limit: SelectLimit, images_of_an_epoch: int, images: int
+    limit: SelectLimit, images_before: int, images: int
 ) -> None:
     table = grouped_table(4000)
-    look = images_of_a_look(table, limit, images_of_an_epoch=images_of_an_epoch, seed=3)
+    look = images_of_a_look(table, limit, images_before=images_before, seed=3)
     assert len(look) == images
     assert look["target"].mean() == pytest.approx(0.4, abs=0.04)
     assert look.index.tolist() == list(range(images))
     taken = table["group"].isin(look["group"])
     assert look["img_name"].tolist() == table["img_name"][taken].tolist()  # nothing of a group left
-    again = images_of_a_look(table, limit, images_of_an_epoch=images_of_an_epoch, seed=3)
+    again = images_of_a_look(table, limit, images_before=images_before, seed=3)
     pd.testing.assert_frame_equal(look, again)
 
 
 def test_the_seed_decides_which_part_a_look_sees() -> None:
     table = grouped_table(4000)
-    looks = [images_of_a_look(table, 200, images_of_an_epoch=1, seed=seed) for seed in (1, 2)]
+    looks = [images_of_a_look(table, 200, images_before=1, seed=seed) for seed in (1, 2)]
     assert set(looks[0]["group"]) != set(looks[1]["group"])
 
 
@@ -136,6 +136,6 @@ def test_a_look_has_two_classes() -> None:
     # Too large to be drawn, the only group of fakes.
     table = grouped_table(2000).assign(target=[1] * 600 + [0] * 1400)
     table["group"] = table["group"].where(table["target"] == 0, "fakes")
-    assert len(images_of_a_look(table, "auto", images_of_an_epoch=1, seed=0)) == 2000
+    assert len(images_of_a_look(table, "auto", images_before=1, seed=0)) == 2000
     with pytest.raises(UserError, match="--select-limit 500 draws must hold both"):
-        images_of_a_look(table, 500, images_of_an_epoch=1, seed=0)
+        images_of_a_look(table, 500, images_before=1, seed=0)

@@ -25,7 +25,7 @@ from search.pixels.batches import Shown
 from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 from search.training import train as module
-from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, EpochRecord
+from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, Look
 from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.loss import Loss
 from search.training.metrics import Metrics
@@ -50,13 +50,13 @@ SETTINGS: list[dict[str, Any]] = [
     {"optimizer": "adam", "schedule": "step", "step_size_epochs": 1, "warmup_fraction": 0.0},
     {"ema_decay": 0.9},
     {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "label_smoothing": 0.1},
-    {"class_balance": "loss", "layer_decay": 0.7, "drop_path": 0.1},
+    {"class_balance": "loss", "lowest_layer_scale": 0.7, "drop_path": 0.1},
     {"class_balance": "sampler", "augmentation": "randaugment"},
     {"micro_batch_size": 3, "gradient_clip": None},
     {"precision": "bf16", "channels_last": True},
     {"freeze_norm_fraction": 0.5},
     {"select_limit": 8, "ema_decay": 0.9},
-    {"schedule": "constant", "warmup_images": 16, "average_after_images": 24},
+    {"schedule": "constant", "warmup_images": 16, "average_power": 7.0},
 ]
 
 
@@ -76,15 +76,15 @@ class StopAfter(Interruption):
 class Told(Watch):
     def __init__(self) -> None:
         self.steps: list[StepRecord] = []
-        self.epochs: list[EpochRecord] = []
+        self.looks: list[Look] = []
         self.best: list[Metrics] = []
         self.lines: list[str] = []
 
     def step(self, record: StepRecord) -> None:
         self.steps.append(record)
 
-    def epoch(self, record: EpochRecord, best: Metrics) -> None:
-        self.epochs.append(record)
+    def look(self, record: Look, best: Metrics) -> None:
+        self.looks.append(record)
         self.best.append(best)
 
     def tell(self, line: str) -> None:
@@ -203,13 +203,14 @@ def test_the_state_is_saved_when_it_is_due(splits: Splits, tmp_path: Path) -> No
 
 def test_until_pauses_and_goes_on(splits: Splits, tmp_path: Path) -> None:
     told = Told()
-    paused = train(RECIPE, splits, tmp_path / "a", 2, runtime=CPU, watch=told)
+    paused = train(RECIPE, splits, tmp_path / "a", 96, runtime=CPU, watch=told)
     assert not paused.is_complete
     assert paused.history["epoch"].tolist() == [1, 2]
     assert_same(complete(splits, tmp_path / "a", watch=told), complete(splits, tmp_path / "b"))
-    assert [record.epoch for record in told.epochs] == [1, 2, 3]
+    assert [record.epoch for record in told.looks] == [1, 2, 3]
+    assert [record.images for record in told.looks] == [48, 96, 144]
     assert [metrics.auc for metrics in told.best] == [
-        max(record.select_auc for record in told.epochs[: end + 1]) for end in range(3)
+        max(record.select_auc for record in told.looks[: end + 1]) for end in range(3)
     ]
 
 
@@ -271,7 +272,7 @@ def test_the_last_scoring_can_be_interrupted(splits: Splits, tmp_path: Path) -> 
     told = Told()
     assert_same(unbroken, complete(splits, tmp_path / "b", recipe, watch=told))
     assert told.steps == []
-    assert told.epochs == []
+    assert told.looks == []
 
 
 def test_the_seconds_of_all_pieces_add_up(splits: Splits, tmp_path: Path) -> None:
@@ -386,8 +387,10 @@ def test_what_is_kept_is_the_part_that_the_task_names(splits: Splits, tmp_path: 
             logits: Tensor = self.inner(images)
             return logits
 
-        def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-            return self.inner.parameter_groups(weight_decay, layer_decay)
+        def parameter_groups(
+            self, weight_decay: float, lowest_layer_scale: float
+        ) -> list[dict[str, Any]]:
+            return self.inner.parameter_groups(weight_decay, lowest_layer_scale)
 
     class Wrapping(Classification):
         def network(self, *, start: bool) -> nn.Module:
@@ -427,6 +430,7 @@ CONSTANT = replace(
     schedule="constant",
     warmup_images=16,
     decay_fraction=0.5,
+    average_power=0.0,
     average_after_images=16,
 )
 
@@ -436,21 +440,62 @@ def test_a_constant_rate_can_be_trained_for_longer_than_was_thought(
 ) -> None:
     """Up to its decay a training does not depend on where it ends."""
     straight = complete(splits, tmp_path / "straight", replace(CONSTANT, epochs=4))
-    for folder, thought in (("short", 2), ("long", 40)):
-        began = train(replace(CONSTANT, epochs=thought), splits, tmp_path / folder, 1, runtime=CPU)
+    for folder, thought in (("short", 2), ("long", 40), ("open", None)):
+        recipe = replace(CONSTANT, epochs=thought)
+        began = train(recipe, splits, tmp_path / folder, 48, runtime=CPU)
         assert not began.is_complete
         assert_same(complete(splits, tmp_path / folder, replace(CONSTANT, epochs=4)), straight)
 
 
 def test_the_end_stays_once_the_rate_falls(splits: Splits, tmp_path: Path) -> None:
-    train(replace(CONSTANT, epochs=3), splits, tmp_path, 2, runtime=CPU)
-    for epochs in (2, 9):
-        with pytest.raises(UserError, match=f"can end after {epochs} epochs instead of 3 only"):
-            train(replace(CONSTANT, epochs=epochs), splits, tmp_path, runtime=CPU)
+    train(replace(CONSTANT, epochs=3), splits, tmp_path, 96, runtime=CPU)
+    for changes in ({"epochs": 2}, {"epochs": 9}, {"decay_fraction": 0.2}):
+        with pytest.raises(UserError, match=r"can end after \d+ steps instead of 18 only"):
+            train(replace(CONSTANT, **{"epochs": 3, **changes}), splits, tmp_path, runtime=CPU)
     assert train(replace(CONSTANT, epochs=3), splits, tmp_path, runtime=CPU).is_complete
 
 
 def test_other_schedules_end_where_they_began_to(splits: Splits, tmp_path: Path) -> None:
-    train(RECIPE, splits, tmp_path, 1, runtime=CPU)
+    train(RECIPE, splits, tmp_path, 48, runtime=CPU)
     with pytest.raises(UserError, match="unfinished training whose epochs must stay"):
         train(replace(RECIPE, epochs=5), splits, tmp_path, runtime=CPU)
+
+
+@pytest.mark.parametrize("images", [8, 40, 56, 104])
+def test_a_pause_in_the_middle_of_an_epoch_changes_nothing(
+    images: int, splits: Splits, tmp_path: Path
+) -> None:
+    """But that it is looked at there, which may be the best look."""
+    recipe = replace(CONSTANT, epochs=4, drop_path=0.1)
+    paused = train(recipe, splits, tmp_path / "a", images, runtime=CPU)
+    assert not paused.is_complete
+    torch.manual_seed(images)
+    found, straight = (
+        complete(splits, tmp_path / "a", recipe),
+        complete(splits, tmp_path / "b", recipe),
+    )
+    looks = timeless(found)
+    assert len(looks) == len(straight.history) + 1
+    same = looks.drop(columns="train_loss")
+    pd.testing.assert_frame_equal(
+        same[looks["images"] % 48 == 0].reset_index(drop=True),
+        timeless(straight).drop(columns="train_loss"),
+        check_exact=True,
+    )
+
+
+def test_a_training_whose_end_is_not_settled_is_paused_or_told_its_end(
+    splits: Splits, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="epochs must be known to a cosine schedule"):
+        replace(RECIPE, epochs=None)
+    unsettled = replace(CONSTANT, epochs=None)
+    assert not train(unsettled, splits, tmp_path, 72, runtime=CPU).is_complete
+    assert Recipe.load(tmp_path / "recipe.yaml").epochs is None
+    # Its rate falls from where it is.
+    ended = replace(CONSTANT, epochs=2, decay_fraction=3 / 12)
+    found = complete(splits, tmp_path, ended)
+    rates = found.history["learning_rate"].tolist()
+    assert rates[:2] == [CONSTANT.learning_rate] * 2
+    assert rates[-1] == 0.0
+    assert found.recipe.epochs == 2

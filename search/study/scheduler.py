@@ -1,0 +1,385 @@
+"""What a search does next, as a pure function of what its storage knows.
+
+Every configuration gets the same short stretch, the better half goes on to twice as much, and so on
+(successive halving, arXiv:1502.07943), but from its checkpoint; the few that are left are finished.
+With a time limit stretches are seconds, so that a backbone that takes ten times as long must earn
+it, and the best of those few gets all the time that is left. Without one they are images: the same
+seed gives the same search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Literal
+
+State = Literal["waiting", "paused", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A look at a candidate."""
+
+    images: int  # that it has seen
+    seconds: float  # that it has taken, looks included
+    auc: float  # on the images of a look
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a configuration that was begun, or waits to be."""
+
+    number: int
+    state: State
+    points: tuple[Point, ...] = ()
+    until: int | None = None
+    """Images at which the piece of work that was begun last ends; None: at its end."""
+    is_baseline: bool = False
+    """It is trained to its end at once, and compared with nothing."""
+
+    @property
+    def images(self) -> int:
+        """Seen by the last look."""
+        return self.points[-1].images if self.points else 0
+
+    @property
+    def seconds(self) -> float:
+        """Taken by the last look."""
+        return self.points[-1].seconds if self.points else 0.0
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether it was paused amid a piece of work."""
+        return self.state == "paused" and (self.until is None or self.images < self.until)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a search is laid out."""
+
+    first_look: int
+    """Images after which a training is looked at first."""
+    batch_size: int = 1
+    """Images of one optimizer step."""
+    trials: int | None = None
+    """Configurations at most, the baseline among them; None: as many as the time is good for."""
+    longest: int | None = None
+    """Images of a candidate that is finished; None: as many as the time is good for."""
+    decay_fraction: float = 0.2
+    """Of a finished training, the share in which its rate falls."""
+    prolongs: bool = True
+    """Whether a training's end can be moved until then."""
+    kept: float = 0.5
+    """Share of the configurations of a rung that go on to the next."""
+    finalists: int = 3
+    """Fewest that go on, and are finished: there must be something to merge."""
+    explored: float = 0.3
+    """Share of the time in which configurations are begun."""
+    configurations: int = 20
+    """How many the time shall be good for: their first stretch comes of it."""
+    halvings: int = 2
+    """Rungs after the first, with a time limit."""
+    margin: float = 0.05
+    """Share of the time left that is not planned with, because speeds vary."""
+    baseline_share: float = 0.05
+    """Of the time, what the baseline may take at most."""
+    baseline_images: int = 0
+    """That the baseline is trained on."""
+    gain: float = 0.001
+    """AUC that the best must win while its images double, to go on."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begin a configuration."""
+
+    number: int | None  # of one that waits; None draws a new one
+    until: int | None  # images, as in Known
+
+
+@dataclass(frozen=True)
+class GoOn:
+    """Train a paused candidate further."""
+
+    number: int
+    until: int | None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Train a paused candidate to its end, which is known now."""
+
+    number: int
+    images: int  # of the whole training
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Do no more."""
+
+    reason: str = ""
+    """Worth telling, if it is not that all was done."""
+
+
+Work = Start | GoOn | Finish | Stop
+
+ALMOST = 0.9
+"""Share of a rung's effort that counts as it: speeds vary, and batches are whole."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rungs of effort, in seconds with a time limit, else in images."""
+
+    rungs: tuple[float, ...]
+    seconds: float | None = None
+    """All time for training, spent and left; None without a limit."""
+    left: float = math.inf
+    """Seconds of it that are left."""
+    explores: bool = True
+    """Whether it is still time to begin configurations."""
+
+    def effort(self, point: Point) -> float:
+        """What it took to get there."""
+        return point.images if self.seconds is None else point.seconds
+
+    def auc_at(self, one: Known, rung: int) -> float | None:
+        """AUC at the first look with a rung's effort, or at the end if that came before; None if
+        it has come to neither."""
+        for point in one.points:
+            if self.effort(point) >= ALMOST * self.rungs[rung]:
+                return point.auc
+        return one.points[-1].auc if one.points and one.state == "complete" else None
+
+    def first_auc(self, one: Known) -> float | None:
+        """AUC on the first rung, which all are compared on; at the end where there is none."""
+        if self.rungs:
+            return self.auc_at(one, 0)
+        return one.points[-1].auc if one.points else None
+
+    def ranked(self, known: Sequence[Known], rung: int) -> list[Known]:
+        """Those that have reached a rung, best first."""
+        aucs = {one.number: self.auc_at(one, rung) for one in known}
+        members = [one for one in known if aucs[one.number] is not None]
+        return sorted(members, key=lambda one: (-(aucs[one.number] or 0.0), one.number))
+
+
+def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = None) -> Layout:
+    """The rungs of a search as they are now; arguments as for `next_work`."""
+    if seconds_left is None:
+        assert rules.longest is not None
+        last = rules.longest * (1 - rules.decay_fraction)
+        count = 0
+        while rules.first_look * 2**count <= last:
+            count += 1
+        return Layout(tuple(float(rules.first_look * 2**rung) for rung in range(count)))
+    total = seconds_left + sum(one.seconds for one in known)
+    searched = [one for one in known if not one.is_baseline]
+    looked = [one.points[0].seconds for one in searched if one.points]
+    stretch = rules.explored * total / rules.configurations
+    if looked:
+        # Nothing is known before the first look.
+        stretch = max(stretch, median(looked))
+    explored = sum(min(one.seconds, stretch) for one in searched)
+    return Layout(
+        rungs=tuple(stretch * 2**rung for rung in range(rules.halvings + 1)),
+        seconds=total,
+        left=seconds_left,
+        explores=explored + stretch / 2 <= rules.explored * total,
+    )
+
+
+def next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None = None) -> Work:
+    """The next piece of work.
+
+    Args:
+        known: every configuration, in the order of their numbers.
+        rules: how the search is laid out.
+        seconds_left: of the time limit, for training alone; None without a limit, which needs
+            `rules.trials` and `rules.longest`.
+    """
+    work = _next_work(known, rules, seconds_left)
+    if isinstance(work, GoOn) and work.until is not None:
+        # A training stops between two batches: what is not whole would never be reached.
+        return GoOn(work.number, math.ceil(work.until / rules.batch_size) * rules.batch_size)
+    return work
+
+
+def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None) -> Work:
+    for one in known:
+        if one.was_interrupted:
+            return GoOn(one.number, one.until)
+    layout = lay_out(known, rules, seconds_left)
+    searched = [one for one in known if not one.is_baseline and one.state != "failed"]
+    # What is drawn next is learned from the first rung.
+    for one in searched:
+        if layout.rungs and one.state == "paused" and layout.auc_at(one, 0) is None:
+            return GoOn(one.number, _images_at(one, layout, 0))
+    has_settled = _has_settled(searched, rules, layout)
+    start = None if has_settled else _start(known, rules, layout)
+    if start is not None:
+        return start
+    best = searched
+    for rung in range(len(layout.rungs)):
+        for one in best:
+            if one.state == "paused" and layout.auc_at(one, rung) is None:
+                return GoOn(one.number, _images_at(one, layout, rung))
+        members = layout.ranked(best, rung)
+        survivors = max(rules.finalists, math.ceil(rules.kept * len(members)))
+        best = members[:survivors]
+        if len(members) <= rules.finalists:
+            break
+    finish = _finish(best, rules, layout)
+    if isinstance(finish, Stop) and has_settled and not finish.reason:
+        return Stop(f"the last {_patience(rules)} configurations were no better than those before")
+    return finish
+
+
+def _start(known: Sequence[Known], rules: Rules, layout: Layout) -> Start | None:
+    """A configuration to begin, while there are to be more."""
+    waiting = [one for one in known if one.state == "waiting"]
+    for one in waiting:
+        if one.is_baseline and _affords_baseline(known, rules, layout):
+            return Start(one.number, None)
+    begun = len(known) - len(waiting)
+    if not layout.explores or (rules.trials is not None and begun >= rules.trials):
+        return None
+    number = next((one.number for one in waiting if not one.is_baseline), None)
+    return Start(number, rules.first_look if layout.rungs else None)
+
+
+def _affords_baseline(known: Sequence[Known], rules: Rules, layout: Layout) -> bool:
+    """Whether the baseline is worth its time; with a limit that is known after the first look."""
+    if layout.seconds is None:
+        return True
+    speeds = [one.seconds / one.images for one in known if one.images]
+    return bool(speeds) and (
+        rules.baseline_images * median(speeds) <= rules.baseline_share * layout.seconds
+    )
+
+
+def _patience(rules: Rules) -> int:
+    return max(15, (rules.trials or 0) // 2)
+
+
+def _has_settled(searched: Sequence[Known], rules: Rules, layout: Layout) -> bool:
+    """Whether the configurations begun last, so many, were all no better than those before."""
+    found = [layout.auc_at(one, 0) for one in searched] if layout.rungs else []
+    aucs = [auc for auc in found if auc is not None]
+    patience = _patience(rules)
+    if len(aucs) <= patience or any(one.state == "waiting" for one in searched):
+        return False
+    return max(aucs[-patience:]) <= max(aucs[:-patience])
+
+
+def _images_at(one: Known, layout: Layout, rung: int) -> int:
+    """Images at which a candidate will have reached a rung."""
+    if layout.seconds is None:
+        return int(layout.rungs[rung])
+    return math.ceil(one.images * layout.rungs[rung] / one.seconds)
+
+
+def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
+    """What to do with those that are left, best first."""
+    paused = [one for one in best if one.state == "paused"]
+    if not paused:
+        if layout.seconds is not None and best and is_flat(best[0], rules):
+            return Stop(f"the best won less than {rules.gain:g} AUC while its images doubled")
+        return Stop()
+    if layout.seconds is None or not rules.prolongs:
+        assert rules.longest is not None
+        return Finish(paused[0].number, rules.longest)
+    usable = (1 - rules.margin) * layout.left
+    share = rules.decay_fraction / (1 - rules.decay_fraction)
+    # The best last, with all the time that the others leave.
+    for one in reversed(paused):
+        decay = share * one.seconds
+        if one is not best[0] and decay + share * best[0].seconds <= usable:
+            return Finish(one.number, _decayed(one, rules))
+    one = best[0]
+    if one.state != "paused":
+        return Stop("the others cannot be finished in the time left")
+    more = (usable - share * one.seconds) * (1 - rules.decay_fraction)
+    per_image = one.seconds / one.images
+    images = one.images + int(more / per_image)
+    if rules.longest is not None:
+        images = min(images, int(rules.longest * (1 - rules.decay_fraction)))
+    if images - one.images < rules.first_look or is_flat(one, rules):
+        affordable = one.images + int(usable / per_image)
+        return Finish(one.number, min(_decayed(one, rules), affordable))
+    # In two pieces: its speed is known better then.
+    half = one.images + (images - one.images) // 2
+    return GoOn(one.number, half if half - one.images >= rules.first_look else images)
+
+
+def _decayed(one: Known, rules: Rules) -> int:
+    """Images of the whole training whose rate falls from here on."""
+    return round(one.images / (1 - rules.decay_fraction))
+
+
+def is_flat(one: Known, rules: Rules) -> bool:
+    """Whether a candidate won nothing while its images doubled."""
+    before = [point.auc for point in one.points if 2 * point.images <= one.images]
+    if one.images < 8 * rules.first_look or not before:
+        return False
+    return max(point.auc for point in one.points) - max(before) < rules.gain
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a search will do, if all configurations are as fast, and as good, as those so far."""
+
+    configurations: int  # that will have been begun
+    first_piece: float  # images of each one's first stretch
+    finished: tuple[int, ...]  # images of those that will be complete, in their order
+    images: int  # that are still to be trained on
+    seconds: float  # that takes
+
+
+MOST_PIECES = 2_000
+"""Of a forecast: a search of a thousand configurations is not told to its end."""
+
+
+def forecast(
+    known: Sequence[Known], rules: Rules, seconds_per_image: float, seconds_left: float | None
+) -> Forecast:
+    """Lets the search run ahead.
+
+    Args:
+        known: see `next_work`, as the next.
+        rules: see there.
+        seconds_per_image: of a configuration that was not begun yet.
+        seconds_left: see there.
+    """
+    ahead = {one.number: replace(one, until=one.until or one.images) for one in known}
+    images, seconds, finished = 0, 0.0, []
+    for _ in range(MOST_PIECES):
+        left = None if seconds_left is None else seconds_left - seconds
+        work = next_work(list(ahead.values()), rules, left)
+        if isinstance(work, Stop) or (left is not None and left <= 0):
+            break
+        number = len(ahead) if work.number is None else work.number
+        one = ahead.get(number, Known(number, "waiting"))
+        whole = rules.baseline_images if one.is_baseline else rules.longest or one.images
+        ends = isinstance(work, Finish) or work.until is None
+        until = work.images if isinstance(work, Finish) else work.until or whole
+        more = max(0, until - one.images)
+        speed = one.seconds / one.images if one.images else seconds_per_image
+        images, seconds = images + more, seconds + more * speed
+        point = Point(until, one.seconds + more * speed, one.points[-1].auc if one.points else 0.5)
+        ahead[number] = replace(
+            one,
+            state="complete" if ends else "paused",
+            points=(*one.points, point),
+            until=until,
+        )
+        if ends and not one.is_baseline:
+            finished.append(until)
+    begun = [one for one in ahead.values() if one.points and not one.is_baseline]
+    rungs = lay_out(list(ahead.values()), rules, seconds_left and seconds_left - seconds).rungs
+    first = rungs[0] if rungs else (rules.longest or 0)
+    if seconds_left is not None:
+        first /= seconds_per_image
+    return Forecast(len(begun), first, tuple(finished), images, seconds)

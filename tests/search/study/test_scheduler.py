@@ -1,0 +1,260 @@
+"""The scheduler against simulated trainings: it sees looks, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from search.study.scheduler import (
+    Finish,
+    GoOn,
+    Known,
+    Point,
+    Rules,
+    Start,
+    Stop,
+    forecast,
+    is_flat,
+    lay_out,
+    next_work,
+)
+
+IMAGES = Rules(first_look=1_000, trials=12, longest=8_000)
+TIME = Rules(first_look=1_000)
+
+
+@dataclass
+class Simulation:
+    """A search whose configurations are curves and speeds.
+
+    Attributes:
+        quality: AUC that a configuration comes to.
+        speed: seconds an image.
+    """
+
+    rules: Rules
+    limit: float | None = None
+    quality: Callable[[int], float] = lambda number: 0.7 + 0.01 * (number * 7 % 12)
+    speed: Callable[[int], float] = lambda _: 0.01
+    known: list[Known] = field(default_factory=list)
+    seconds: float = 0.0
+    log: list[object] = field(default_factory=list)
+
+    def auc(self, number: int, images: float) -> float:
+        return self.quality(number) - 0.2 / math.sqrt(1 + images / 1_000)
+
+    def step(self) -> bool:
+        left = None if self.limit is None else self.limit - self.seconds
+        if left is not None and left <= 0:
+            return False
+        work = next_work(self.known, self.rules, left)
+        self.log.append(work)
+        if isinstance(work, Stop):
+            return False
+        if work.number is None:
+            self.known.append(Known(len(self.known), "waiting"))
+        number = len(self.known) - 1 if work.number is None else work.number
+        one = self.known[number]
+        assert one.state in ("waiting", "paused")
+        end = work.images if isinstance(work, Finish) else self.rules.longest
+        until = end if isinstance(work, Finish) else work.until or end
+        assert until is not None
+        # As a training does.
+        until = round(until / self.rules.batch_size) * self.rules.batch_size
+        assert until > one.images
+        points = [*one.points]
+        look = max(self.rules.first_look, 2 * one.images)
+        while look < until:
+            points.append(self.point(number, look))
+            look *= 2
+        points.append(self.point(number, until))
+        self.seconds += (until - one.images) * self.speed(number)
+        ends = isinstance(work, Finish) or work.until is None
+        self.known[number] = replace(
+            one, state="complete" if ends else "paused", points=tuple(points), until=until
+        )
+        return True
+
+    def point(self, number: int, images: int) -> Point:
+        return Point(images, images * self.speed(number), self.auc(number, images))
+
+    def run(self) -> Simulation:
+        for _ in range(500):
+            if not self.step():
+                return self
+        raise AssertionError("it does not end")
+
+    @property
+    def complete(self) -> list[Known]:
+        return [one for one in self.known if one.state == "complete"]
+
+
+def test_without_a_limit_halves_go_on_and_three_are_finished() -> None:
+    found = Simulation(IMAGES).run()
+    seen = sorted(one.images for one in found.known)
+    assert seen == [1_000] * 6 + [2_000] * 3 + [8_000] * 3
+    best = sorted(range(12), key=found.quality)[-3:]
+    assert sorted(one.number for one in found.complete) == sorted(best)
+    assert found.log[-1] == Stop()
+    starts = [work for work in found.log if isinstance(work, Start)]
+    assert starts == [Start(None, 1_000)] * 12
+    # All get their first stretch before any gets a second one.
+    assert found.log[:12] == starts
+
+
+def test_more_trials_go_on_with_what_there_is() -> None:
+    found = Simulation(IMAGES).run()
+    before = {one.number: one.images for one in found.known}
+    found.rules = replace(IMAGES, trials=20)
+    found.run()
+    assert len(found.known) == 20
+    assert all(found.known[number].images >= images for number, images in before.items())
+
+
+def test_what_waits_comes_before_what_is_drawn_and_the_baseline_first() -> None:
+    waiting = [Known(0, "waiting", is_baseline=True), Known(1, "waiting"), Known(2, "waiting")]
+    assert next_work(waiting, IMAGES) == Start(0, None)
+    waiting[0] = replace(waiting[0], state="complete", points=(Point(16_000, 9.0, 0.99),))
+    assert next_work(waiting, IMAGES) == Start(1, 1_000)
+    found = Simulation(replace(IMAGES, trials=5), known=waiting).run()
+    assert len(found.known) == 5
+    # However good, it is compared with nothing.
+    assert len([one for one in found.complete if not one.is_baseline]) == 3
+
+
+def test_what_was_stopped_amid_its_work_goes_on_first() -> None:
+    found = Simulation(IMAGES)
+    while len(found.known) < 3:
+        found.step()
+    stopped = replace(found.known[1], state="paused", points=(), until=1_000)
+    found.known[1] = stopped
+    assert next_work(found.known, IMAGES) == GoOn(1, 1_000)
+    found.known[1] = replace(stopped, until=None)
+    assert next_work(found.known, IMAGES) == GoOn(1, None)
+
+
+def test_failures_and_pruned_ones_are_left_alone() -> None:
+    found = Simulation(IMAGES)
+    while len(found.known) < 12:
+        found.step()
+    best = max(range(12), key=found.quality)
+    found.known[best] = replace(found.known[best], state="failed")
+    second = sorted(range(12), key=found.quality)[-2]
+    found.known[second] = replace(found.known[second], state="pruned")
+    found.run()
+    assert {best, second}.isdisjoint(one.number for one in found.complete)
+    assert len(found.complete) >= 2
+
+
+def test_a_training_of_one_look_is_finished_at_once() -> None:
+    found = Simulation(replace(IMAGES, longest=1_000, trials=4)).run()
+    assert found.log[:-1] == [Start(None, None)] * 4
+    assert len(found.complete) == 4
+
+
+def test_cosine_ends_where_it_began_to() -> None:
+    found = Simulation(replace(IMAGES, prolongs=False, decay_fraction=0.0)).run()
+    assert {one.images for one in found.complete} == {8_000}
+
+
+@pytest.mark.parametrize("limit", [2_000.0, 20_000.0])
+def test_the_time_given_is_used_up_and_no_more(limit: float) -> None:
+    found = Simulation(TIME, limit).run()
+    assert 0.85 * limit < found.seconds <= limit
+    assert 15 <= len(found.known) <= 25
+    # The best has most of it.
+    best = max(found.known, key=lambda one: one.images)
+    assert best.state == "complete"
+    assert best.seconds > 0.3 * limit
+    assert found.quality(best.number) >= sorted(map(found.quality, range(len(found.known))))[-2]
+    assert len(found.complete) == TIME.finalists
+
+
+@pytest.mark.parametrize("limit", [150.0, 333.0, 1_000.0, 4_321.0])
+def test_whole_batches_reach_what_they_are_told_to(limit: float) -> None:
+    rules = Rules(first_look=1_184, batch_size=32)
+    found = Simulation(rules, limit, speed=lambda number: 0.001 * (1 + number % 7)).run()
+    works = found.log[:-1] if isinstance(found.log[-1], Stop) else found.log
+    assert len(works) == len(set(map(str, works))) + works.count(Start(None, 1_184)) - 1
+    assert found.complete
+
+
+def test_little_time_begins_fewer() -> None:
+    """Each must come to its first look: ten seconds here."""
+    found = Simulation(TIME, 200.0).run()
+    assert 5 <= len(found.known) <= 8
+    assert found.complete
+    assert found.seconds <= 200.0
+
+
+def test_a_slow_backbone_must_earn_its_time() -> None:
+    """At the same images it is the best; at the same seconds it is not."""
+
+    def speed(number: int) -> float:
+        return 0.1 if number == 3 else 0.01
+
+    def quality(number: int) -> float:
+        return 0.83 if number == 3 else 0.75 + 0.002 * number
+
+    found = Simulation(TIME, 4_000.0, quality, speed).run()
+    assert found.known[3].state == "paused"
+    worthy = Simulation(TIME, 4_000.0, lambda n: 0.99 if n == 3 else 0.75, speed).run()
+    assert worthy.known[3].state == "complete"
+
+
+def test_all_are_compared_after_the_same_seconds() -> None:
+    found = Simulation(TIME, 4_000.0, speed=lambda number: 0.01 * (1 + number % 3)).run()
+    stretch = lay_out(found.known, TIME, 0.0).rungs[0]
+    first = [next(p for p in one.points if p.seconds >= 0.9 * stretch) for one in found.known]
+    assert all(point.seconds < 2.5 * stretch for point in first)
+
+
+def test_a_flat_curve_is_finished_early_and_why_is_told() -> None:
+    curve = Simulation(TIME, 100_000.0)
+    curve.auc = lambda number, images: 0.7 + 0.001 * number  # type: ignore[method-assign]
+    curve.run()
+    assert curve.seconds < 0.7 * 100_000
+    best = max(curve.complete, key=lambda one: one.images)
+    assert is_flat(best, TIME)
+    assert isinstance(curve.log[-1], Stop)
+    assert "0.001" in curve.log[-1].reason
+
+
+def test_nothing_better_for_long_ends_the_drawing() -> None:
+    rules = replace(IMAGES, trials=60)
+    found = Simulation(rules, quality=lambda number: 0.9 if number == 4 else 0.7).run()
+    assert len(found.known) == 4 + 1 + 30
+    assert isinstance(found.log[-1], Stop)
+    assert "30 configurations" in found.log[-1].reason
+    assert found.known[4].state == "complete"
+
+
+def test_the_baseline_is_trained_if_it_costs_little() -> None:
+    rules = replace(TIME, baseline_images=2_000)
+    baseline = Known(0, "waiting", is_baseline=True)
+    for limit, affordable, seconds in ((200.0, False, 10), (20_000.0, True, 300)):
+        assert next_work([baseline], rules, limit) == Start(None, 1_000)
+        images = 100 * seconds
+        known = [baseline, Known(1, "paused", (Point(images, seconds, 0.6),), images)]
+        work = next_work(known, rules, limit)
+        assert (work == Start(0, None)) == affordable
+
+
+def test_a_forecast_is_what_comes() -> None:
+    ahead = forecast([], IMAGES, 0.01, None)
+    found = Simulation(IMAGES).run()
+    assert ahead.configurations == 12
+    assert ahead.first_piece == 1_000
+    assert ahead.finished == (8_000,) * 3
+    assert ahead.images == sum(one.images for one in found.known)
+    timed = forecast([], TIME, 0.01, 4_000.0)
+    assert 15 <= timed.configurations <= 25
+    assert timed.seconds <= 4_000
+    assert len(timed.finished) == 3
+
+
+def test_an_empty_search_with_no_time_stops() -> None:
+    assert isinstance(next_work([], TIME, 0.0), Start | Stop)
