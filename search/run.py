@@ -308,7 +308,7 @@ def _seconds_ahead(opened: _Opened) -> float | None:
     speeds = [one.seconds / one.images for one in known if one.images]
     if left is not None or not speeds:
         return left
-    return forecast(known, opened.plan.rules, median(speeds), None).seconds
+    return forecast(known, opened.plan.rules, median(speeds))
 
 
 def _waiting_baselines(study: optuna.Study) -> int:

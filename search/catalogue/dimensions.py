@@ -121,8 +121,8 @@ DIMENSIONS: dict[str, Dimension] = {
         Dimension("class_balance", "none", ("none", "sampler", "loss")),
     )
 }
-"""By name. The centres are those of a recipe that reached an AUC of 0.916 on the faces of
-results/published/dfdc-faces, with the learning rate in the middle of its backbone's range."""
+"""By name. The centres are those of a recipe that is known to work on faces, with the learning rate
+in the middle of its backbone's range."""
 
 
 def read_dimensions(content: Any) -> dict[str, Dimension]:

@@ -39,7 +39,7 @@ from search.report.recorded import (
 from search.report.terminal import Problems, format_seconds
 from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET
-from search.study.trials import looks_of
+from search.study.trials import RESTING, looks_of
 from search.training.candidate import HISTORY, SCORES
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def write_report(
         facts={name: text for name, text in facts.items() if name not in HIGHLIGHTED},
         figures=figures,
         top=complete[:TOP_ROWS] + [row for row in complete[TOP_ROWS:] if row["is_baseline"]],
-        unfinished=[row for row in rows if row["state"] in UNFINISHED],
+        # How many wait while others are trained is told in the summary.
+        unfinished=[row for row in rows if row["state"] in UNFINISHED and row["reason"] != RESTING],
         rows=rows,
         columns=[name for name in COLUMNS if name != "trial"],
         merged=_merged(run),

@@ -20,6 +20,7 @@ from search.machine.files import CANDIDATES
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
 from search.pixels.reading import Reader
+from search.study.orphans import set_aside_orphan
 from search.study.plan import SearchPlan
 from search.study.proposals import propose
 from search.study.scheduler import Finish, GoOn, Known, Start, Stop, lay_out, next_work
@@ -46,11 +47,10 @@ from search.study.trials import (
     verdict_row,
 )
 from search.training.candidate import CHECKPOINT, HISTORY, Candidate, Look
-from search.training.candidate import RECIPE as RECIPE_FILE
 from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
-from search.training.train import HOW_NOT_WHAT, ITS_END, Watch, train
+from search.training.train import HOW_NOT_WHAT, Watch, train
 
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
@@ -287,13 +287,14 @@ class Search:
         """Deletes the checkpoints of the worst paused candidates where all take more than --disk:
         they are pruned."""
         known = {one.number: one for one in known_trials(self.study)}
+        trials = {trial.number: trial for trial in paused_trials(self.study)}
+        paths = {number: self.folder(trial) / CHECKPOINT for number, trial in trials.items()}
+        sizes = {number: path.stat().st_size for number, path in paths.items() if path.exists()}
         # Who was stopped amid its work goes on; of the others, the best.
-        paused = sorted(
-            (trial for trial in paused_trials(self.study)),
-            key=lambda t: (known[t.number].was_interrupted, _best_auc(known[t.number])),
+        worst_first = sorted(
+            sizes, key=lambda number: (known[number].was_interrupted, _best_auc(known[number]))
         )
-        sizes = {trial.number: _size(self.folder(trial) / CHECKPOINT) for trial in paused}
-        for trial in paused[:-1]:
+        for trial in [trials[number] for number in worst_first[:-1]]:
             if sum(sizes.values()) <= self.plan.disk_bytes(self.run):
                 return
             del sizes[trial.number]
@@ -392,11 +393,6 @@ def _best_auc(one: Known) -> float:
     return max((point.auc for point in one.points), default=0.0)
 
 
-def _size(path: Path) -> int:
-    """Of a file in bytes; 0 where there is none."""
-    return path.stat().st_size if path.exists() else 0
-
-
 def drop_surplus_weights(study: optuna.Study, run: Path, keep: int) -> None:
     """Deletes the weights of all but the `keep` best candidates and the baseline."""
     for trial in searched_trials(study)[keep:]:
@@ -407,38 +403,3 @@ def kept_candidates(study: optuna.Study, run: Path) -> list[Candidate]:
     """Complete candidates that have their weights, best first."""
     found = [Candidate(run / CANDIDATES / trial_name(trial)) for trial in complete_trials(study)]
     return [candidate for candidate in found if candidate.has_weights and candidate.is_complete]
-
-
-ORPHANS = "orphans"
-
-
-def set_aside_orphan(folder: Path, recipe: Recipe, tell: Callable[[str], None]) -> None:
-    """Moves a trial's folder to the run's orphans/ if it is another training's: the study lost a
-    trial (restored from a copy, say) and gave its number to this one. Its figures stay; its weights
-    and its checkpoint, which nothing could use, are deleted."""
-    path = folder / RECIPE_FILE
-    if not path.exists():
-        return
-    try:
-        found = Candidate(folder).recipe
-    except UserError:
-        found = None
-    if found is not None and _what(found) == _what(recipe):
-        return
-    orphans = folder.parent.parent / ORPHANS
-    orphans.mkdir(exist_ok=True)
-    number = 1
-    while (orphan := orphans / f"{folder.name}-{number}").exists():
-        number += 1
-    folder.rename(orphan)
-    Candidate(orphan).drop_weights()
-    Candidate(orphan).drop_checkpoint()
-    tell(
-        f"{folder.name} held another training: its figures are in {ORPHANS}/{orphan.name}, its "
-        "weights are deleted"
-    )
-
-
-def _what(recipe: Recipe) -> Recipe:
-    names = (*HOW_NOT_WHAT, *(ITS_END if recipe.schedule == "constant" else ()))
-    return replace(recipe, **{name: getattr(Recipe, name) for name in names})

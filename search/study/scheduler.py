@@ -327,59 +327,32 @@ def is_flat(one: Known, rules: Rules) -> bool:
     return max(point.auc for point in one.points) - max(before) < rules.gain
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a search will do, if all configurations are as fast, and as good, as those so far."""
-
-    configurations: int  # that will have been begun
-    first_piece: float  # images of each one's first stretch
-    finished: tuple[int, ...]  # images of those that will be complete, in their order
-    images: int  # that are still to be trained on
-    seconds: float  # that takes
-
-
-MOST_PIECES = 2_000
-"""Of a forecast: a search of a thousand configurations is not told to its end."""
-
-
-def forecast(
-    known: Sequence[Known], rules: Rules, seconds_per_image: float, seconds_left: float | None
-) -> Forecast:
-    """Lets the search run ahead.
+def forecast(known: Sequence[Known], rules: Rules, seconds_per_image: float) -> float:
+    """Seconds that a search without a time limit will still take, if all configurations are as fast
+    as those so far: it is let run ahead.
 
     Args:
-        known: see `next_work`, as the next.
+        known: see `next_work`.
         rules: see there.
         seconds_per_image: of a configuration that was not begun yet.
-        seconds_left: see there.
     """
     ahead = {one.number: replace(one, until=one.until or one.images) for one in known}
-    images, seconds, finished = 0, 0.0, []
-    for _ in range(MOST_PIECES):
-        left = None if seconds_left is None else seconds_left - seconds
-        work = next_work(list(ahead.values()), rules, left)
-        if isinstance(work, Stop) or (left is not None and left <= 0):
-            break
+    total = 0.0
+    while not isinstance(work := next_work(list(ahead.values()), rules), Stop):
         number = len(ahead) if work.number is None else work.number
         one = ahead.get(number, Known(number, "waiting"))
-        whole = rules.baseline_images if one.is_baseline else rules.longest or one.images
-        ends = isinstance(work, Finish) or work.until is None
+        whole = (rules.baseline_images if one.is_baseline else rules.longest) or 0
         until = work.images if isinstance(work, Finish) else work.until or whole
-        more = max(0, until - one.images)
-        speed = one.seconds / one.images if one.images else seconds_per_image
-        images, seconds = images + more, seconds + more * speed
-        point = Point(until, one.seconds + more * speed, one.points[-1].auc if one.points else 0.5)
+        ends = isinstance(work, Finish) or work.until is None
+        seconds = max(0, until - one.images) * (
+            one.seconds / one.images if one.images else seconds_per_image
+        )
+        total += seconds
+        auc = one.points[-1].auc if one.points else 0.5
         ahead[number] = replace(
             one,
             state="complete" if ends else "paused",
-            points=(*one.points, point),
+            points=(*one.points, Point(until, one.seconds + seconds, auc)),
             until=until,
         )
-        if ends and not one.is_baseline:
-            finished.append(until)
-    begun = [one for one in ahead.values() if one.points and not one.is_baseline]
-    rungs = lay_out(list(ahead.values()), rules, seconds_left and seconds_left - seconds).rungs
-    first = rungs[0] if rungs else (rules.longest or 0)
-    if seconds_left is not None:
-        first /= seconds_per_image
-    return Forecast(len(begun), first, tuple(finished), images, seconds)
+    return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,10 +193,6 @@ class Space:
             augmentation=BASELINE,
             batch_size=40,
         )
-
-    def of(self, backbones: tuple[Backbone, ...]) -> Space:
-        """The same with other backbones."""
-        return replace(self, backbones=backbones)
 
     def _backbone(self, name: object) -> Backbone | None:
         return next((backbone for backbone in self.backbones if backbone.name == name), None)

@@ -12,7 +12,6 @@ from typing import Any, Protocol, cast
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.errors import UserError
 from search.machine.device import (
@@ -27,6 +26,7 @@ from search.pixels.batches import Batch
 from search.training.candidate import Look, copy_state
 from search.training.loss import Loss
 from search.training.metrics import measure
+from search.training.network import mend_batch_norm, set_batch_norm
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, Predictions, first_look
 from search.training.step import (
@@ -214,7 +214,7 @@ class Training:
             update = before + number + 1
             if is_frozen != (update <= frozen_steps):
                 is_frozen = not is_frozen
-                _set_batch_norm(self.network, training=not is_frozen)
+                set_batch_norm(self.network, training=not is_frozen)
             with self.seconds.spent_on("train"), fast_float32(self.runtime.device):
                 self._add(self.step(batch), len(batch.targets))
                 self._scheduler.step_update(update)
@@ -377,8 +377,8 @@ class Training:
         mean = (loss - sums.read_loss) / max(counted - sums.read_counted, 1.0)
         if new:
             # The forward pass has spoilt the statistics, whatever became of the step.
-            _mend_batch_norm(self.network)
-            _mend_batch_norm(self.averaged)
+            mend_batch_norm(self.network)
+            mend_batch_norm(self.averaged)
         if new == steps >= FEWEST_OVERFLOWS or self.step.overflows_for_good:
             self.step.fall_back()
             tell(
@@ -408,18 +408,3 @@ def _average(network: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
         # Its own warm-up: a short training must not average over its random start.
         return ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)
     return None
-
-
-def _set_batch_norm(network: nn.Module, *, training: bool) -> None:
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.train(training)
-
-
-def _mend_batch_norm(network: nn.Module) -> None:
-    """Forgets running statistics that are not finite: a moving average never loses an infinity."""
-    for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.running_var is not None:
-            statistics = torch.stack([module.running_mean, module.running_var])  # type: ignore[list-item]
-            if not statistics.isfinite().all():
-                module.reset_running_stats()

@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.errors import UserError
 from search.pixels.batches import Images
@@ -162,3 +163,19 @@ def build_network(recipe: Recipe, *, pretrained: bool = True) -> Network:
 def margin(logits: Tensor) -> Tensor:
     """z1 - z0 of two logits (N, 2), shape (N,): the log-odds of fake; its sigmoid is y_pred."""
     return logits[:, 1] - logits[:, 0]
+
+
+def set_batch_norm(network: nn.Module, *, training: bool) -> None:
+    """Lets batch-norm layers learn their statistics, or keep those that they have."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.train(training)
+
+
+def mend_batch_norm(network: nn.Module) -> None:
+    """Forgets running statistics that are not finite: a moving average never loses an infinity."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.running_var is not None:
+            statistics = torch.stack([module.running_mean, module.running_var])  # type: ignore[list-item]
+            if not statistics.isfinite().all():
+                module.reset_running_stats()
