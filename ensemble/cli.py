@@ -26,7 +26,7 @@ from ensemble.settings import (
 )
 from search.errors import UserError, loading, run_app
 from search.machine.progress import tell_line
-from search.settings import AtLeastZero
+from search.settings import AtLeastZero, StressSettings
 
 if TYPE_CHECKING:
     from ensemble.pool.pool import Pool
@@ -205,6 +205,22 @@ def predict(path: Path | None = None, /, *, settings: PredictSettings) -> None:
         from ensemble.deploy.predict import run_predict
 
     run_predict(replace(settings, path=path), console)
+
+
+@app.command
+def stress(*, settings: StressSettings) -> None:
+    """Score a model on altered images, as `python -m search stress` does; fused ones as well."""
+    console = Console()
+    with loading(console):
+        from ensemble.network.model import load_model
+        from ensemble.submission.manifest import MANIFEST
+        from search.stress.stress import run_stress
+
+    if settings.out is None and (settings.model / MANIFEST).exists():
+        raise UserError(
+            f"a submission must stay as it is, found {MANIFEST} in {settings.model}; give --out"
+        )
+    run_stress(settings, console, lambda folder: load_model(folder)[0])
 
 
 @app.command

@@ -12,7 +12,7 @@ from cyclopts.argument import ArgumentCollection
 from rich.console import Console
 
 from search.errors import loading, run_app
-from search.settings import ProfileSettings, SearchSettings, flag, read_settings
+from search.settings import ProfileSettings, SearchSettings, StressSettings, flag, read_settings
 
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -120,6 +120,16 @@ def profile(*, settings: ProfileSettings = ProfileSettings()) -> None:  # noqa: 
         from search.profile import run_profile
 
     run_profile(settings, console)
+
+
+@app.command
+def stress(*, settings: StressSettings) -> None:
+    """Score a model on images that were altered on their way: compressed, resized, noisy, dark."""
+    console = Console()
+    with loading(console):
+        from search.stress.stress import run_stress
+
+    run_stress(settings, console)
 
 
 @app.command

@@ -245,6 +245,41 @@ class ProfileSettings:
             raise UserError("--out and --train-labels exclude each other: a run has its own images")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StressSettings:
+    """What `search stress` is told."""
+
+    model: Path
+    """Folder of a candidate or a merged model: results/NAME/candidates/0007."""
+
+    images: Path | None = None
+    """Folder of the images. Default: those of select, of the run that the model lies in."""
+
+    labels: Path | None = None
+    """Label file of the images (img_name,target; 1 = fake)."""
+
+    limit: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
+    """Use at most so many images: stratified, whole groups, the same for every model."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode and alter images. Default: chosen by the machine."""
+
+    out: Path | None = None
+    """Folder for stress.csv and its figures. Default: the model's."""
+
+    def __post_init__(self) -> None:
+        if (self.images is None) != (self.labels is None):
+            given, missing = ("labels", "images") if self.images is None else ("images", "labels")
+            raise UserError(
+                f"--images and --labels belong together, but only --{given} was given; add "
+                f"--{missing}"
+            )
+
+
 DATA_DEFAULTS: dict[str, Any] = {
     "pool": "small",
     "weights": "hub",

@@ -9,7 +9,7 @@ import pytest
 from search.cli import main
 from search.settings import SearchSettings, write_settings
 
-COMMANDS = ("run", "baseline", "backbones", "report", "dashboard")
+COMMANDS = ("run", "baseline", "backbones", "report", "stress", "dashboard")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,1 @@
+"""How a network does on images that were altered on their way to it."""
