@@ -15,16 +15,14 @@ from ensemble.pool.pool import Pool
 from search.errors import UserError
 from search.machine.files import MERGED
 from search.machine.interruption import Interruption
-from search.machine.progress import Bar, Bars, tell_line
+from search.machine.progress import Bars
 from search.machine.seconds import SECONDS
-from search.training.candidate import CHECKPOINT, Candidate, Look, describe_look
-from search.training.loop import StepRecord
-from search.training.metrics import Metrics
+from search.training.candidate import CHECKPOINT, Candidate, Look
 from search.training.recipe import Recipe
+from search.training.shown import ShownTraining
 from search.training.train import (
     CHECKPOINT_MINUTES,
     Task,
-    Watch,
     describe_training,
     train,
     unfinished_training,
@@ -159,7 +157,7 @@ class MergeTraining:
                 runtime=self.pool.runtime,
                 reader=self.pool.reader,
                 task=self.task,
-                watch=_Shown(console, bar, self.recipe.epochs),
+                watch=ShownTraining(console, bar, self.recipe.epochs),
                 facts={IDENTITY: self.wanted},
                 checkpoint_minutes=checkpoint_minutes,
             )
@@ -191,31 +189,3 @@ def looks_of(candidate: Candidate) -> tuple[Look, ...]:
     """A training's history."""
     rows: list[Any] = candidate.history.to_dict("records")
     return tuple(Look(**row) for row in rows)
-
-
-class _Shown(Watch):
-    """Shows a training: a bar for its steps, a line for each look."""
-
-    def __init__(self, console: Console, bar: Bar, epochs: float | None) -> None:
-        self.console, self.bar, self.epochs = console, bar, epochs
-
-    def step(self, record: StepRecord) -> None:
-        """Moves the bar."""
-        if not self.bar.is_live:
-            return
-        loss = "" if record.loss is None else f", loss {record.loss:.3f}"
-        self.bar.update(
-            record.step,
-            record.steps,
-            description=f"epoch {record.epoch + 1}",
-            info=f"{record.images_per_second:.0f} images/s{loss}",
-        )
-
-    def look(self, record: Look, best: Metrics) -> None:
-        """Prints a line; the best one's figures are told at the end."""
-        del best
-        self.tell(f"  {describe_look(record, self.epochs)}")
-
-    def tell(self, line: str) -> None:
-        """Prints it."""
-        tell_line(self.console, line)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,16 @@ HALF = (1, 2)
 
 _Integers = NDArray[np.int64]
 
+TrainedOn = Literal["fit", "fit+select", "all"]
+"""What a network was trained on."""
+
+SEEN: Mapping[TrainedOn, tuple[str, ...]] = {
+    "fit": ("fit",),
+    "fit+select": ("fit", "select"),
+    "all": ("fit", "select", "report"),
+}
+"""The splits that it has seen by that, and that cannot measure it any more."""
+
 
 @dataclass(frozen=True, eq=False)  # tables do not compare to a bool; fingerprints do
 class Splits:
@@ -30,6 +42,17 @@ class Splits:
     fit: pd.DataFrame  # what networks are trained on
     select: pd.DataFrame  # what the search chooses by
     report: pd.DataFrame  # what nothing is chosen by
+
+    def seen_by(self, trained_on: TrainedOn) -> Splits:
+        """The same images as a training sees them: fit is all that it is trained on, and what that
+        takes from the other splits leaves them empty, so that nothing seen can be scored."""
+        named = {"fit": self.fit, "select": self.select, "report": self.report}
+        seen = SEEN[trained_on]
+        if seen == ("fit",):
+            return self
+        fit = pd.concat([named[name] for name in seen], ignore_index=True)
+        unseen = {name: table.iloc[:0] if name in seen else table for name, table in named.items()}
+        return Splits(fit, unseen["select"], unseen["report"])
 
     def fingerprint(self) -> str:
         """SHA-256 in hex of the names, targets and groups of all splits, in their order; it does

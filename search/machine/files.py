@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from search.errors import UserError
 
-CANDIDATES, MERGED = "candidates", "merged"
+CANDIDATES, REFITS, MERGED = "candidates", "refits", "merged"
 BACKBONES, QUARANTINE = "backbones.yaml", "quarantine.csv"
 LEADERBOARD, COMPARISON = "leaderboard.csv", "comparison.csv"
 """What lies in a run folder, for all rooms that read or write it; a file of one room alone has its

@@ -345,7 +345,7 @@ class _TrialWatch(Watch):
     def resumed(self, best: Metrics) -> None:
         self.best = best
 
-    def look(self, record: Look, best: Metrics) -> None:
+    def look(self, record: Look, best: Metrics | None) -> None:
         self.best = best
         self.search.progress.look(record)
         # Before the look: a process that dies now may have done all that the trial waited for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -16,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from search.data.splits import SEEN
 from search.errors import UserError
 from search.machine.device import Runtime
-from search.machine.files import read_json, write_atomically, write_json_atomically
+from search.machine.files import REFITS, read_json, write_atomically, write_json_atomically
 from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 from search.training.network import Network, build_network
@@ -35,6 +37,9 @@ CHECKPOINT = "checkpoint.pt"
 
 REPORT_SCORES = "scores_report.csv"
 
+REFIT_OF = "refit_of"
+"""Entry of a refit's metrics.json: the candidate whose recipe it was trained by."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -44,7 +49,7 @@ class Look:
     epoch: float  # the same in passes over all of them
     train_loss: float  # mean since the look before
     learning_rate: float  # of the head, after the last step
-    select_auc: float  # on the images of a look, as the next
+    select_auc: float  # on the images of a look, as the next; NaN where it is trained on select
     select_log_loss: float
     train_seconds: float  # this and the next: what `Seconds` took since the look before
     score_seconds: float = 0.0
@@ -60,10 +65,8 @@ class Look:
 def describe_look(look: Look, epochs: float | None) -> str:
     """A look in one line: how far of so many epochs, if that is known, and how good."""
     end = "" if epochs is None else f"/{epochs:.3g}"
-    return (
-        f"epoch {look.epoch:.3g}{end}: loss {look.train_loss:.3f}, AUC "
-        f"{look.select_auc:.4f}, {look.seconds:.1f} s"
-    )
+    auc = "" if math.isnan(look.select_auc) else f", AUC {look.select_auc:.4f}"
+    return f"epoch {look.epoch:.3g}{end}: loss {look.train_loss:.3f}{auc}, {look.seconds:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,14 @@ class Candidate:
 
     @property
     def report_scores(self) -> pd.DataFrame | None:
-        """Scores on report, once the study has ended, of candidates whose weights are kept."""
+        """Scores on report, once the study has ended, of candidates whose weights are kept; never
+        of one that was trained on it."""
         path = self.path / REPORT_SCORES
-        return _read_csv(path) if path.exists() else None
+        return _read_csv(path) if path.exists() and not self.has_seen("report") else None
+
+    def has_seen(self, split: str) -> bool:
+        """Whether it was trained on a split, which cannot measure it then."""
+        return split in SEEN[self.recipe.trained_on]
 
     @property
     def is_complete(self) -> bool:
@@ -146,10 +154,24 @@ class Candidate:
     def save_report(
         self, table: pd.DataFrame, predictions: Predictions, figures: Mapping[str, Any]
     ) -> None:
-        """Adds scores and figures on the report split."""
+        """Adds scores and figures on the report split.
+
+        Raises:
+            UserError: if it was trained on report.
+        """
+        if self.has_seen("report"):
+            raise UserError(
+                f"{self.name} must be measured on images that it was not trained on, found it "
+                f"trained on {self.recipe.trained_on}: it has no figures on report"
+            )
         write_json_atomically(self.path / METRICS, {**self.metrics, "report": dict(figures)})
         # Last: whoever finds the scores takes the figures to be there.
         _write_csv(self.path / REPORT_SCORES, score_table(table, predictions))
+
+
+def complete_refits(run: Path) -> list[Candidate]:
+    """The refits of a run that came to their end, by name."""
+    return [Candidate(path.parent) for path in sorted((run / REFITS).glob(f"*/{METRICS}"))]
 
 
 def save_candidate(
@@ -166,7 +188,7 @@ def save_candidate(
     Args:
         folder: candidates/0007, say; made if absent.
         recipe: what it was trained from.
-        metrics: figures for metrics.json.
+        metrics: figures for metrics.json; without those on select where it is trained on that.
         history: one record a look.
         scores: see `score_table`.
         weights: the network's state dict; None writes no weights.

@@ -100,7 +100,7 @@ class Training:
         history: one record a look.
         looked: steps that were done at the last look; 0 before the first.
         seconds: what all of it has taken; scoring and saving are added by who does it.
-        best: the evaluation of the best look; None before the first.
+        best: the evaluation of the best look; None before the first, and where none is evaluated.
         best_epoch: the epochs that were done then; 0 before the first.
         best_state: its weights, on the CPU.
         step: see `OptimizerStep`.
@@ -234,12 +234,13 @@ class Training:
         # Batches that broken images left too small are done as well.
         self.batch = until
 
-    def look(self, evaluation: Evaluation) -> Look:
+    def look(self, evaluation: Evaluation | None) -> Look:
         """Takes a look at where the training is: its record, and its weights if they are the best
         yet.
 
         Args:
-            evaluation: of `averaged`, on the images that looks are compared on.
+            evaluation: of `averaged`, on the images that looks are compared on; None where there
+                are no such images: then the last look's weights are the best.
         """
         sums = self._sums
         taken = self.seconds - self._recorded
@@ -250,8 +251,8 @@ class Training:
             train_loss=sums.loss.item() / max(sums.counted.item(), 1.0),
             # The largest among the groups, which is the head's.
             learning_rate=max(float(group["lr"]) for group in self._optimizer.param_groups),
-            select_auc=evaluation.metrics.auc,
-            select_log_loss=evaluation.metrics.log_loss,
+            select_auc=math.nan if evaluation is None else evaluation.metrics.auc,
+            select_log_loss=math.nan if evaluation is None else evaluation.metrics.log_loss,
             train_seconds=taken.train,
             score_seconds=taken.score,
             save_seconds=taken.save,
@@ -262,7 +263,7 @@ class Training:
         self.looked = self.done
         self.images_seen += sums.images
         self._sums = self._no_sums()
-        if record.select_auc > best_before or not self.best_state:
+        if evaluation is None or record.select_auc > best_before or not self.best_state:
             self.best_epoch, self.best = record.epoch, evaluation
             self.best_state = copy_state(self.averaged)
         return record

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from search.data.splits import TrainedOn
 from search.errors import UserError
 from search.machine.files import write_yaml_atomically
 
@@ -100,7 +101,10 @@ class Recipe:
     augmentation_strength: float = 0.5
     """From 0, the mildest form of the policy, to 1."""
 
-    # What it is judged by.
+    # What it is trained on and judged by.
+    trained_on: TrainedOn = "fit"
+    """Splits whose images it is trained on. Without select nothing compares its looks: the weights
+    at its end are kept."""
     select_limit: SelectLimit = "auto"
     """Images of select that are scored at each look."""
 

@@ -43,6 +43,11 @@ class Predictions:
     scores: Floats  # (N,) - probability of fake
     targets: Integers  # (N,) - 1 = fake
 
+    @staticmethod
+    def none() -> Predictions:
+        """Of no image."""
+        return Predictions(np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.int64))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -141,14 +146,15 @@ def predict(
     Raises:
         FloatingPointError: if a score is not a finite number.
     """
-    parts = []
+    parts: list[Predictions] = []
     for part in predict_batches(network, loader, runtime, precision):
         parts.append(part)
         on_batch()
+    parts.append(Predictions.none())
     joined = Predictions(
-        indices=np.concatenate([np.empty(0, np.int64), *(part.indices for part in parts)]),
-        scores=np.concatenate([np.empty(0, np.float64), *(part.scores for part in parts)]),
-        targets=np.concatenate([np.empty(0, np.int64), *(part.targets for part in parts)]),
+        indices=np.concatenate([part.indices for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
     )
     check_finite(joined.scores)
     return joined

@@ -36,7 +36,13 @@ from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
 from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import Evaluation, evaluate, first_look, images_of_a_look
+from search.training.scoring import (
+    Evaluation,
+    Predictions,
+    evaluate,
+    first_look,
+    images_of_a_look,
+)
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -79,7 +85,7 @@ class Task(Protocol):
 
 
 class Classification:
-    """A network that learns the labels: a trial, or the baseline."""
+    """A network that learns the labels: a trial, the baseline, or a refit."""
 
     def __init__(self, recipe: Recipe, splits: Splits, reader: Reader) -> None:
         self.recipe, self.table, self.reader = recipe, splits.fit, reader
@@ -114,8 +120,9 @@ class Watch:
     def resumed(self, best: Metrics) -> None:
         """Told of a training that goes on after a look; `best` are its figures so far."""
 
-    def look(self, record: Look, best: Metrics) -> None:
-        """Told of every look, once its state is saved; `best` are the figures so far."""
+    def look(self, record: Look, best: Metrics | None) -> None:
+        """Told of every look, once its state is saved; `best` are the figures so far, None where it
+        is trained on select."""
 
     def tell(self, line: str) -> None:
         """Told what a user should know."""
@@ -139,7 +146,8 @@ def train(
 
     They are compared at looks, which come as the images seen double: in the precision of the
     training, on the part of select that the recipe asks for. The weights that are kept are scored
-    once on all of select, in fp32.
+    once on all of select, in fp32. Where the recipe is trained on select as well, nothing is scored
+    and the weights at the end are kept.
 
     The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
     interrupted; called again, `train` goes on from that very batch, on the CPU with the same result
@@ -148,7 +156,8 @@ def train(
 
     Args:
         recipe: all that it depends on besides images and task.
-        splits: fit is trained on, select is what looks are compared on.
+        splits: the run's; which of them are trained on, the recipe says. The task has the images
+            that it trains on from elsewhere.
         folder: the candidate's; made if absent.
         until: images after which to take a look and pause; None trains to the end.
         interruption: asked between batches whether to go on.
@@ -174,9 +183,11 @@ def train(
         candidate.drop_checkpoint()
         return candidate
     reader = reader or Reader.on(runtime, recipe.canvas)
-    task = task or Classification(recipe, splits, reader)
+    seen = splits.seen_by(recipe.trained_on)
+    task = task or Classification(recipe, seen, reader)
     watch, interruption = watch or Watch(), interruption or Interruption()
     identity = describe_training(recipe, splits, task)
+    splits = seen  # from here on nothing can score what it is trained on
     saved = _saved_state(folder, identity, watch)
     network = task.network(start=saved is None)
     if recipe.precision == "auto":
@@ -191,13 +202,15 @@ def train(
         torch.cuda.reset_peak_memory_stats(runtime.device)
     keeper = _Keeper(folder, identity, training, 60 * checkpoint_minutes)
     select_loader = partial(eval_batches, reader, batch_size=evaluation_batch(recipe))
-    look = images_of_a_look(
-        splits.select,
-        recipe.select_limit,
-        images_before=first_look(len(splits.fit)),
-        seed=recipe.seed,
-    )
-    look_loader = select_loader(look)
+    look = splits.select
+    if not splits.select.empty:
+        look = images_of_a_look(
+            splits.select,
+            recipe.select_limit,
+            images_before=first_look(len(splits.fit)),
+            seed=recipe.seed,
+        )
+    look_loader = None if look.empty else select_loader(look)
 
     scoring_speed: float | None = None
 
@@ -225,18 +238,18 @@ def train(
             stop = min(stop, max(1, round(until / recipe.batch_size)))
         while training.looked < stop:
             training.run(min(training.next_look, stop), on_step, watch.tell)
-            evaluation = score(training.averaged, look_loader, training.step.precision)
+            evaluation = None
+            if look_loader is not None:
+                evaluation = score(training.averaged, look_loader, training.step.precision)
             record = training.look(evaluation)
             save_progress(folder, recipe, training.history)
             keeper.save()
-            assert training.best is not None
-            watch.look(record, training.best.metrics)
+            watch.look(record, training.best.metrics if training.best else None)
         if training.looked < training.end:
             return candidate
-        assert training.best is not None
         final = training.best
         training.network.load_state_dict(training.best_state)
-        if len(look) < len(splits.select) or final.precision != "fp32":
+        if final and (len(look) < len(splits.select) or final.precision != "fp32"):
             final = score(training.network, select_loader(splits.select), "fp32")
     except Interrupted:
         keeper.save()
@@ -377,15 +390,15 @@ def _complete(
     training: Training,
     task: Task,
     splits: Splits,
-    final: Evaluation,
+    final: Evaluation | None,
     facts: Mapping[str, Any],
 ) -> Candidate:
     save_candidate(
         candidate.path,
         recipe=training.recipe,
-        metrics={**facts, **final.metrics.to_dict()},
+        metrics={**facts, **(final.metrics.to_dict() if final else {})},
         history=training.history,
-        scores=score_table(splits.select, final.predictions),
+        scores=score_table(splits.select, final.predictions if final else Predictions.none()),
         weights=copy_state(task.kept(training.network)),
     )
     candidate.drop_checkpoint()

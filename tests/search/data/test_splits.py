@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.data.splits import Splits, make_splits
+from search.data.splits import Splits, TrainedOn, make_splits
 from search.errors import UserError
 
 
@@ -284,3 +284,24 @@ def test_147_000_single_images_are_limited_and_divided() -> None:
     splits = split(random_table(50), val, limit_val=10_000)
     assert_sound(splits)
     assert [len(part) for part in parts(splits)] == [50, 5_000, 5_000]
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "fit", "select", "report"),
+    [
+        ("fit", ["f"], ["s"], ["r"]),
+        ("fit+select", ["f", "s"], [], ["r"]),
+        ("all", ["f", "s", "r"], [], []),
+    ],
+)
+def test_what_is_trained_on_is_left_to_no_other_split(
+    trained_on: TrainedOn, fit: list[str], select: list[str], report: list[str]
+) -> None:
+    one = [
+        pd.DataFrame({"img_name": [name], "path": [name], "target": [1], "group": [name]})
+        for name in "fsr"
+    ]
+    seen = Splits(*one).seen_by(trained_on)
+    found = [table["img_name"].tolist() for table in (seen.fit, seen.select, seen.report)]
+    assert found == [fit, select, report]
+    assert seen.fit.index.tolist() == list(range(len(fit)))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from search.training.candidate import (
     Candidate,
     Look,
     copy_state,
+    describe_look,
     load_state,
     load_weights,
     save_candidate,
@@ -81,6 +84,21 @@ def test_report_figures_are_added_beside_the_others(candidate: Candidate) -> Non
     assert candidate.metrics == {"auc": 1.0, "report": {"auc": 0.9}}
     assert candidate.report_scores is not None
     assert len(candidate.report_scores) == 2
+
+
+def test_figures_on_report_are_refused_to_who_was_trained_on_it(candidate: Candidate) -> None:
+    candidate.save_report(TABLE, PREDICTIONS, {"auc": 0.9})
+    replace(RECIPE, trained_on="all").save(candidate.path / "recipe.yaml")
+    seen = Candidate(candidate.path)
+    assert seen.report_scores is None
+    with pytest.raises(UserError, match="trained on all: it has no figures on report"):
+        seen.save_report(TABLE, PREDICTIONS, {"auc": 0.9})
+
+
+@pytest.mark.parametrize(("auc", "told"), [(0.75, ", AUC 0.7500"), (math.nan, "")])
+def test_a_look_tells_what_it_measured(auc: float, told: str) -> None:
+    look = Look(8, 1.0, 0.5, 1e-3, auc, 0.3, 2.5)
+    assert describe_look(look, 4) == f"epoch 1/4: loss 0.500{told}, 2.5 s"
 
 
 def test_deleted_weights_are_told_with_the_remedy(candidate: Candidate) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from search.data.splits import Splits
 from search.errors import UserError
-from search.machine.device import Runtime
+from search.machine.device import Runtime, seed_everything
 from search.machine.files import write_text_atomically
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
@@ -26,7 +26,7 @@ from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 from search.training import train as module
 from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, Look
-from search.training.loop import NonFiniteLossError, StepRecord
+from search.training.loop import NonFiniteLossError, StepRecord, Training
 from search.training.loss import Loss
 from search.training.metrics import Metrics
 from search.training.recipe import Recipe
@@ -83,9 +83,10 @@ class Told(Watch):
     def step(self, record: StepRecord) -> None:
         self.steps.append(record)
 
-    def look(self, record: Look, best: Metrics) -> None:
+    def look(self, record: Look, best: Metrics | None) -> None:
         self.looks.append(record)
-        self.best.append(best)
+        if best is not None:
+            self.best.append(best)
 
     def tell(self, line: str) -> None:
         self.lines.append(line)
@@ -233,6 +234,66 @@ def test_metrics_tell_where_and_how_it_was_made(splits: Splits, tmp_path: Path) 
     assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert metrics["best_epoch"] in (1, 2, 3)
     assert metrics["scoring_images_per_second"] > 0
+
+
+def test_a_training_on_select_measures_itself_by_nothing(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*_: Any) -> Evaluation:
+        raise AssertionError("there is nothing that it has not seen")
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    seen: list[str] = []
+    plain = module.training_batches
+
+    def batches(table: pd.DataFrame, *arguments: Any) -> Any:
+        seen.extend(table["path"])
+        return plain(table, *arguments)
+
+    monkeypatch.setattr(module, "training_batches", batches)
+    told, recipe = Told(), replace(RECIPE, trained_on="fit+select", select_limit=8)
+    found = complete(splits, tmp_path, recipe, watch=told)
+    assert seen == [*splits.fit["path"], *splits.select["path"]]
+    assert found.scores.empty
+    assert not {"auc", "log_loss", "report"} & found.metrics.keys()
+    assert found.history["select_auc"].isna().all()
+    assert [record.epoch for record in told.looks] == [1, 2, 3]
+    assert told.best == []
+    assert (found.has_seen("select"), found.has_seen("report")) == (True, False)
+
+
+def test_without_looks_the_average_at_the_end_is_kept(splits: Splits, tmp_path: Path) -> None:
+    """As of a training on these images that no split watches, step by step."""
+    recipe = replace(RECIPE, trained_on="all", schedule="constant", average_power=7.0, epochs=2)
+    found = complete(splits, tmp_path / "found", recipe)
+    seed_everything(recipe.seed)
+    task = Classification(recipe, splits.seen_by("all"), Reader(recipe.canvas))
+    training = Training(task.network(start=True), task.batches(), task.loss(), recipe, CPU)
+    training.run(training.end)
+    expected, kept = training.averaged.state_dict(), load_file(found.path / WEIGHTS)
+    assert kept.keys() == expected.keys()
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("trained_on", ["fit+select", "all"])
+def test_going_on_without_looks_equals_never_having_stopped(
+    trained_on: Any, splits: Splits, tmp_path: Path
+) -> None:
+    recipe = replace(
+        RECIPE, trained_on=trained_on, schedule="constant", warmup_images=16, average_power=7.0
+    )
+    unbroken = complete(splits, tmp_path / "unbroken", recipe)
+    generator = random.Random(trained_on)
+    pieces = stop_often(splits, tmp_path / "broken", recipe, lambda: generator.randint(1, 7))
+    assert pieces > 3
+    assert_same(unbroken, Candidate(tmp_path / "broken"))
+
+
+def test_a_training_on_other_splits_is_another_one(splits: Splits, tmp_path: Path) -> None:
+    train(RECIPE, splits, tmp_path, 48, runtime=CPU)
+    with pytest.raises(UserError, match="trained_on must stay as they were"):
+        train(replace(RECIPE, trained_on="all"), splits, tmp_path, runtime=CPU)
 
 
 @pytest.mark.parametrize(
