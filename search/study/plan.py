@@ -25,6 +25,7 @@ from search.machine.device import (
 from search.machine.files import CANDIDATES
 from search.pixels.opening import choose_canvas
 from search.settings import SearchSettings
+from search.study.pace import ended
 from search.study.scheduler import Rules
 from search.study.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
 from search.training.candidate import CHECKPOINT
@@ -81,16 +82,8 @@ class SearchPlan:
         return self.space.recipe(trial.params)
 
     def ended(self, recipe: Recipe, images: int, done: int) -> Recipe:
-        """A recipe whose training ends after so many images; its rate falls over its usual share of
-        them, or over those that are left after `done`."""
-        end = max(1, round(images / recipe.batch_size))
-        left = max(0, end - round(done / recipe.batch_size))
-        epochs = end / self._steps
-        return replace(
-            recipe,
-            epochs=int(epochs) if epochs.is_integer() else epochs,
-            decay_fraction=min(recipe.decay_fraction, left / end),
-        )
+        """A recipe whose training ends after so many images, `done` of which it has seen."""
+        return ended(recipe, images, done, self._steps)
 
     @property
     def _steps(self) -> int:
