@@ -12,7 +12,14 @@ from cyclopts.argument import ArgumentCollection
 from rich.console import Console
 
 from search.errors import loading, run_app
-from search.settings import ProfileSettings, SearchSettings, StressSettings, flag, read_settings
+from search.settings import (
+    ProfileSettings,
+    RefitSettings,
+    SearchSettings,
+    StressSettings,
+    flag,
+    read_settings,
+)
 
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -61,6 +68,17 @@ def baseline(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B
         from search.run import run_baseline
 
     run_baseline(settings, console, started)
+
+
+@app.command
+def refit(*, settings: RefitSettings) -> None:
+    """Train a chosen recipe for longer, on more than it was searched on."""
+    started = time.monotonic()
+    console = Console()
+    with loading(console):
+        from search.refit.refit import run_refit
+
+    run_refit(settings, console, started)
 
 
 @app.command

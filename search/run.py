@@ -20,7 +20,13 @@ from rich.console import Console
 from search.catalogue.backbones import DEFAULT_PATH
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
-from search.machine.files import BACKBONES, CANDIDATES, drop_unfinished_writes, short_path
+from search.machine.files import (
+    BACKBONES,
+    CANDIDATES,
+    REFITS,
+    drop_unfinished_writes,
+    short_path,
+)
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
@@ -130,25 +136,25 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     study: optuna.Study | None = None
     try:
         with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
-            _clean(settings, run, console)
-            study = _study_of(settings, run, console)
+            clean(settings, run, console)
+            study = study_of(settings, run, console)
             if study is not None:
                 recover(study, run)
                 score_what_is_missing(settings, study, run, console, interruption)
     except Timeout:
         tell_line(console, "the search is running: the report split is left to its end")
-        study = _study_of(settings, run, console)
+        study = study_of(settings, run, console)
     except UserError as error:
         tell_line(console, f"the report split is left as it is: {error}")
     except OSError as error:
         # A folder that may only be read, as Kaggle mounts its input.
         tell_line(console, f"the report split is left as it is: {error}")
-        study = _study_of(settings, run, console)
+        study = study_of(settings, run, console)
     interruption.check()
     return write_projections(run, study, console)
 
 
-def _study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.Study | None:
+def study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.Study | None:
     """The study of an existing run; None, and told, where its storage cannot be reached."""
     try:
         fingerprint = str(check_data(run)["fingerprint"])
@@ -177,8 +183,8 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
     except OSError as error:
         raise UserError(f"--out must be a folder that can be made, found: {error}") from None
     try:
-        with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
-            _clean(settings, run, console)
+        with alone(run), interruption.handling_signals():
+            clean(settings, run, console)
             name = None if saved is None else study_name(run)
             study = open_study(settings, plan.splits.fingerprint(), name)
             if saved is None:
@@ -209,6 +215,18 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
             f"the storage of the study must stay within reach, found: "
             f"{' '.join(str(error).split())}; the same command goes on"
         ) from error
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Lets one process at a time search, or refit, in a run folder.
+
+    Raises:
+        UserError: if another one is at it, or the folder cannot be written to.
+    """
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            yield
     except Timeout:
         raise UserError(
             f"{run} must be searched by one process at a time, and another one is at it; wait for "
@@ -361,9 +379,9 @@ class _Reserve:
         return min(total, self.most)
 
 
-def _clean(settings: SearchSettings, run: Path, console: Console) -> None:
+def clean(settings: SearchSettings, run: Path, console: Console) -> None:
     """Deletes what killed processes left half-written; only under the run's lock."""
-    for folder in (run, run / "plots", *(run / CANDIDATES).glob("*")):
+    for folder in (run, run / "plots", *run.glob(f"{CANDIDATES}/*"), *run.glob(f"{REFITS}/*")):
         drop_unfinished_writes(folder)
     if settings.storage is not None:
         return

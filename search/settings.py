@@ -280,6 +280,65 @@ class StressSettings:
             )
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RefitSettings:
+    """What `search refit` is told; None leaves it to the run or to the candidate."""
+
+    run: Path
+    """The run folder."""
+
+    candidate: Annotated[int | None, AtLeastZero] = None
+    """Number of the candidate whose recipe is trained. Default: the best on select."""
+
+    on: Literal["fit", "fit+select", "all"] = "fit+select"
+    """Splits to train on. A split that was trained on measures nothing afterwards."""
+
+    epochs: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
+    """Passes over the images. Default: twice those of the candidate."""
+
+    timeout: timedelta | None = None
+    """Instead of --epochs: train for this time, results included (90m, 8h, 1d)."""
+
+    image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None
+    """Image size in pixels. Default: the candidate's."""
+
+    seed: Annotated[int | None, Parameter(validator=Number(gte=0, lt=2**32))] = None
+    """Seed of the training. Default: the candidate's."""
+
+    name: str | None = None
+    """Name of the result, below refits/. Default: refit-0007, with --on unless it is fit+select."""
+
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """Of the training; auto measures the fastest."""
+
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images."""
+
+    cache: str | None = None
+    """Keep decoded images: auto, off, or a folder."""
+
+    checkpoint_minutes: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
+    """Save the training's state so often: the longest work that a crash can cost."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.timeout is not None:
+            raise UserError(
+                f"--epochs and --timeout exclude each other, found --epochs {self.epochs:g} and "
+                f"--timeout {self.timeout}; give one"
+            )
+
+    def applied(self, search: SearchSettings) -> SearchSettings:
+        """A run's settings with what was given of how it is computed; the seed of its splits
+        stays."""
+        names = ("device", "precision", "workers", "cache", "checkpoint_minutes")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(search, **given)
+
+
 DATA_DEFAULTS: dict[str, Any] = {
     "pool": "small",
     "weights": "hub",

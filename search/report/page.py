@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from search.errors import UserError
 from search.machine.files import CANDIDATES, COMPARISON, write_text_atomically
 from search.machine.seconds import SECONDS
 from search.report.figure import DARK, LIGHT, Theme
@@ -40,7 +41,7 @@ from search.report.terminal import Problems, format_seconds
 from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET
 from search.study.trials import RESTING, looks_of
-from search.training.candidate import HISTORY, SCORES
+from search.training.candidate import HISTORY, REFIT_OF, SCORES, complete_refits
 
 if TYPE_CHECKING:
     import optuna
@@ -132,6 +133,7 @@ def write_report(
         rows=rows,
         columns=[name for name in COLUMNS if name != "trial"],
         merged=_merged(run),
+        refits=_refits(run, problems.tell),
         seconds=SECONDS,
         texts=TEXTS,
         formats=FORMATS,
@@ -342,10 +344,37 @@ def _merged(run: Path) -> list[dict[str, Any]]:
         table = pd.read_csv(run / COMPARISON)
         rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
         models = [row for row in rows if not pd.isna(row["path"])]
-        known = [read_metrics(run / row["path"], lambda _: None)["auc"] for row in models]
+        known = [read_metrics(run / row["path"], lambda _: None).get("auc") for row in models]
+        told = [None if pd.isna(row["auc_select"]) else row["auc_select"] for row in models]
     except (OSError, ValueError, KeyError):
         return []
-    return rows if known == [row["auc_select"] for row in models] else []
+    return rows if known == told else []
+
+
+def _refits(run: Path, tell: Tell) -> list[dict[str, Any]]:
+    """Rows of the refits that are complete, by name; no figure on a split that one has seen."""
+    rows = []
+    for refit in complete_refits(run):
+        metrics = read_metrics(refit.path, tell)
+        try:
+            recipe = refit.recipe
+        except UserError as error:
+            tell(f"{error}; this refit is left out")
+            continue
+        figures = {"select": metrics, "report": report_figures_of(metrics)}
+        rows.append(
+            {
+                **{name: metrics.get(name) for name in ("params_exact", *SECONDS)},
+                "name": refit.name,
+                "refit_of": metrics.get(REFIT_OF, ""),
+                "recipe": recipe,
+                **{
+                    split: {} if refit.has_seen(split) else found
+                    for split, found in figures.items()
+                },
+            }
+        )
+    return rows
 
 
 def _base64(path: Path) -> str:

@@ -19,7 +19,7 @@ from search.pixels.opening import open_quarantine, open_reader
 from search.pixels.reading import Reader
 from search.settings import SearchSettings
 from search.study.driving import kept_candidates
-from search.training.candidate import Candidate, score_on_report
+from search.training.candidate import Candidate, complete_refits, score_on_report
 
 
 def score_what_is_missing(
@@ -29,8 +29,10 @@ def score_what_is_missing(
     console: Console,
     interruption: Interruption,
 ) -> None:
-    """Scores kept candidates on report where that is missing and can be done here."""
-    missing = [c for c in kept_candidates(study, run) if c.report_scores is None]
+    """Scores kept candidates, and refits that were not trained on it, on report where that is
+    missing and can be done here."""
+    refits = [refit for refit in complete_refits(run) if not refit.has_seen("report")]
+    missing = [c for c in [*kept_candidates(study, run), *refits] if c.report_scores is None]
     if not missing:
         return
     try:

@@ -1,0 +1,1 @@
+"""A chosen recipe, trained for longer on more."""
