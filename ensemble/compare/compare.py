@@ -1,4 +1,5 @@
-"""`compare`: every merged model beside the best single one, on the report split."""
+"""`compare`: every merged model and refit beside the best single one, on the report split; no
+figure on a split that a model was trained on."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ from torch import nn
 from ensemble.compare.display import draw_comparison, print_comparison, recommendation
 from ensemble.compare.speed import BATCH_SIZES, measure_speed
 from ensemble.network.evidence import find_breaches, record_networks
-from ensemble.network.model import load_model, merged_models
+from ensemble.network.model import load_model, merged_models, refit_of
 from ensemble.pool.pool import Pool
 from ensemble.teachers import choose_teachers
 from search.catalogue.rules import count_parameters
+from search.data.splits import TrainedOn
 from search.errors import UserError
 from search.machine.files import COMPARISON, write_atomically
+from search.machine.progress import tell_line
 from search.report.figure import DARK, LIGHT
-from search.training.candidate import Candidate
+from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.metrics import Metrics, delong_test, measure
 
 Floats = NDArray[np.float64]
@@ -54,9 +57,10 @@ COLUMNS = (
     "allowed",
     "recommended",
     "reason",
+    "trained_on",
 )
 """Figures are on report, but for auc_select; difference and p_value (paired DeLong test) are
-against the best single model."""
+against the best single model. What is blank, a model was trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +70,11 @@ class Contestant:
     model: str
     kind: str
     path: str  # relative to the run; empty for the teacher ensemble
-    scores: Floats  # (N,) on report, in the pool's order
-    metrics: Metrics  # on report
-    auc_select: float
+    scores: Floats | None  # (N,) on report, in the pool's order; None if it was trained on it
+    metrics: Metrics | None  # on report, likewise
+    auc_select: float  # NaN if it was trained on select
     breaches: tuple[str, ...]  # rules that it breaks
+    trained_on: TrainedOn = "fit"
     network: nn.Module | None = None
     costs: Mapping[str, Any] = field(default_factory=dict)  # counts and GMACs
 
@@ -83,12 +88,13 @@ def run_compare(
     Args:
         pool: of the run.
         console: where the table goes.
-        on_model: called before every measurement of a speed; what it raises ends the comparison.
+        on_model: called before every measurement of a speed, and after every batch that is scored;
+            what it raises ends the comparison.
 
     Raises:
         UserError: if a merged model was scored on other images than the candidates.
     """
-    contestants = gather(pool)
+    contestants = gather(pool, on_model)
     with console.status("measuring speed"):
         speeds = _speeds(contestants, pool, on_model)
     table = compare(contestants, pool.report["target"].to_numpy(np.int64), speeds)
@@ -97,12 +103,25 @@ def run_compare(
     for name, theme in ((PLOT, LIGHT), (DARK_PLOT, DARK)):
         draw_comparison(table, pool.run / name, theme)
     print_comparison(table, console)
+    for refit in complete_refits(pool.run):
+        if refit.has_seen("select") and refit_of(refit.path) == pool.best.name:
+            tell_line(
+                console,
+                f"{refit.name} is the best single's recipe trained on {refit.recipe.trained_on}; "
+                f"nothing here chose it: submit it by its name, --model {refit.name}",
+            )
     console.print(f"wrote {path} and {PLOT}", highlight=False, soft_wrap=True)
     return table
 
 
-def gather(pool: Pool) -> list[Contestant]:
-    """The best single candidate first, the teacher ensemble, and every merged model."""
+def gather(pool: Pool, on_batch: Callable[[], None] = lambda: None) -> list[Contestant]:
+    """The best single candidate first, the teacher ensemble, every merged model and every refit; a
+    refit that has not seen report and was not scored on it is scored now.
+
+    Args:
+        pool: of the run.
+        on_batch: called after every batch that is scored; what it raises ends that.
+    """
     best = _contestant(pool, pool.best, SINGLE, "single")
     teachers = choose_teachers(pool)
     reference = Contestant(
@@ -120,7 +139,12 @@ def gather(pool: Pool) -> list[Contestant]:
         costs=_sum_costs(pool, teachers.names),
     )
     merged = [_contestant(pool, candidate, candidate.name) for candidate in merged_models(pool.run)]
-    return [best, reference, *merged]
+    refits = complete_refits(pool.run)
+    for refit in refits:
+        if not refit.has_seen("report") and refit.report_scores is None:
+            table, network = pool.splits.report, refit.load()
+            score_on_report(refit, network, table, pool.runtime, pool.reader, on_batch)
+    return [best, reference, *merged, *(_contestant(pool, refit, refit.name) for refit in refits)]
 
 
 def compare(
@@ -128,8 +152,9 @@ def compare(
     targets: NDArray[np.int64],
     speeds: Mapping[int, Mapping[str, float]],
 ) -> pd.DataFrame:
-    """The table of a comparison, best on select first. The first that keeps the rules is
-    recommended: report only measures, so that the figure of the one to submit flatters nobody.
+    """The table of a comparison, best on select first, and those that were trained on select last.
+    The first that keeps the rules and has not seen select is recommended: report only measures, so
+    that the figure of the one to submit flatters nobody.
 
     Args:
         contestants: see `gather`; the first is what the others are tested against.
@@ -137,19 +162,23 @@ def compare(
         speeds: by batch size and model, images a second.
     """
     single = contestants[0]
+    assert single.scores is not None
     rows: list[dict[str, Any]] = []
     for contestant in contestants:
-        test = delong_test(contestant.scores, single.scores, targets)
+        difference = p_value = math.nan
+        if contestant is not single and contestant.scores is not None:
+            test = delong_test(contestant.scores, single.scores, targets)
+            difference, p_value = test.difference, test.p_value
         rows.append(
             {
-                **contestant.metrics.to_dict(),
+                **(contestant.metrics.to_dict() if contestant.metrics else {}),
                 **contestant.costs,
                 "model": contestant.model,
                 "kind": contestant.kind,
                 "path": contestant.path,
                 "auc_select": contestant.auc_select,
-                "difference": test.difference if contestant is not single else math.nan,
-                "p_value": test.p_value if contestant is not single else math.nan,
+                "difference": difference,
+                "p_value": p_value,
                 **{
                     f"images_per_second_{size}": speeds.get(size, {}).get(contestant.model)
                     for size in BATCH_SIZES
@@ -157,13 +186,14 @@ def compare(
                 "allowed": not contestant.breaches,
                 "recommended": False,
                 "reason": "; ".join(contestant.breaches),
+                "trained_on": contestant.trained_on,
             }
         )
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     table = table.sort_values(
         ["auc_select", "params_exact"], ascending=[False, True], kind="stable", ignore_index=True
     )
-    allowed = table[table["allowed"]]
+    allowed = table[table["allowed"] & table["auc_select"].notna()]
     if not allowed.empty:
         winner = allowed.index[0]
         table.loc[winner, "recommended"] = True
@@ -176,14 +206,17 @@ def _contestant(pool: Pool, candidate: Candidate, name: str, kind: str | None = 
     declared = {backbone.name: backbone.pretraining for backbone in pool.catalogue.backbones}
     networks = record_networks(spec, declared)
     counts = count_parameters(network, network.image_size)
-    scores = _aligned(pool, candidate, name)
+    scores = None if candidate.has_seen("report") else _aligned(pool, candidate, name)
+    targets = pool.report["target"].to_numpy(np.int64)
+    seen_select = candidate.has_seen("select")
     return Contestant(
         model=name,
         kind=kind or spec.method,
         path=candidate.path.relative_to(pool.run).as_posix(),
         scores=scores,
-        metrics=measure(scores, pool.report["target"].to_numpy(np.int64)),
-        auc_select=float(candidate.metrics["auc"]),
+        metrics=None if scores is None else measure(scores, targets),
+        auc_select=math.nan if seen_select else float(candidate.metrics["auc"]),
+        trained_on=candidate.recipe.trained_on,
         breaches=tuple(find_breaches(counts, pool.catalogue.budget, spec, networks)),
         network=network,
         costs={

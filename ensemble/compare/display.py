@@ -21,12 +21,13 @@ def recommendation(table: pd.DataFrame, winner: Any) -> str:
     """Why the row `winner` is recommended, in one sentence."""
     row = table.loc[winner]
     reference = table[table["kind"] == "reference"].iloc[0]
-    rivals = int(table["allowed"].sum())
+    rivals = int((table["allowed"] & table["auc_select"].notna()).sum())
     auc = f"({row['auc_select']:.4f}); on report {row['auc']:.4f}"
     if rivals > 1:
         text = f"highest AUC on select of the {rivals} that keep the rules {auc}"
     else:
-        text = f"the only one that keeps the rules, whatever its AUC on select {auc}"
+        others = ", beside those that were trained on select" if table["allowed"].sum() > 1 else ""
+        text = f"the only one that keeps the rules{others}, whatever its AUC on select {auc}"
     if not math.isnan(row["difference"]):
         sign = "above" if row["difference"] >= 0 else "below"
         text += f", {abs(row['difference']):.4f} {sign} the best single"
@@ -42,7 +43,7 @@ def recommendation(table: pd.DataFrame, winner: Any) -> str:
 def print_comparison(table: pd.DataFrame, console: Console) -> None:
     """The comparison as a table, and the recommendation."""
     shown = Table(
-        title="AUC: select was chosen by, report by nothing",
+        title="AUC: select was chosen by, report by nothing; blank where trained on",
         box=None,
         pad_edge=False,
         title_justify="left",
@@ -56,11 +57,11 @@ def print_comparison(table: pd.DataFrame, console: Console) -> None:
         speed = row["images_per_second_32"]
         shown.add_row(
             ("* " if row["recommended"] else "") + str(row["model"]),
-            f"{row['auc_select']:.4f}",
-            f"{row['auc']:.4f}",
-            f"{row['auc_low']:.3f}-{row['auc_high']:.3f}",
+            _number(row["auc_select"], ".4f"),
+            _number(row["auc"], ".4f"),
+            "-".join(_number(row[f"auc_{end}"], ".3f") for end in ("low", "high")).strip("-"),
             f"{row['params_exact'] / 1e6:.1f}M",
-            "" if pd.isna(speed) else f"{speed:.0f}",
+            _number(speed, ".0f"),
             "kept" if row["allowed"] else "broken",
         )
     console.print(shown)
@@ -77,6 +78,11 @@ def print_comparison(table: pd.DataFrame, console: Console) -> None:
         console.print("no model can be submitted: all break a rule", highlight=False)
 
 
+def _number(value: float, form: str) -> str:
+    """A number, or nothing where there is none."""
+    return "" if pd.isna(value) else f"{value:{form}}"
+
+
 ROOM_FOR_NAMES = 0.5
 """Share by which the axis of costs goes on, so that the costliest model has its name too."""
 
@@ -90,6 +96,7 @@ def draw_comparison(table: pd.DataFrame, path: Path, theme: Theme = LIGHT) -> Pa
         theme: of the page.
     """
     figure, (axes,) = new_figure(theme, 3.5)
+    table = table[table["auc"].notna()]
     cost, auc = table["gmacs"].to_numpy(np.float64), table["auc"].to_numpy(np.float64)
     low, high = table["auc_low"].to_numpy(np.float64), table["auc_high"].to_numpy(np.float64)
     axes.vlines(cost, low, high, color=theme.grid, linewidth=1.6, zorder=1)

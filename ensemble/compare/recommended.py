@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from search.errors import UserError
-from search.machine.files import CANDIDATES, COMPARISON, MERGED, suggestion
+from search.machine.files import CANDIDATES, COMPARISON, MERGED, REFITS, suggestion
 from search.training.candidate import RECIPE, WEIGHTS, Candidate
 
 AUTO = "auto"
 
-_PARENTS = (CANDIDATES, MERGED)
+_PARENTS = (CANDIDATES, MERGED, REFITS)
 _TRUE = frozenset({"true", "yes", "1"})
 
 
@@ -31,7 +31,7 @@ def choose_model(run: Path, model: str) -> Choice:
 
     Args:
         run: the run folder.
-        model: "auto", the name of a candidate (0007) or merged model (fused), or a folder.
+        model: "auto", the name of a candidate (0007), merged model (fused) or refit, or a folder.
 
     Raises:
         UserError: if there is none of that name, or "auto" finds no recommendation.

@@ -29,8 +29,10 @@ from search.machine.files import (
 )
 from search.pixels.batches import Images
 from search.training.candidate import (
+    CHECKPOINT,
     METRICS,
     RECIPE,
+    REFIT_OF,
     REPORT_SCORES,
     WEIGHTS,
     Candidate,
@@ -45,7 +47,7 @@ from search.training.recipe import Recipe
 
 SPEC = "model.yaml"
 
-Method = Literal["candidate", "soup-greedy", "soup-uniform", "fused", "distilled"]
+Method = Literal["candidate", "refit", "soup-greedy", "soup-uniform", "fused", "distilled"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -81,7 +83,8 @@ class ModelSpec:
     """Of a fused network."""
     method: Method = "candidate"
     merged_from: tuple[str, ...] = ()
-    """Names of the candidates whose weights are in it, or that it started from."""
+    """Names of the candidates whose weights are in it, that it started from, or, of a refit, whose
+    recipe it was trained by."""
     teachers: tuple[TeacherOrigin, ...] = ()
     """Of a distilled student; teachers of its teachers included."""
     overrides: tuple[str, ...] = ()
@@ -214,7 +217,7 @@ def build_model(spec: ModelSpec) -> Network | FusedNetwork:
 
 
 def load_spec(folder: Path) -> ModelSpec:
-    """The spec of a merged model's folder, of a submission, or of a candidate.
+    """The spec of a merged model's folder, of a submission, of a candidate, or of a refit.
 
     Raises:
         UserError: if it is none of them.
@@ -223,8 +226,19 @@ def load_spec(folder: Path) -> ModelSpec:
         return ModelSpec.load(folder / SPEC)
     if (folder / RECIPE).exists():
         recipe = Recipe.load(folder / RECIPE)
+        origin = refit_of(folder)
+        if origin is not None:
+            return ModelSpec(kind="single", trunks=(recipe,), method="refit", merged_from=(origin,))
         return ModelSpec(kind="single", trunks=(recipe,), merged_from=(folder.name,))
     raise UserError(f"{folder} must be the folder of a model, but it has no {SPEC} and no {RECIPE}")
+
+
+def refit_of(folder: Path) -> str | None:
+    """The candidate whose recipe a refit was trained by; None for other models."""
+    if not Candidate(folder).is_complete:
+        return None
+    origin = Candidate(folder).metrics.get(REFIT_OF)
+    return None if origin is None else str(origin)
 
 
 def load_model(folder: Path) -> tuple[Network | FusedNetwork, ModelSpec]:
@@ -235,6 +249,11 @@ def load_model(folder: Path) -> tuple[Network | FusedNetwork, ModelSpec]:
     """
     spec = load_spec(folder)
     if not (folder / WEIGHTS).exists():
+        if (folder / CHECKPOINT).exists():
+            raise UserError(
+                f"{folder} must hold a trained model, but its training is not complete; the "
+                "command that began it goes on with it"
+            )
         raise UserError(
             f"{folder} must hold weights, but {WEIGHTS} is gone: the search keeps those of the "
             "best --keep candidates; choose one of them"

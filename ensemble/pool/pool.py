@@ -34,7 +34,7 @@ from search.pixels.opening import open_quarantine, open_reader
 from search.pixels.quarantine import Quarantine
 from search.pixels.reading import Reader
 from search.settings import SearchSettings, load_settings
-from search.training.candidate import Candidate, score_on_report
+from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.scoring import SCORING_BATCH, Evaluation, evaluate
 
 Floats = NDArray[np.float64]
@@ -82,6 +82,11 @@ class Pool:
             if candidate.name == name:
                 return candidate
         candidate = Candidate(self.run / CANDIDATES / name)
+        if name in {refit.name for refit in complete_refits(self.run)}:
+            raise UserError(
+                f"what is merged must not have been trained on what it is chosen by, found the "
+                f"refit {name}; choose among {', '.join(self.names)}"
+            )
         if name in self.tainted:
             raise UserError(
                 f"candidate {name} must not be merged: {self.tainted[name]}; choose another, or "

@@ -10,12 +10,15 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ensemble.network.model import ModelSpec
+from search.data.splits import SEEN
 from search.pixels.canvas import DECODER, FILTER, explain
 
 CARD = "model_card.md"
 
 SUMMARIES = {
     "candidate": "One network, as the search trained it.",
+    "refit": "One network, trained anew by the recipe of a candidate of the search, for longer or "
+    "on more images.",
     "soup-greedy": "A greedy soup (arXiv:2203.05482): the mean of the weights of networks of one "
     "architecture and one start, each added only if the AUC on `select` did not fall.",
     "soup-uniform": "A uniform soup (arXiv:2203.05482): the mean of the weights of networks of one "
@@ -35,6 +38,13 @@ SPLIT_USES = {
     "select": "choosing settings, epochs and models",
     "report": "figures only",
 }
+SEEN_USES = {
+    "fit": "training",
+    "select": "choosing the recipe, then training",
+    "report": "training",
+}
+"""Of the splits that a model was trained on."""
+
 FIGURES = {
     "auc": "AUC",
     "tpr_at_fpr_1e-2": "TPR at FPR 1e-2",
@@ -74,9 +84,11 @@ def render_card(
         keep_trailing_newline=True,
         finalize=_in_one_line,
     )
-    shown = [split for split in ("select", "report") if _of_split(metrics, split)]
+    seen = {name for recipe in spec.trunks for name in SEEN[recipe.trained_on]}
+    shown = [name for name in ("select", "report") if name not in seen and _of_split(metrics, name)]
     return environment.from_string(template).render(
         title=title,
+        method=spec.method,
         notes=spec.notes,
         summary=SUMMARIES[spec.method],
         facts=_facts(spec, rules),
@@ -86,7 +98,8 @@ def render_card(
         generated_samples=rules["generated_samples"],
         overrides=rules["overrides"],
         splits=data.get("splits", {}),
-        uses=SPLIT_USES,
+        uses=SPLIT_USES | {name: SEEN_USES[name] for name in seen},
+        seen=[name for name in SPLIT_USES if name in seen and name != "fit"],
         splits_shown=shown,
         figures=_figures([_of_split(metrics, split) for split in shown]),
         comparison=reason,
@@ -108,6 +121,9 @@ def _facts(spec: ModelSpec, rules: Mapping[str, Any]) -> dict[str, str]:
             f"{size} px" for size in dict.fromkeys(recipe.image_size for recipe in spec.trunks)
         ),
     }
+    if spec.method == "refit":
+        recipe = spec.trunks[0]
+        facts["training"] = f"{recipe.epochs:.3g} epochs on {' and '.join(SEEN[recipe.trained_on])}"
     if spec.head is not None:
         facts["head"] = HEADS[spec.head.kind]
     return facts

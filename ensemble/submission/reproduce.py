@@ -218,6 +218,8 @@ def _is_plain(name: str) -> bool:
 
 def _merge_command(run: Path, folder: Path, spec: ModelSpec) -> list[str]:
     where = ["--run", _place(run)]
+    if spec.method == "refit":
+        return ["python", "-m", "search", "refit", *where, *_refit_flags(folder.name, spec)]
     if spec.method in ("soup-greedy", "soup-uniform"):
         command = [*ENSEMBLE, "soup", *where, "--method", spec.method.removeprefix("soup-")]
         # A greedy soup may have kept only the best of its members.
@@ -233,6 +235,25 @@ def _merge_command(run: Path, folder: Path, spec: ModelSpec) -> list[str]:
         details = Candidate(folder).metrics.get("distillation", {})
         return [*ENSEMBLE, "distill", *where, *_distill_flags(spec, details)]
     return []
+
+
+def _refit_flags(name: str, spec: ModelSpec) -> list[str]:
+    """
+    Args:
+        name: of its folder; that of a submission is nobody's wish.
+        spec: the refit's.
+    """
+    recipe, (candidate,) = spec.trunks[0], spec.merged_from
+    chosen = {
+        "candidate": candidate.lstrip("0") or "0",
+        "on": recipe.trained_on,
+        # As the time settled it, if it was told no epochs.
+        "epochs": recipe.epochs,
+        "image_size": recipe.image_size,
+        "seed": recipe.seed,
+        "name": name,
+    }
+    return [part for field, value in chosen.items() for part in (flag(field), str(value))]
 
 
 def _distill_flags(spec: ModelSpec, details: Mapping[str, Any]) -> list[str]:

@@ -165,7 +165,7 @@ def _judge(
         declared={backbone.name: backbone.pretraining for backbone in catalogue.backbones},
     )
     broken = list(rules["broken_rules"])
-    if spec.method == "candidate" and not broken:
+    if spec.method in ("candidate", "refit") and not broken:
         # What was recorded when it was trained counts besides today's judgement of its tag.
         origin = judge_origin(Candidate(choice.folder), catalogue)
         broken += [] if origin.allowed else [origin.reason]

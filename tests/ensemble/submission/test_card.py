@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from ensemble.network.evidence import describe_rules
 from ensemble.network.model import HeadSpec, ModelSpec, TeacherOrigin, build_model
 from ensemble.submission.card import SUMMARIES, render_card
+from search.data.splits import SEEN
 from search.training.recipe import Recipe
 
 RESNET = Recipe(
@@ -117,3 +119,31 @@ def test_every_way_to_make_a_model_has_a_summary() -> None:
     from ensemble.network.model import Method
 
     assert set(SUMMARIES) == set(get_args(Method))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "columns", "told"),
+    [
+        ("fit", "select | report |", None),
+        ("fit+select", "report |", "It was trained on select, which"),
+        ("all", None, "It was trained on select and report, which"),
+    ],
+)
+def test_a_refit_shows_no_figure_of_what_it_was_trained_on(
+    trained_on: Any, columns: str | None, told: str | None
+) -> None:
+    recipe = replace(RESNET, epochs=2.5, trained_on=trained_on)
+    spec = ModelSpec(kind="single", trunks=(recipe,), method="refit", merged_from=("0007",))
+    sizes = {"images": 7, "real": 3, "fake": 4, "groups": 5}
+    text = card(spec, data={"splits": dict.fromkeys(("fit", "select", "report"), sizes)})
+    assert f"| training | 2.5 epochs on {' and '.join(SEEN[trained_on])} |" in text
+    assert "Its recipe is that of 0007" in text
+    assert ("0.9123" in text) == (columns is not None)
+    if columns is not None:
+        assert f"| figure | {columns}" in text
+    assert ("was chosen by and flatters" in text) == (trained_on == "fit")
+    assert ("It was trained on" in text) == (told is not None)
+    assert (told or "") in text
+    rows = {"fit": "training", "select": "choosing the recipe, then training", "report": "training"}
+    for name, use in rows.items():
+        assert (f"| {name} | 7 | 3 | 4 | 5 | {use} |" in text) == (name in SEEN[trained_on])

@@ -12,7 +12,7 @@ from ensemble.network.model import HeadSpec, ModelSpec, TeacherOrigin
 from ensemble.settings import DistillSettings, SubmitSettings
 from ensemble.submission.reproduce import merge_commands, search_command, sources_of, submit_command
 from search.cli import app
-from search.settings import load_settings
+from search.settings import RefitSettings, load_settings
 from search.training.candidate import save_candidate
 from search.training.recipe import Recipe
 
@@ -191,3 +191,22 @@ def test_the_submit_command_gives_the_same_settings() -> None:
         images=Path("faces/testset"),
         names=Path("faces/list.txt"),
     )
+
+
+def test_a_refit_is_made_by_the_search(tmp_path: Path) -> None:
+    recipe = replace(RESNET, epochs=3.25, trained_on="fit+select")
+    spec = ModelSpec(kind="single", trunks=(recipe,), method="refit", merged_from=("0007",))
+    folder = tmp_path / "refits" / "refit-0007"
+    (command,) = merge_commands(tmp_path, folder, spec)
+    assert command[:4] == ["python", "-m", "search", "refit"]
+    found = parse(RefitSettings, command)
+    assert found == RefitSettings(
+        run=Path(f"results/{tmp_path.name}"),
+        candidate=7,
+        on="fit+select",
+        epochs=3.25,
+        image_size=48,
+        seed=3,
+        name="refit-0007",
+    )
+    assert sources_of(tmp_path, spec) == ["0007"]
