@@ -104,25 +104,55 @@ def choose_arithmetic(
         tell: given one line on what was found.
         check: called before every step; an Interrupted that it raises ends it.
     """
+    known = _known(network, recipe, runtime, check)
+    if known is None:
+        return DEFAULT
+    tell(known["line"])
+    return Arithmetic(**known["arithmetic"])
+
+
+def training_speed(
+    network: nn.Module, recipe: Recipe, runtime: Runtime, check: Callable[[], None] = lambda: None
+) -> float | None:
+    """Images/s of the steps of a recipe: those of the arithmetic that a training will choose, from
+    the same cache or measured for it, or of the one that the recipe asks for. None if no step
+    works; arguments as for `choose_arithmetic`."""
+    if recipe.precision == "auto":
+        known = _known(network, recipe, runtime, check)
+        return None if known is None else float(known["images_per_second"])
+    plain, batch = _plain(recipe, runtime)
+    try:
+        measured = _measure(network, plain, runtime, batch, None, check)
+    except Interrupted:
+        raise
+    except Exception:
+        return None
+    return None if measured is None else measured.images_per_second
+
+
+def _known(
+    network: nn.Module, recipe: Recipe, runtime: Runtime, check: Callable[[], None]
+) -> dict[str, Any] | None:
+    """What is known of a network's arithmetic on this machine; None if nothing works."""
     key = _key(network, recipe, runtime)
     path = cache_folder() / "arithmetic" / f"{_digest(key)}.json"
     known = _read(path, key)
     if known is None:
         found = _measure_all(network, recipe, runtime, check)
         if not found:
-            return DEFAULT
+            return None
         best = _best(found)
         known = {
             "key": key,
             "arithmetic": asdict(best.arithmetic),
+            "images_per_second": best.images_per_second,
             "line": _describe(recipe, best, found),
         }
         # Without a cache it is measured again in the next process.
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(path, known)
-    tell(known["line"])
-    return Arithmetic(**known["arithmetic"])
+    return known
 
 
 def describe_machine(device: torch.device) -> str:
@@ -167,6 +197,7 @@ def _read(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     try:
         content = read_json(path)
         Arithmetic(**content["arithmetic"])
+        float(content["images_per_second"])
         return content if content["key"] == key and isinstance(content["line"], str) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -184,20 +215,8 @@ def _measure_all(
 ) -> list[_Measured]:
     """Every arithmetic that works, fp32 first; none if not even that does, as the training will
     say itself."""
-    images = recipe.micro_batch_size or recipe.batch_size
-    if runtime.device.type == "cpu":
-        images = min(images, MOST_IMAGES_ON_A_CPU)
-    # Its optimizer's settings and its mixing take no time to speak of.
-    plain = replace(
-        recipe,
-        batch_size=images,
-        micro_batch_size=None,
-        learning_rate=LEARNING_RATE,
-        mixup_alpha=0.0,
-        cutmix_alpha=0.0,
-        compile=False,
-    )
-    batch = random_batch(images, recipe.canvas)
+    plain, batch = _plain(recipe, runtime)
+    images = plain.batch_size
     found: list[_Measured] = []
 
     def measure(arithmetic: Arithmetic) -> None:
@@ -229,6 +248,24 @@ def _measure_all(
             same = [m for m in found if m.arithmetic.precision == precision]
             measure(replace(_best(same).arithmetic, compile=True))
     return found
+
+
+def _plain(recipe: Recipe, runtime: Runtime) -> tuple[Recipe, Batch]:
+    """What is measured of a recipe, and on which batch."""
+    images = recipe.micro_batch_size or recipe.batch_size
+    if runtime.device.type == "cpu":
+        images = min(images, MOST_IMAGES_ON_A_CPU)
+    # Its optimizer's settings and its mixing take no time to speak of.
+    plain = replace(
+        recipe,
+        batch_size=images,
+        micro_batch_size=None,
+        learning_rate=LEARNING_RATE,
+        mixup_alpha=0.0,
+        cutmix_alpha=0.0,
+        compile=False,
+    )
+    return plain, random_batch(images, recipe.canvas)
 
 
 def _measure(

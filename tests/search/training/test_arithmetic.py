@@ -15,7 +15,13 @@ from search.machine.device import Runtime
 from search.machine.interruption import Interrupted, Interruption
 from search.training import arithmetic as module
 from search.training import train as training_module
-from search.training.arithmetic import DEFAULT, Arithmetic, choose_arithmetic, describe_machine
+from search.training.arithmetic import (
+    DEFAULT,
+    Arithmetic,
+    choose_arithmetic,
+    describe_machine,
+    training_speed,
+)
 from search.training.candidate import copy_state
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
@@ -160,6 +166,40 @@ def test_what_was_measured_is_kept_for_this_machine_and_network(
     # Another batch is another measurement.
     choose_arithmetic(build_network(RECIPE), replace(RECIPE, batch_size=4), CPU, lambda _: None)
     assert len(list((own_cache / "arithmetic").iterdir())) == 2
+
+
+def test_a_speed_is_that_of_the_steps_that_will_be_taken(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    clock = Clock({**EVEN, "bf16": 0.5})
+    network = Timed(clock, lambda logits: logits)
+    monkeypatch.setattr(module.time, "perf_counter", clock.perf_counter)
+    as_told = replace(RECIPE, precision="bf16", channels_last=False)
+    assert training_speed(network, as_told, CPU) == pytest.approx(RECIPE.batch_size / 0.5)
+    assert set(clock.seen) == {"bf16"}
+    assert not own_cache.exists()
+    assert training_speed(network, RECIPE, CPU) == pytest.approx(RECIPE.batch_size / 0.5)
+    # Nothing is measured twice,
+    measured = len(clock.seen)
+    assert choose_arithmetic(network, RECIPE, CPU, lambda _: None) == BF16
+    assert training_speed(network, RECIPE, CPU) == pytest.approx(RECIPE.batch_size / 0.5)
+    assert len(clock.seen) == measured
+    # but where an earlier version kept no speed.
+    (kept,) = (own_cache / "arithmetic").iterdir()
+    content = json.loads(kept.read_text())
+    del content["images_per_second"]
+    kept.write_text(json.dumps(content))
+    assert training_speed(network, RECIPE, CPU) == pytest.approx(RECIPE.batch_size / 0.5)
+    assert len(clock.seen) > measured
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_a_network_that_cannot_be_trained_has_no_speed(
+    precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build_network(RECIPE)
+    monkeypatch.setattr(Network, "forward", lambda _self, images: fail(images))
+    assert training_speed(network, replace(RECIPE, precision=precision), CPU) is None
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(
