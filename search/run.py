@@ -7,7 +7,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -45,12 +46,17 @@ from search.settings import (
 )
 from search.study.driving import Search, kept_candidates
 from search.study.opening import (
+    POOL,
     enqueue_baseline,
     enqueue_first_trials,
+    in_settled_pool,
+    is_begun,
     open_study,
     recover,
+    settle_pool,
 )
 from search.study.plan import SearchPlan, prepare
+from search.study.probing import is_worth_probing, probe_pool
 from search.study.report_split import score_best_on_report, score_what_is_missing
 from search.study.scheduler import Stop, Work, forecast, next_work
 from search.study.space import BASELINE, PRESET
@@ -102,7 +108,6 @@ def run_search(settings: SearchSettings, console: Console, started: float | None
             f"{short_path(settings.out)} holds no run yet: searching the embedded demo set",
         )
     with _opened(settings, console, started) as opened:
-        enqueue_first_trials(opened.study, opened.plan)
         introduce(opened.plan, opened.run, console, opened.interruption.seconds_left)
         _work(opened)
     return opened.run
@@ -209,7 +214,8 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
                 quarantine=quarantine,
                 console=console,
             ) as reader:
-                yield _Opened(plan, run, study, reader, interruption, console)
+                narrowed = in_settled_pool(plan, study)
+                yield _Opened(narrowed, run, study, reader, interruption, console)
     except StorageInternalError as error:
         raise UserError(
             f"the storage of the study must stay within reach, found: "
@@ -242,8 +248,14 @@ def alone(run: Path) -> Iterator[None]:
 def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     """Searches, or trains the baseline alone, scores the best on report, and writes the results; an
     interruption or the time limit ends it where it can go on."""
-    plan, run, study, console = opened.plan, opened.run, opened.study, opened.console
+    run, study, console = opened.run, opened.study, opened.console
     interruption = opened.interruption
+    reserve = _Reserve(opened)
+    interruption.reserved_seconds = reserve.seconds()
+    # What stops it here stops the search below, where all is told.
+    with suppress(Interrupted):
+        opened = _prepared(opened, baseline_alone=baseline_alone)
+    plan = opened.plan
     known = known_trials(study)
     progress = StudyProgress(
         console,
@@ -252,7 +264,6 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
         best=max((trial.value or 0.0 for trial in complete_trials(study)), default=math.nan),
         seconds_ahead=lambda: _seconds_ahead(opened),
     )
-    reserve = _Reserve(opened)
 
     def after_trial(number: int) -> None:
         write_after_trial(run, study, number, console)
@@ -265,11 +276,6 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     search = Search(plan, run, study, opened.reader, progress, interruption, after_trial)
     problem: Exception | None = None
     reason = ""
-    interruption.reserved_seconds = reserve.seconds()
-    if baseline_alone or not isinstance(_next(opened), Stop):
-        # What stops it here stops the search below, where all is told.
-        with suppress(Interrupted):
-            fill(opened.reader, console, interruption.check)
     try:
         with progress:
             if baseline_alone:
@@ -311,6 +317,35 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     if interruption.requested:
         # All is written; a script must not go on as if the search had come to its end.
         raise KeyboardInterrupt
+
+
+def _prepared(opened: _Opened, *, baseline_alone: bool) -> _Opened:
+    """All that comes before the first trial: canvases are cached, the pool is probed, and what is
+    tried first waits; each is done once in a run.
+
+    Raises:
+        Interrupted: if it was interrupted; it goes on from there the next time.
+    """
+    study, interruption, console = opened.study, opened.interruption, opened.console
+    if baseline_alone or not isinstance(_next(opened), Stop):
+        fill(opened.reader, console, interruption.check)
+        if not baseline_alone and not is_begun(study):
+            opened = _probed(opened)
+    if not baseline_alone:
+        enqueue_first_trials(study, opened.plan)
+    return opened
+
+
+def _probed(opened: _Opened) -> _Opened:
+    """With the pool that a probe leaves, where there is to be one."""
+    plan, study, console = opened.plan, opened.study, opened.console
+    if not plan.settings.probe or POOL in study.user_attrs or not is_worth_probing(plan):
+        return opened
+    probes = probe_pool(
+        plan, opened.run, opened.reader, opened.interruption, partial(tell_line, console)
+    )
+    settle_pool(study, probes)
+    return replace(opened, plan=in_settled_pool(plan, study))
 
 
 def _next(opened: _Opened) -> Work:

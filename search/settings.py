@@ -76,6 +76,9 @@ class SearchSettings:
     cache: str = "auto"
     """Keep decoded images: auto (in the user's cache folder), off, or a folder."""
 
+    probe: bool = True
+    """Before the first trial, look at frozen features and speeds: where to begin, what to skip."""
+
     trials: Annotated[int | None, AtLeastOne] = None
     """Begin so many configurations, earlier ones included. Default: 20 or more, or by --timeout."""
 
@@ -377,7 +380,7 @@ look an epoch; their trials cannot go on."""
 
 FREE_ON_RESUME = frozenset(
     {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}
-    | {"checkpoint_minutes", "cache", "disk"}
+    | {"checkpoint_minutes", "cache", "disk", "probe"}
 )
 """Settings that a resumed run may change without its trials becoming incomparable."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from search.errors import UserError
 from search.machine.files import CANDIDATES
 from search.settings import SearchSettings
 from search.study.plan import SearchPlan
+from search.study.prior import Probe, ordered
 from search.study.space import BASELINE, PRESET
 from search.study.storage import open_storage
 from search.study.trials import (
@@ -40,6 +42,9 @@ from search.training.train import HOW_NOT_WHAT
 
 FINGERPRINT = "fingerprint"
 """User attribute of a study: of the splits that its trials were trained and scored on."""
+
+POOL = "pool"
+"""User attribute of a study that was probed: the backbones that are searched, best first."""
 
 DEFAULT = "default"
 """Value of the user attribute `preset` of a backbone's default, enqueued before the search."""
@@ -141,8 +146,8 @@ def _is_of(candidate: Candidate, trial: FrozenTrial) -> bool:
 
 def enqueue_first_trials(study: optuna.Study, plan: SearchPlan) -> None:
     """Tells which backbones are rejected, and enqueues the challenge's baseline and one sensible
-    default of each allowed backbone, each once in a study: a process that was killed amid this goes
-    on with it."""
+    default of each allowed backbone, the best probe first, each once in a study: a process that was
+    killed amid this goes on with it."""
     trials = study.get_trials(deepcopy=False)
     rejected = {
         trial.user_attrs[ROW]["backbone"]
@@ -155,10 +160,36 @@ def enqueue_first_trials(study: optuna.Study, plan: SearchPlan) -> None:
     presets = {trial.user_attrs.get(PRESET) for trial in trials}
     if BASELINE not in presets:
         enqueue_baseline(study)
-    for backbone in plan.space.backbones:
+    order: list[str] = study.user_attrs.get(POOL, [])
+    rank = {name: place for place, name in enumerate(order)}
+    for backbone in sorted(plan.space.backbones, key=lambda one: rank.get(one.name, len(rank))):
         preset = f"{DEFAULT}:{backbone.name}"
         if preset not in presets:
             new_trial(study, plan.space.centre(backbone), plan.space, **{PRESET: preset})
+
+
+def is_begun(study: optuna.Study) -> bool:
+    """Whether a search has any configuration but the baseline."""
+    presets = (trial.user_attrs.get(PRESET) for trial in study.get_trials(deepcopy=False))
+    return any(str(preset).startswith(f"{DEFAULT}:") for preset in presets)
+
+
+def settle_pool(study: optuna.Study, probes: Sequence[Probe]) -> None:
+    """Records what is searched, before the first trial: a resumed search keeps to it, whatever
+    becomes of `probe.csv`."""
+    study.set_user_attr(POOL, [probe.backbone for probe in ordered(probes) if probe.kept])
+
+
+def in_settled_pool(plan: SearchPlan, study: optuna.Study) -> SearchPlan:
+    """The plan with the backbones alone that a probe has left; all, if the study was not probed.
+
+    They stay in the file's order: what is drawn must not hang on the last digit of a probe.
+    """
+    names = study.user_attrs.get(POOL)
+    if names is None:
+        return plan
+    backbones = tuple(one for one in plan.space.backbones if one.name in names)
+    return replace(plan, space=replace(plan.space, backbones=backbones))
 
 
 def enqueue_baseline(study: optuna.Study) -> None:

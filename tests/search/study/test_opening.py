@@ -15,14 +15,20 @@ from search.settings import SearchSettings
 from search.study.opening import (
     enqueue_baseline,
     enqueue_first_trials,
+    in_settled_pool,
+    is_begun,
     open_study,
     recover,
+    settle_pool,
 )
+from search.study.plan import SearchPlan
+from search.study.prior import Probe
 from search.study.space import BASELINE, PRESET
 from search.study.trials import PAUSED, REASON, STATE, claim, paused_trials, record_outcome
 from search.study.trials import RECIPE as RECIPE_ATTRIBUTE
 from search.training.candidate import CHECKPOINT, save_progress
 from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
+from tests.search.study.test_space import SMALL, SPACE
 
 
 def test_a_renamed_run_keeps_its_study(study: optuna.Study, tmp_path: Path) -> None:
@@ -98,6 +104,35 @@ def test_the_first_trials_are_enqueued_once_wherever_a_process_was_killed(
     assert sorted(states) == ["PRUNED"] * 2 + ["WAITING"] * 3
     presets = [trial.user_attrs.get(PRESET) for trial in study.trials]
     assert sorted(filter(None, presets)) == [BASELINE, "default:a", "default:b"]
+
+
+def test_presets_come_in_the_order_of_their_probes_and_those_left_out_never(
+    study: optuna.Study,
+) -> None:
+    plan: Any = SimpleNamespace(space=SPACE, rejected=())
+    assert in_settled_pool(plan, study) is plan
+    names = [backbone.name for backbone in SMALL[:4]]
+    probes = [
+        Probe(name, 224, auc=auc, kept=auc != 0.9)
+        for name, auc in zip(names, (0.6, 0.9, 0.8, None), strict=True)
+    ]
+    settle_pool(study, probes)
+    narrowed = in_settled_pool(replace(_plan(), space=SPACE), study)
+    # What is drawn depends on the file's order, not on a probe's last digits.
+    assert [one.name for one in narrowed.space.backbones] == [names[0], names[2], names[3]]
+    assert not is_begun(study)
+    enqueue_first_trials(study, narrowed)
+    assert is_begun(study)
+    assert [trial.params.get("backbone") for trial in study.trials] == [
+        *(None, names[2], names[0], names[3])
+    ]
+    enqueue_first_trials(study, narrowed)
+    assert len(study.trials) == 4
+
+
+def _plan() -> SearchPlan:
+    unused: Any = None
+    return SearchPlan(unused, unused, unused, unused, (), unused, 0, ())
 
 
 def test_trials_of_a_killed_process_are_complete_or_go_on(
