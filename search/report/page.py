@@ -16,6 +16,12 @@ from jinja2 import Environment, StrictUndefined
 from search.errors import UserError
 from search.machine.files import CANDIDATES, COMPARISON, write_text_atomically
 from search.machine.seconds import SECONDS
+from search.report.course import (
+    continued,
+    finished_against_presets,
+    gain_at_the_same_time,
+    search_looks,
+)
 from search.report.figure import DARK, LIGHT, Theme
 from search.report.leaderboard import COLUMNS, STATES, TEXTS
 from search.report.plots import (
@@ -28,6 +34,7 @@ from search.report.plots import (
     draw_search,
     parameter_importance,
 )
+from search.report.probes import how_right, probed
 from search.report.recorded import (
     LOOK_COLUMNS,
     MISSING,
@@ -40,7 +47,7 @@ from search.report.recorded import (
 from search.report.terminal import Problems, format_seconds
 from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET
-from search.study.trials import RESTING, looks_of
+from search.study.trials import RESTING
 from search.training.candidate import HISTORY, REFIT_OF, SCORES, complete_refits
 
 if TYPE_CHECKING:
@@ -121,9 +128,10 @@ def write_report(
         row["is_preset"] = None if presets is None else row["trial"] in presets
         row["report"] = _report_metrics(run, row["candidate"], problems.tell)
     complete = [row for row in rows if row["state"] == "complete"]
+    looks, probes = search_looks(study), probed(run, problems.tell)
     page = _template().render(
         title=run.name,
-        summary=summarise(rows),
+        summary=summarise(rows, looks),
         highlighted={name: facts[name] for name in HIGHLIGHTED if name in facts},
         facts={name: text for name, text in facts.items() if name not in HIGHLIGHTED},
         figures=figures,
@@ -134,6 +142,9 @@ def write_report(
         columns=[name for name in COLUMNS if name != "trial"],
         merged=_merged(run),
         refits=_refits(run, problems.tell),
+        continued=continued(looks),
+        probes=probes,
+        probes_were_right=how_right(probes, rows, looks),
         seconds=SECONDS,
         texts=TEXTS,
         formats=FORMATS,
@@ -182,7 +193,8 @@ def report_figures(
             "search",
             "AUC against time",
             "Every look at every candidate, on the images of a look. Points of one candidate are "
-            "joined: it was gone on with from its checkpoint while others waited.",
+            "joined, by dots where it waited while others were trained; then it was gone on with "
+            "from its checkpoint.",
             lambda path, theme: draw_search(search_looks(study), path, theme, no_looks),
         ),
         ReportFigure(
@@ -216,23 +228,6 @@ def report_figures(
     ]
 
 
-def search_looks(study: optuna.Study | None) -> pd.DataFrame:
-    """Every look of a study, as `draw_search` takes them; none without the study."""
-    trials = [] if study is None else study.get_trials(deepcopy=False)
-    rows = [
-        (trial.number, _kind(trial.user_attrs.get(PRESET)), spent, auc)
-        for trial in trials
-        for _, _, auc, spent in looks_of(trial)
-    ]
-    return pd.DataFrame(rows, columns=["trial", "kind", "seconds", "auc"])
-
-
-def _kind(preset: object) -> str:
-    if preset == BASELINE:
-        return "baseline"
-    return "drawn" if preset is None else "preset"
-
-
 def baseline_trials(study: optuna.Study | None, leaderboard: pd.DataFrame) -> set[int]:
     """Numbers of the trials that are the challenge's own starting point.
 
@@ -259,8 +254,9 @@ def short_name(backbone: str) -> str:
     return backbone.partition(".")[0]
 
 
-def summarise(rows: list[dict[str, Any]]) -> str:
-    """How the trials ended, and what the best and the baseline are worth, in sentences."""
+def summarise(rows: list[dict[str, Any]], looks: pd.DataFrame | None = None) -> str:
+    """How the trials ended, and what the best and the baseline are worth, in sentences; with the
+    looks of `search_looks`, what the search brought over its presets as well."""
     counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     total = f"{len(rows)} trial{'' if len(rows) == 1 else 's'}"
@@ -275,35 +271,10 @@ def summarise(rows: list[dict[str, Any]]) -> str:
         sentences.append(text + ("; it is the challenge's baseline." if best in baseline else "."))
     if baseline and baseline[0] is not complete[0]:
         sentences.append(f"The challenge's baseline has {_worth(baseline[0])}.")
-    sentences += _drawn_against_presets(complete)
+    if looks is not None:
+        sentences += gain_at_the_same_time(looks)
+    sentences += finished_against_presets(complete)
     return " ".join(sentences)
-
-
-def _drawn_against_presets(complete: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What drawing configurations brought beside the defaults that a search begins with; nothing
-    where both are not at hand.
-
-    Args:
-        complete: rows of complete trials, best first.
-    """
-    searched = [row for row in complete if not row["is_baseline"]]
-    presets = [row for row in searched if row.get("is_preset") is True]
-    drawn = [row for row in searched if row.get("is_preset") is False]
-    if not presets:
-        return []
-    if not drawn:
-        return ["No drawn configuration is complete: all that are, are presets."]
-    difference = drawn[0]["auc"] - presets[0]["auc"]
-    names = [f"candidate {row['candidate'] or row['trial']}" for row in (drawn[0], presets[0])]
-    if difference > 0:
-        return [
-            f"The search brought {difference:+.4f} on select: its best drawn configuration, "
-            f"{names[0]}, over the best preset, {names[1]}."
-        ]
-    return [
-        f"The search brought nothing over its presets: its best drawn configuration, {names[0]}, "
-        f"is {-difference:.4f} below the best preset, {names[1]}, on select."
-    ]
 
 
 def _worth(row: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 from sklearn.metrics import roc_curve
 
+from search.report.course import pieces_of
 from search.report.figure import (
     LIGHT,
     SMALL_POINTS,
@@ -137,11 +138,12 @@ KINDS = ("drawn", "preset", "baseline")
 
 
 def draw_search(looks: pd.DataFrame, path: Path, theme: Theme = LIGHT, note: str = "") -> Path:
-    """How good each candidate was when, and the best so far: where a candidate is a line of several
-    points, it was gone on with.
+    """How good each candidate was when, and the best so far: lines are trainings, dots lead from
+    where a candidate was paused to its first look after it was gone on with.
 
     Args:
-        looks: a row a look: `trial`, `kind` (of KINDS), `seconds` (of all trials by then), `auc`.
+        looks: a row a look: `trial`, `kind` (of KINDS), `own_seconds`, `seconds` (of all trials by
+            then), `auc`.
         path: where the PNG goes.
         theme: of the page.
         note: drawn instead where there are no looks.
@@ -158,7 +160,15 @@ def draw_search(looks: pd.DataFrame, path: Path, theme: Theme = LIGHT, note: str
         style: dict[str, Any] = {"color": colours[kind], "linewidth": 0.9, "ms": 3.5}
         label = None if kind in named else kind
         named.add(kind)
-        axes.plot(own["seconds"] / 60, own["auc"], "o-", **style, label=label)
+        own_minutes, aucs = own["seconds"] / 60, own["auc"]
+        pieces = np.array(pieces_of(own["own_seconds"].tolist(), own["seconds"].tolist()))
+        axes.plot(own_minutes, aucs, "o", **style, label=label)
+        for piece in range(pieces[-1] + 1):
+            part = pieces == piece
+            axes.plot(own_minutes[part], aucs[part], "-", **style)
+        for later in np.flatnonzero(np.diff(pieces)) + 1:
+            gap = slice(later - 1, later + 1)
+            axes.plot(own_minutes.iloc[gap], aucs.iloc[gap], ":", **style)
     best = looks["auc"].cummax()
     axes.step(
         minutes, best, where="post", color=theme.text, linewidth=1.6, label="best so far", zorder=1

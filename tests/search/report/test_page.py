@@ -30,6 +30,7 @@ from search.report.page import (
 )
 from search.report.recorded import MISSING
 from search.report.terminal import Problems
+from search.study.prior import Probe, write_probes
 from search.training.candidate import Candidate
 from tests.search.report.conftest import HandMadeRun
 
@@ -346,47 +347,36 @@ def test_the_summary_says_how_it_ended(rows: list[dict[str, Any]], expected: str
     assert summarise(rows) == expected
 
 
-PRESET: dict[str, Any] = {"is_baseline": False, "is_preset": True}
-DRAWN: dict[str, Any] = {"is_baseline": False, "is_preset": False}
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        (
-            [{"auc": 0.95, "candidate": "0005", **DRAWN}, {"auc": 0.9, "candidate": "1", **PRESET}],
-            "The search brought +0.0500 on select: its best drawn configuration, candidate 0005, "
-            "over the best preset, candidate 1.",
-        ),
-        (
-            [{"auc": 0.9, "candidate": "0001", **PRESET}, {"auc": 0.89, "candidate": "7", **DRAWN}],
-            "The search brought nothing over its presets: its best drawn configuration, candidate "
-            "7, is 0.0100 below the best preset, candidate 0001, on select.",
-        ),
-        (
-            [{"auc": 0.9, "candidate": "0001", **PRESET}],
-            "No drawn configuration is complete: all that are, are presets.",
-        ),
-        # The baseline is neither; without the study nobody knows.
-        ([{"auc": 0.9, "candidate": "0", "is_baseline": True, "is_preset": False}], None),
-        ([{"auc": 0.9, "candidate": "0", "is_baseline": False, "is_preset": None}], None),
-    ],
-)
-def test_the_summary_holds_what_was_drawn_against_the_presets(
-    rows: list[dict[str, Any]], expected: str | None
-) -> None:
-    complete = [{"state": "complete", "backbone": "vit", "report": {}, **row} for row in rows]
-    told = summarise(complete)
-    assert (expected is None) is ("preset" not in told)
-    assert told.endswith(expected or "")
-
-
 def test_the_study_tells_presets_from_what_was_drawn(run: HandMadeRun) -> None:
     run.add("complete", 1.0, preset="baseline")
-    run.add("complete", 1.5, preset="default:test_vit.r160_in1k")
-    run.add("complete", 2.5)
+    # Images, own seconds, AUC, seconds of all: it was gone on with after the drawn one.
+    looks = [[1_000, 60.0, 0.6, 60.0], [2_000, 120.0, 0.7, 180.0]]
+    run.add("complete", 1.5, preset="default:test_vit.r160_in1k", looks=looks)
+    run.add("complete", 2.5, looks=[[1_000, 60.0, 0.65, 120.0]])
     report(run)
-    assert "The search brought +" in Page(run.folder / "report.html").text
+    page = Page(run.folder / "report.html")
+    assert "The search brought +0.0500 over the best preset at the same time" in page.text
+    assert "the best drawn configuration, candidate 0002, is 0." in page.text
+    (row,) = page.table("trial", "kind")
+    assert (row["trial"], row["kind"]) == ("0001", "preset")
+    assert row["trained in minutesof all trainings"] == "0.0 to 1.0, 2.0 to 3.0"
+
+
+def test_the_probe_is_shown_from_its_file_alone(run: HandMadeRun, mixed: Written) -> None:
+    assert "Probe of the backbones" not in mixed.page.text
+    kept = Probe("fast", 224, 1_000, 5, 0.71, 0.02, 54.0, seconds=21, kept=True)
+    slow = Probe("slow", 384, images_per_second=0.5, is_estimated=True, kept=False, reason=HOSTILE)
+    write_probes([slow, kept], run.folder)
+    report(run)
+    page = Page(run.folder / "report.html")
+    best, last = page.table("backbone", "image(px)")
+    assert list(best.values()) == [
+        *("fast", "224", "0.710 ± 0.020", "1,000", "54", "21 s", "yes", MISSING)
+    ]
+    *values, why = list(last.values())[2:]
+    assert values == [f"{MISSING} ± {MISSING}", "0", "about 0.5", "0 s", "no"]
+    assert why.startswith(HOSTILE)  # the last cell of a table holds what follows it as well
+    assert "no rank correlation is told" in page.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -184,16 +185,20 @@ def test_history_without_a_complete_trial_shows_the_others(
 def looks(size: int) -> pd.DataFrame:
     """As many candidates, each looked at twice: all once, then all again."""
     rows = [
-        (trial, KINDS[trial % 3], 60.0 * (place * size + trial), 0.6 + 0.05 * trial + place / 100)
+        (
+            *(trial, KINDS[trial % 3], 60.0 * place, 60.0 * (place * size + trial)),
+            0.6 + 0.05 * trial + place / 100,
+        )
         for place in range(2)
         for trial in range(size)
     ]
-    return pd.DataFrame(rows, columns=["trial", "kind", "seconds", "auc"])
+    return pd.DataFrame(rows, columns=["trial", "kind", "own_seconds", "seconds", "auc"])
 
 
 def test_the_search_is_drawn_against_time(figures: list[Figure], tmp_path: Path) -> None:
     draw_search(looks(4).sample(frac=1, random_state=0), tmp_path / "a.png")
-    *lines, best = figures[0].axes[0].lines
+    *drawn, best = figures[0].axes[0].lines
+    lines = [line for line in drawn if line.get_marker() == "o"]
     assert [line.get_xdata().tolist() for line in lines] == [[0, 4], [1, 5], [2, 6], [3, 7]]
     # Each kind is named once.
     names = [str(line.get_label()) for line in lines]
@@ -203,6 +208,20 @@ def test_the_search_is_drawn_against_time(figures: list[Figure], tmp_path: Path)
     assert best.get_label() == "best so far"
     assert best.get_xdata().tolist() == list(range(8))
     assert best.get_ydata().tolist() == pytest.approx([0.6, 0.65, 0.7, 0.75, *[0.75] * 3, 0.76])
+
+
+@pytest.mark.parametrize(
+    ("size", "solid", "dotted"), [(1, [[0, 1]], []), (2, [[0], [2], [1], [3]], [[0, 2], [1, 3]])]
+)
+def test_where_a_candidate_waited_its_line_is_dotted(
+    size: int, solid: list[Any], dotted: list[Any], figures: list[Figure], tmp_path: Path
+) -> None:
+    draw_search(looks(size), tmp_path / "a.png")
+    found: dict[str, list[Any]] = {"-": [], ":": []}
+    for line in figures[0].axes[0].lines[:-1]:
+        if line.get_marker() != "o":
+            found[str(line.get_linestyle())].append(np.asarray(line.get_xdata()).tolist())
+    assert found == {"-": solid, ":": dotted}
 
 
 def test_looks_are_drawn_where_they_came(figures: list[Figure], tmp_path: Path) -> None:
