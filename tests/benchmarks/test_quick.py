@@ -40,6 +40,7 @@ def has_history() -> bool:
         ["bench_anytime.py", "seconds", "auc_select", "auc_report"],
         ["bench_memory.py"],
         ["bench_pipeline.py", "images_per_second", "times_challenge"],
+        ["bench_probe.py", "auc", "seconds"],
     ],
     ids=lambda command: command[0],
 )
