@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -146,7 +146,7 @@ class AlteredImages(Dataset[Levels | str]):
         return canvases
 
 
-def _read(images: AlteredImages, workers: int) -> Iterator[Levels | str]:
+def _read(images: AlteredImages, workers: int) -> Generator[Levels | str, None, None]:
     """All of them in their order, so many read ahead as workers have room for."""
     if not workers:
         yield from (images[index] for index in range(len(images)))
@@ -171,7 +171,7 @@ def _read(images: AlteredImages, workers: int) -> Iterator[Levels | str]:
 
 def _batches(
     images: Iterator[tuple[int, Levels]], targets: Sequence[int], count: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of whole images, each with all of its alterations; the index of a canvas is its
     image's row times `count`, plus the number of its alteration."""
     most = max(1, SCORING_BATCH // count)

@@ -137,7 +137,7 @@ def mean_of_subset(rows: pd.DataFrame) -> float:
 def worst_case(rows: pd.DataFrame) -> str:
     """The alteration that costs most, in one line, with what is lost on average."""
     altered = rows[rows["alteration"] != CLEAN.kind]
-    worst = altered.loc[altered["auc"].idxmin()]
+    worst = altered.sort_values("auc", kind="stable").iloc[0]
     kind = KINDS[worst["alteration"]]
     return (
         f"worst: {kind.name} {worst['strength']:g} ({kind.unit}): AUC {worst['auc']:.4f} "

@@ -85,9 +85,7 @@ def test_too_little_time_is_told_before_anything_is_begun(refit: Refit) -> None:
     metrics = refit.candidate.metrics | {"device": describe_device(CPU)}
     path.write_text(json.dumps(metrics), encoding="utf-8")
     short = replace(refit, recipe=replace(RECIPE, trained_on="all"))
-    with pytest.raises(
-        UserError, match=r"--timeout must leave 20\.0 s for a first look at"
-    ):
+    with pytest.raises(UserError, match=r"--timeout must leave 20\.0 s for a first look at"):
         _within_the_time(short, Interruption(15.0))
     # What was begun goes on, however little is left of it.
     short.folder.mkdir()
