@@ -1,7 +1,7 @@
 """What a constant rate with a short fall costs against cosine of the same length, and what averages
 of the weights bring: one recipe, the same images in the same order, three seeds.
 
-    python tests/benchmarks/bench_anytime.py --train-labels F --train-images D --train-groups G \\
+    python -m tests.benchmarks.bench_anytime --train-labels F --train-images D --train-groups G \\
         --val-labels F --val-images D --val-groups G --backbones B --pool P --weights-dir W \\
         --limit-train 3000 --epochs 4 --image-size 96 --output anytime.csv
 
@@ -28,12 +28,9 @@ from timm.utils import ModelEmaV3
 
 from ensemble.soup.averaging import refresh_batch_norm
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
-from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
-from search.pixels.cache import fill_cache, open_cache
 from search.pixels.epochs import eval_batches
-from search.pixels.opening import choose_canvas
 from search.pixels.reading import Reader
 from search.settings import SearchSettings
 from search.training.loop import StepRecord, Training
@@ -42,6 +39,7 @@ from search.training.metrics import roc_auc
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
+from tests.benchmarks.opening import opened_images
 
 SCHEDULES = ("cosine", "constant")
 REFERENCE = "cosine"
@@ -81,22 +79,15 @@ def main(
     if quick:
         settings, seeds = replace(settings, limit_train=64, image_size=32, epochs=2), 2
     settings, console = settings.resolved(), Console()
-    splits = read_splits(settings)
     backbone = load_backbones(settings.backbones or DEFAULT_PATH).pool(settings.pool or "demo")[0]
     size = settings.image_size or backbone.image_sizes[0]
     runtime = Runtime(resolve_device("auto"))
-    side = choose_canvas(splits, [size])
-    tables = (splits.select, splits.report, splits.fit)
-    paths = [path for table in tables for path in table["path"]]
-    cache = open_cache("auto", paths, side, lambda _: None)
-    if cache is not None:
-        fill_cache(cache, lambda _: None)
     rows = pd.DataFrame()
     # Without the scores there are no intervals: as if nothing were trained yet.
     if output is not None and output.exists() and _scores_of(output).exists():
         rows = pd.read_csv(output).merge(pd.read_csv(_scores_of(output)), "left")
         rows = rows.fillna(dict.fromkeys(SCORES, ""))
-    with Reader(side, cache=cache) as reader:
+    with opened_images(settings, [size]) as (splits, reader):
         for seed in range(seeds):
             for schedule in SCHEDULES:
                 known = (
@@ -105,7 +96,9 @@ def main(
                 )
                 if known:
                     continue
-                recipe = replace(recipe_of(backbone, settings, size, side, seed), schedule=schedule)
+                recipe = replace(
+                    recipe_of(backbone, settings, size, reader.side, seed), schedule=schedule
+                )
                 found = pd.DataFrame(list(curve(schedule, recipe, splits, reader, runtime)))
                 rows = pd.concat([rows, found], ignore_index=True)
                 console.print(found.drop(columns=SCORES).to_string(index=False), highlight=False)
@@ -114,7 +107,7 @@ def main(
                     last = rows[rows["scores_select"] != ""]
                     last[[*KEY, *SCORES]].to_csv(_scores_of(output), index=False)
                     rows.drop(columns=SCORES).to_csv(output, index=False)
-    told = differences(rows, splits)
+        told = differences(rows, splits)
     console.print(told.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:
         told.to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
