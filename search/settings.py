@@ -22,8 +22,8 @@ AtLeastZero = Parameter(validator=Number(gte=0))
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class SearchSettings:
-    """What `search run` is told; None stands for a default that depends on the data."""
+class DataSettings:
+    """Which images a command is about; without a label file, those of the demo set."""
 
     train_labels: Path | None = None
     """Label file of the training images (img_name,target; 1 = fake). Without it: the demo set."""
@@ -51,6 +51,48 @@ class SearchSettings:
 
     limit_val: Annotated[int | None, AtLeastOne] = None
     """Use at most so many images for select and report together."""
+
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0
+    """Seed of the splits, the search and every training."""
+
+    def __post_init__(self) -> None:
+        pairs = (
+            ("train", self.train_labels, self.train_images),
+            ("val", self.val_labels, self.val_images),
+        )
+        for split, labels, images in pairs:
+            if (labels is None) != (images is None):
+                given, missing = ("labels", "images") if images is None else ("images", "labels")
+                raise UserError(
+                    f"--{split}-labels and --{split}-images belong together, but only "
+                    f"--{split}-{given} was given; add --{split}-{missing}"
+                )
+        if self.train_labels is None:
+            for name in ("val_labels", "train_groups", "val_groups"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{flag(name)} needs training images too; add --train-labels and "
+                        "--train-images"
+                    )
+        if self.val_groups is not None and self.val_labels is None:
+            raise UserError("--val-groups needs --val-labels and --val-images")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it is the embedded demo set."""
+        return self.train_labels is None
+
+    @property
+    def default_out(self) -> Path:
+        """Where a command writes that was given no --out."""
+        name = "demo" if self.train_labels is None else self.train_labels.resolve().parent.name
+        return Path("results") / (name or "run")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(DataSettings):
+    """What `search run` is told; None stands for a default that depends on the data."""
 
     select_limit: int | Literal["auto", "all"] = "auto"
     """Compare candidates on so many images of select at most; auto: for a tenth of the time."""
@@ -118,9 +160,6 @@ class SearchSettings:
     workers: Annotated[int | None, AtLeastZero] = None
     """Processes that decode images. Default: chosen by the machine."""
 
-    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0
-    """Seed of the splits, the search and every training."""
-
     storage: str | None = None
     """Optuna storage URL. Default: one journal file in the run folder."""
 
@@ -128,41 +167,17 @@ class SearchSettings:
     """The run folder. Default: results/demo, or results/<folder of the label file>."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.select_limit, int) and self.select_limit < 2:
             raise UserError(
                 "--select-limit must be auto, all or at least 2, an image of each class, found "
                 f"{self.select_limit}"
             )
-        pairs = (
-            ("train", self.train_labels, self.train_images),
-            ("val", self.val_labels, self.val_images),
-        )
-        for split, labels, images in pairs:
-            if (labels is None) != (images is None):
-                given, missing = ("labels", "images") if images is None else ("images", "labels")
-                raise UserError(
-                    f"--{split}-labels and --{split}-images belong together, but only "
-                    f"--{split}-{given} was given; add --{split}-{missing}"
-                )
-        if self.train_labels is None:
-            for name in ("val_labels", "train_groups", "val_groups"):
-                if getattr(self, name) is not None:
-                    raise UserError(
-                        f"{flag(name)} needs training images too; add --train-labels and "
-                        "--train-images"
-                    )
-        if self.val_groups is not None and self.val_labels is None:
-            raise UserError("--val-groups needs --val-labels and --val-images")
         if self.weights is not None and self.weights_dir is not None:
             raise UserError(
                 f"--weights and --weights-dir exclude each other, found --weights {self.weights} "
                 f"and --weights-dir {self.weights_dir}; give one"
             )
-
-    @property
-    def is_demo(self) -> bool:
-        """Whether the embedded demo set is searched."""
-        return self.train_labels is None
 
     @property
     def weights_source(self) -> Literal["hub", "file", "none"]:
@@ -184,8 +199,7 @@ class SearchSettings:
             for name in ("trials", "epochs"):
                 chosen.pop(name, None)
         if self.out is None:
-            name = "demo" if self.train_labels is None else self.train_labels.resolve().parent.name
-            chosen["out"] = Path("results") / (name or "run")
+            chosen["out"] = self.default_out
         for name, value in {**vars(self), **chosen}.items():
             if isinstance(value, Path):
                 chosen[name] = value.expanduser().absolute()
@@ -340,6 +354,29 @@ class RefitSettings:
         names = ("device", "precision", "workers", "cache", "checkpoint_minutes")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(search, **given)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings(DataSettings):
+    """What `search audit` is told."""
+
+    run: Path | None = None
+    """A run folder, whose images are looked at, instead of a label file."""
+
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0
+    """Seed of the splits, as a search has it, and of what is drawn here."""
+
+    workers: Annotated[int | None, AtLeastZero] = None
+    """Processes that decode images. Default: one a core."""
+
+    out: Path | None = None
+    """Folder of audit.json and audit.html. Default: the run folder, as `search run` chooses it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run is not None and self.train_labels is not None:
+            raise UserError("--run and --train-labels exclude each other: a run has its own images")
 
 
 DATA_DEFAULTS: dict[str, Any] = {

@@ -15,12 +15,12 @@ from search.data.labels import read_labels
 from search.data.splits import Splits, make_splits
 from search.errors import UserError
 from search.machine.files import cache_folder, write_yaml_atomically
-from search.settings import SearchSettings
+from search.settings import DataSettings
 
 DATA = "data.yaml"
 
 
-def read_splits(settings: SearchSettings, tell: Callable[[str], None] = lambda _: None) -> Splits:
+def read_splits(settings: DataSettings, tell: Callable[[str], None] = lambda _: None) -> Splits:
     """The fit, select and report tables that the settings name, the demo set made if need be.
 
     Args:
