@@ -6,7 +6,8 @@ import errno
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,17 @@ class BrokenImage(ValueError):  # noqa: N818 - the field says broken image
     """A file that no image can be read from; its text is the reason, without the path."""
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """An image as it should be seen: RGB, EXIF rotation applied.
 
     Transparency is laid over black, 16-bit grey is scaled to 8 bits, and of several frames the
     first is taken.
+
+    Args:
+        path: the file.
+        at_least: a smaller image of so many pixels in both directions will do: JPEG decodes to a
+            half, a quarter or an eighth in less time, and is read to its end all the same. None
+            decodes every pixel, as canvases are made.
 
     Raises:
         BrokenImage: if the file is absent, empty, cut short, damaged, of another format, or
@@ -42,7 +49,7 @@ def read_image(path: str | Path) -> Image.Image:
     pauses = iter(PAUSES_SECONDS)
     while True:
         try:
-            return _decode(path)
+            return _decode(path, at_least)
         except OSError as error:
             if error.errno in MACHINE_ERRORS:
                 raise
@@ -82,15 +89,41 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
-def _decode(path: str | Path) -> Image.Image:
+def _decode(path: str | Path, at_least: int | None) -> Image.Image:
     """As `read_image`, but an OSError that Pillow does not account for stays one."""
+    with _opened(path) as image:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        # Damaged EXIF is no reason to lose the picture.
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+@contextmanager
+def opened_header(path: str | Path) -> Iterator[Image.Image]:
+    """An image file of which only the header is read.
+
+    Raises:
+        BrokenImage: as `read_image`, and for what goes wrong inside.
+    """
+    try:
+        with _opened(path) as image:
+            yield image
+    except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
+        raise BrokenImage(error.strerror or str(error)) from error
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A file opened by Pillow; what its readers raise, here and inside, is a BrokenImage but for
+    errors of the machine."""
     try:
         with _QUIET, Image.open(path, formats=FORMATS) as image:
-            image.load()
-            # Damaged EXIF is no reason to lose the picture.
-            with suppress(Exception):
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            yield image
     except MemoryError:
         raise  # says something of the machine, not of the file
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
