@@ -13,6 +13,7 @@ from rich.console import Console
 
 from search.errors import loading, run_app
 from search.settings import (
+    AuditSettings,
     ProfileSettings,
     RefitSettings,
     SearchSettings,
@@ -148,6 +149,16 @@ def stress(*, settings: StressSettings) -> None:
         from search.stress.stress import run_stress
 
     run_stress(settings, console)
+
+
+@app.command
+def audit(*, settings: AuditSettings = AuditSettings()) -> None:  # noqa: B008 - it is frozen
+    """Look for leaks, copies and broken files, before a search is worth its time."""
+    console = Console()
+    with loading(console):
+        from search.audit.audit import run_audit
+
+    run_audit(settings, console)
 
 
 @app.command

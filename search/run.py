@@ -18,6 +18,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
 
+from search.audit.warning import LEAK, leak_warnings
 from search.catalogue.backbones import DEFAULT_PATH
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
@@ -179,10 +180,12 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
     saved = read_settings(run)
     if saved is None:
         plan = prepare(settings, console=console)
+        leaks = _warn_of_leaks(plan, console)
     else:
         check_resumable(settings, saved)
         plan = prepare(settings, run / BACKBONES, console, canvas_of(run))
-        check_data(run, plan.splits)
+        notes = check_data(run, plan.splits).get("notes") or ()
+        leaks = tuple(note for note in notes if str(note).startswith(LEAK))
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -198,9 +201,8 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
                     shutil.copyfile(source, run / BACKBONES)
             budget = plan.catalogue.budget
             canvas = plan.space.canvas
-            write_data(
-                run, plan.splits, study.study_name, budget, describe_canvas(canvas), plan.notes
-            )
+            notes = (*plan.notes, *leaks)
+            write_data(run, plan.splits, study.study_name, budget, describe_canvas(canvas), notes)
             # Last: with it the folder is a run that can be resumed.
             write_settings(settings, run)
             recover(study, run)
@@ -243,6 +245,19 @@ def alone(run: Path) -> Iterator[None]:
             f"{run} must take what is written, found: {error}; make room, and the same command "
             "goes on"
         ) from error
+
+
+def _warn_of_leaks(plan: SearchPlan, console: Console) -> tuple[str, ...]:
+    """What a sample of headers shows, told; never stops a search."""
+    try:
+        leaks = leak_warnings(plan.splits, plan.settings.seed)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        tell_line(console, f"headers were not looked at for leaks: {problem}")
+        return ()
+    for line in leaks:
+        tell_line(console, line)
+    return leaks
 
 
 def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:

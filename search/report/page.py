@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Template
 
 from search.errors import UserError
 from search.machine.files import CANDIDATES, COMPARISON, write_text_atomically
@@ -44,6 +42,7 @@ from search.report.recorded import (
     read_table,
     report_figures_of,
 )
+from search.report.template import embedded, load_template
 from search.report.terminal import Problems, format_seconds
 from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET
@@ -118,7 +117,7 @@ def write_report(
         with problems.forgiven(f"plots/{figure.name}.png"):
             light = figure.draw(run / "plots" / f"{figure.name}.png", LIGHT)
             dark = figure.draw(run / "plots" / f"{figure.name}-dark.png", DARK)
-            content |= {"light": _base64(light), "dark": _base64(dark)}
+            content |= {"light": embedded(light), "dark": embedded(dark)}
             plots += [light, dark]
         figures.append(content)
     rows: list[dict[str, Any]] = leaderboard.to_dict("records")  # type: ignore[assignment]
@@ -348,19 +347,14 @@ def _refits(run: Path, tell: Tell) -> list[dict[str, Any]]:
     return rows
 
 
-def _base64(path: Path) -> str:
-    return b64encode(path.read_bytes()).decode()
-
-
-def _template() -> Any:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def _template() -> Template:
+    return load_template(
+        "search.report",
+        f"{REPORT}.jinja",
+        {
+            "auc": auc_text,
+            "number": number_text,
+            "text": lambda value: MISSING if pd.isna(value) else value,
+            "seconds": lambda value: MISSING if pd.isna(value) else format_seconds(value),
+        },
     )
-    environment.filters |= {
-        "auc": auc_text,
-        "number": number_text,
-        "text": lambda value: MISSING if pd.isna(value) else value,
-        "seconds": lambda value: MISSING if pd.isna(value) else format_seconds(value),
-    }
-    source = files("search.report").joinpath(f"{REPORT}.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source)

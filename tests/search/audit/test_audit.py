@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+from rich.console import Console
+
+from search.audit import audit as module
+from search.audit.audit import AUDIT, PAGE, Audit, run_audit
+from search.cli import main
+from search.data.inputs import read_splits, write_data
+from search.pixels.canvas import describe_canvas
+from search.settings import AuditSettings, SearchSettings, read_settings, write_settings
+from tests.search.audit.planted import CARRIERS, IN_HEADERS, PLANTS, make_set
+
+BESIDE = {
+    "format": {"compression", "EXIF and header entries", "bytes"},
+    "dimensions": {"bytes"},
+    "compression": {"bytes"},
+    "camera": {"bytes"},
+}
+"""Findings that follow from what is planted."""
+
+
+def audited(settings: AuditSettings) -> tuple[Audit, str]:
+    """An audit, and what was printed."""
+    text = io.StringIO()
+    return run_audit(settings, Console(file=text, width=120)), text.getvalue()
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of an audit of few images is drawing."""
+    monkeypatch.setattr(module, "write_page", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("plant", PLANTS)
+def test_what_is_planted_is_found_and_named(plant: str, tmp_path: Path) -> None:
+    audit, text = audited(make_set(tmp_path, plant))
+    kind = CARRIERS.get(plant, plant)
+    found = {finding.kind for finding in audit.findings}
+    assert kind in found
+    # What one change of how files are written brings along.
+    assert found <= {kind} | BESIDE.get(plant, set())
+    if plant in IN_HEADERS:
+        assert audit.headers.combined is not None
+        assert audit.headers.combined.auc > 0.85
+    finding = next(one for one in audit.findings if one.kind == kind)
+    assert f"  {finding.text}; {finding.remedy}" in text
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("seed", range(5))
+def test_a_clean_set_is_not_accused(seed: int, tmp_path: Path) -> None:
+    audit, text = audited(make_set(tmp_path, None, seed))
+    assert audit.findings == ()
+    assert not audit.copies["exact_sets"] + audit.copies["near_sets"] + audit.broken + audit.far
+    lines = text[text.index("images: ") :].splitlines()
+    assert "leaks: none found" in lines
+    assert len(lines) == 10
+
+
+@pytest.mark.usefixtures("no_page")
+def test_the_demo_set_is_clean_although_its_fakes_take_fewer_bytes(tmp_path: Path) -> None:
+    audit, _ = audited(AuditSettings(out=tmp_path, workers=1, limit_train=400, limit_val=200))
+    assert audit.findings == ()
+    assert audit.copies["exact_sets"] == 0
+    assert audit.headers.signals[0].carrier == "bytes"
+
+
+def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
+    settings = make_set(tmp_path, "conflict")
+    audit, _ = audited(settings)
+    text = (tmp_path / "out" / AUDIT).read_text("utf-8")
+    assert TypeAdapter(Audit).validate_json(text) == audit
+    assert json.loads(text)["format"] == 1
+    page = (tmp_path / "out" / PAGE).read_text("utf-8")
+    assert "have both labels" in page
+    # Its own plots and nothing else: no image of the user's.
+    assert page.count("data:image/") == page.count("data:image/png;base64") == 6
+    assert "http-equiv" in page
+    assert 'src="http' not in page
+
+
+def test_unreadable_images_are_listed(tmp_path: Path) -> None:
+    settings = make_set(tmp_path, None)
+    names = sorted(path.name for path in (tmp_path / "valset").iterdir())
+    whole = (tmp_path / "valset" / names[0]).read_bytes()
+    (tmp_path / "valset" / names[0]).write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "valset" / names[1]).write_bytes(b"")
+    (tmp_path / "valset" / names[2]).write_text("no image")
+    audit, text = audited(settings)
+    reasons = {one.image.img_name: one.reason for one in audit.broken_files}
+    assert audit.broken == 3
+    assert sorted(reasons) == names[:3]
+    assert "truncated" in reasons[names[0]]
+    assert reasons[names[1]] == "the file is empty"
+    assert reasons[names[2]].startswith("none of the formats")
+    assert "broken files: 3" in text
+    assert names[1] in (tmp_path / "out" / PAGE).read_text("utf-8")
+
+
+def test_without_an_image_that_can_be_read_there_is_no_audit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_set(tmp_path, None)
+    for path in (*(tmp_path / "trainset").iterdir(), *(tmp_path / "valset").iterdir()):
+        path.write_bytes(b"")
+    flags = ["--train-labels", str(settings.train_labels), "--train-images"]
+    assert main(["audit", *flags, str(settings.train_images), "--out", str(tmp_path / "o")]) == 2
+    assert "found 0 of 120: the file is empty" in capsys.readouterr().err
+
+
+def test_an_image_far_from_the_rest_is_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    settings = make_set(tmp_path, None)
+    odd = min((tmp_path / "trainset").iterdir())
+    Image.new("RGB", (640, 64)).save(odd)
+    audit, text = audited(settings)
+    assert [one.image.img_name for one in audit.far_images] == [odd.name]
+    assert f"farthest {odd.name}" in text
+
+
+def test_with_few_images_nothing_is_said_of_headers(tmp_path: Path) -> None:
+    whole = make_set(tmp_path, "format")
+    lines = (tmp_path / "trainset_label.txt").read_text("utf-8").splitlines()[:25]
+    (tmp_path / "few.txt").write_text("\n".join(lines), encoding="utf-8")
+    few = AuditSettings(
+        train_labels=tmp_path / "few.txt", train_images=whole.train_images, out=whole.out, workers=0
+    )
+    audit, text = audited(few)
+    assert audit.headers.combined is None
+    assert audit.findings == ()
+    assert "too few to tell" in text
+
+
+def test_a_folder_with_an_audit_is_still_free_for_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", "--limit-train", "100", "--limit-val", "40", "--workers", "1"]) == 0
+    out = tmp_path / "results" / "demo"
+    assert sorted(path.name for path in out.iterdir()) == [PAGE, AUDIT]
+    assert "wrote results/demo/audit.json, results/demo/audit.html" in capsys.readouterr().out
+    assert read_settings(out) is None
+
+
+def test_a_run_is_audited_on_its_own_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SearchSettings(out=tmp_path, limit_train=60, limit_val=40).resolved()
+    write_settings(settings, tmp_path)
+    write_data(tmp_path, read_splits(settings), "study", budget=1, canvas=describe_canvas(64))
+    assert main(["audit", "--run", str(tmp_path), "--workers", "1"]) == 0
+    audit = json.loads((tmp_path / AUDIT).read_text("utf-8"))
+    assert audit["images"] == 100
+    both = ["--run", str(tmp_path), "--train-labels", "a", "--train-images", "b"]
+    assert main(["audit", *both]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert main(["audit", "--run", str(tmp_path / "elsewhere")]) == 2
+    assert "must be the folder of a search" in capsys.readouterr().err
