@@ -14,6 +14,7 @@ from rich.console import Console
 from search.errors import loading, run_app
 from search.settings import (
     AuditSettings,
+    ExpandSettings,
     ProfileSettings,
     RefitSettings,
     SearchSettings,
@@ -159,6 +160,19 @@ def audit(*, settings: AuditSettings = AuditSettings()) -> None:  # noqa: B008 -
         from search.audit.audit import run_audit
 
     run_audit(settings, console)
+
+
+@app.command
+def expand(*, settings: ExpandSettings) -> None:
+    """Generate samples from the training images; or, --from their manifest, the same bytes again.
+
+    Train on them with `search run --generated DIR`, beside the given images.
+    """
+    console = Console()
+    with loading(console):
+        from search.expand.expand import run_expand
+
+    run_expand(settings, console)
 
 
 @app.command

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from search.audit.warning import LEAK, leak_warnings
 from search.catalogue.backbones import DEFAULT_PATH
+from search.data.generated import keep_record
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
 from search.machine.files import (
@@ -203,6 +204,8 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
             canvas = plan.space.canvas
             notes = (*plan.notes, *leaks)
             write_data(run, plan.splits, study.study_name, budget, describe_canvas(canvas), notes)
+            if settings.generated is not None:
+                keep_record(settings.generated, run)
             # Last: with it the folder is a run that can be resumed.
             write_settings(settings, run)
             recover(study, run)

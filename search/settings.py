@@ -52,6 +52,9 @@ class DataSettings:
     limit_val: Annotated[int | None, AtLeastOne] = None
     """Use at most so many images for select and report together."""
 
+    generated: Path | None = None
+    """Train on the samples in this folder as well, which `search expand` made of fit."""
+
     seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0
     """Seed of the splits, the search and every training."""
 
@@ -379,6 +382,83 @@ class AuditSettings(DataSettings):
             raise UserError("--run and --train-labels exclude each other: a run has its own images")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExpandSettings:
+    """What `search expand` is told: of which images samples are made, or the manifest of some that
+    are made again."""
+
+    run: Path | None = None
+    """A run folder, whose images are taken, divided as there. Without images: the demo set."""
+
+    train_labels: Path | None = None
+    """Label file of the training images, instead of a run."""
+
+    train_images: Path | None = None
+    """Folder of the training images."""
+
+    train_groups: Path | None = None
+    """Group file (img_name,group); mixed samples need one."""
+
+    val_labels: Path | None = None
+    """Label file of the validation images. Without it: a part of the training images is held out,
+    as `search run` with the same --seed holds it out."""
+
+    val_images: Path | None = None
+    """Folder of the validation images."""
+
+    val_groups: Path | None = None
+    """Group file of the validation images."""
+
+    skip_missing: bool = False
+    """Go on without the listed images that are absent."""
+
+    limit_train: Annotated[int | None, AtLeastOne] = None
+    """Use at most so many training images, those that `search run` draws."""
+
+    kinds: str | None = None
+    """self-blended, mixed, recompressed, or several: a,b. Default: the first, and mixed if groups
+    allow it."""
+
+    count: Annotated[int | None, AtLeastOne] = None
+    """Make so many samples, of each kind alike."""
+
+    share: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
+    """Make so many to each image of fit, instead of --count. Default: 0.25."""
+
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0
+    """Seed of the samples and, without --run, of the splits."""
+
+    manifest: Annotated[Path | None, Parameter(name="--from")] = None
+    """Make the samples of this manifest again, the same bytes, of the same images."""
+
+    workers: Annotated[int | None, AtLeastOne] = None
+    """Threads that make them. Default: one a core."""
+
+    out: Path
+    """Folder of the samples."""
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.train_images is not None:
+            raise UserError("--run and --train-images exclude each other: a run has its own images")
+        if self.count is not None and self.share is not None:
+            raise UserError("--count and --share exclude each other: both say how many")
+        if self.manifest is None:
+            self.images_settings()
+            return
+        decided = ("train_labels", "train_groups", "val_labels", "val_images", "val_groups")
+        for name in (*decided, "kinds", "count", "share", "limit_train"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--from says what is made: leave {flag(name)} out")
+
+    def images_settings(self) -> SearchSettings:
+        """The settings of a search on these images, without --run."""
+        images = ("train_labels", "train_images", "train_groups")
+        held_out = ("val_labels", "val_images", "val_groups")
+        names = (*images, *held_out, "skip_missing", "limit_train", "seed")
+        return SearchSettings(**{name: getattr(self, name) for name in names})
+
+
 DATA_DEFAULTS: dict[str, Any] = {
     "pool": "small",
     "weights": "hub",
@@ -423,7 +503,7 @@ FREE_ON_RESUME = frozenset(
 
 MOVABLE = frozenset(
     {"train_labels", "train_images", "train_groups", "val_labels", "val_images", "val_groups"}
-    | {"weights_dir"}
+    | {"weights_dir", "generated"}
 )
 """Paths that a resumed run may find elsewhere: the fingerprint of the images tells whether they are
 the same."""

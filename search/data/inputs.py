@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from search.data.demo import make_demo
+from search.data.generated import join
 from search.data.labels import read_labels
 from search.data.splits import Splits, make_splits
 from search.errors import UserError
@@ -60,13 +61,17 @@ def read_splits(settings: DataSettings, tell: Callable[[str], None] = lambda _: 
             skip_missing=skip,
             tell=tell,
         )
-    return make_splits(
+    splits = make_splits(
         train,
         val,
         limit_train=settings.limit_train,
         limit_val=settings.limit_val,
         seed=settings.seed,
     )
+    if settings.generated is None:
+        return splits
+    fit, generated = join(splits.fit, settings.generated, tell)
+    return replace(splits, fit=fit, generated=generated)
 
 
 def tables(splits: Splits) -> dict[str, pd.DataFrame]:
@@ -75,8 +80,8 @@ def tables(splits: Splits) -> dict[str, pd.DataFrame]:
 
 
 def describe_data(splits: Splits) -> dict[str, Any]:
-    """Sizes and class counts of the splits, and their fingerprint."""
-    described = {
+    """Sizes and class counts of the splits, their fingerprint, and what of fit was generated."""
+    described: dict[str, Any] = {
         name: {
             "images": len(table),
             "real": int((table["target"] == 0).sum()),
@@ -85,7 +90,10 @@ def describe_data(splits: Splits) -> dict[str, Any]:
         }
         for name, table in tables(splits).items()
     }
-    return {"fingerprint": splits.fingerprint(), "splits": described}
+    content = {"fingerprint": splits.fingerprint(), "splits": described}
+    if splits.generated is not None:
+        content["generated"] = splits.generated.to_dict()
+    return content
 
 
 def write_data(

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import posixpath
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -95,6 +96,11 @@ def check_two_classes(table: pd.DataFrame, what: str) -> None:
             f"{what} must hold both real (0) and fake (1) images, found {found} among "
             f"{len(table)}; add images of the missing class, or raise the limit if one is set"
         )
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a name would lead out of the folder that it is relative to."""
+    return re.search(_LEAVES_FOLDER, name.replace("\\", "/")) is not None
 
 
 def _with_keys(table: pd.DataFrame, path: Path) -> pd.DataFrame:

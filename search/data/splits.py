@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
+from search.data.generated import Generated
 from search.data.labels import check_two_classes
 from search.errors import UserError
 
@@ -42,6 +43,7 @@ class Splits:
     fit: pd.DataFrame  # what networks are trained on
     select: pd.DataFrame  # what the search chooses by
     report: pd.DataFrame  # what nothing is chosen by
+    generated: Generated | None = None  # what of fit was made of the rest of it
 
     def seen_by(self, trained_on: TrainedOn) -> Splits:
         """The same images as a training sees them: fit is all that it is trained on, and what that
@@ -61,6 +63,8 @@ class Splits:
         for table in (self.fit, self.select, self.report):
             columns = [table[column].tolist() for column in ("img_name", "target", "group")]
             digest.update(json.dumps(columns).encode())
+        if self.generated is not None:
+            digest.update(self.generated.manifest_sha256.encode())
         return digest.hexdigest()
 
 
@@ -111,7 +115,7 @@ def make_splits(
     ]
     for part, name in zip(parts, ("fit", "select", "report"), strict=True):
         check_two_classes(part, f"the split '{name}'")
-    return Splits(*parts)
+    return Splits(parts[0], parts[1], parts[2])
 
 
 def _check_limit(flag: str, limit: int | None, least: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection, Hashable
 from difflib import get_close_matches
 from pathlib import Path
@@ -110,6 +111,15 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, private: bool
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """The same for the content of another file."""
+
+    def write(temporary: Path) -> None:
+        shutil.copyfile(source, temporary)
+
+    write_atomically(target, write)
 
 
 def drop_unfinished_writes(folder: Path, names: str = "*") -> None:

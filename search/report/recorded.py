@@ -95,6 +95,9 @@ def describe_run(run: Path, tell: Tell = lambda _: None) -> dict[str, str]:
     facts = {
         f"{name} images": _images(split) for name, split in _dictionary(data.get("splits")).items()
     }
+    generated = _dictionary(data.get("generated"))
+    if generated:
+        facts["generated among fit"] = _generated(generated)
     facts |= {
         "pool": _text(settings and settings.pool),
         "starting weights": MISSING if settings is None else weights[settings.weights_source],
@@ -158,6 +161,14 @@ def _images(split: Any) -> str:
     if not isinstance(images, int) or not isinstance(fake, int):
         return MISSING
     return f"{images:,} ({fake:,} fake)"
+
+
+def _generated(generated: Mapping[Any, Any]) -> str:
+    kinds = ", ".join(f"{n} {kind}" for kind, n in _dictionary(generated.get("kinds")).items())
+    return (
+        f"{_text(generated.get('samples'))} ({kinds}), made of its other images by `search expand` "
+        f"{_text(generated.get('version'))}, seed {_text(generated.get('seed'))}"
+    )
 
 
 def _settings(run: Path, tell: Tell) -> SearchSettings | None:

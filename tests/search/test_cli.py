@@ -9,7 +9,7 @@ import pytest
 from search.cli import main
 from search.settings import SearchSettings, write_settings
 
-COMMANDS = ("run", "baseline", "backbones", "report", "stress", "dashboard")
+COMMANDS = ("run", "baseline", "backbones", "report", "profile", "stress", "audit", "refit", "expand", "dashboard")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -56,6 +56,11 @@ def test_help_loads_nothing_heavy(package: str) -> None:
         (["report", "--out", "nowhere"], "must be the folder of a search"),
         (["dashboard", "--out", "nowhere"], "must be the folder of a search"),
         (["backbones", "--backbones", "nowhere.yaml"], "nowhere.yaml"),
+        (["expand", "--count", "3"], "--out"),
+        (["expand", "--count", "3", "--share", "1", "--out", "x"], "both say how many"),
+        (["expand", "--run", "a", "--train-images", "b", "--out", "x"], "exclude each other"),
+        (["expand", "--train-labels", "x.txt", "--out", "x"], "add --train-images"),
+        (["expand", "--from", "nowhere.json", "--out", "x"], "nowhere.json"),
     ],
 )
 def test_bad_input_is_one_line(

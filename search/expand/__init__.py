@@ -1,0 +1,1 @@
+"""Samples generated from the training images, so that the same bytes can be made again."""
