@@ -18,6 +18,9 @@ from search.training.recipe import Recipe
 
 RULES = "rules.json"
 
+NO_SAMPLES = "none"
+"""What rules.json says of generated samples where there are none."""
+
 
 @dataclass(frozen=True)
 class NetworkRecord:
@@ -53,6 +56,7 @@ def describe_rules(
     *,
     budget: int,
     declared: Mapping[str, str | None],
+    generated_samples: Mapping[str, Any] | str = NO_SAMPLES,
 ) -> dict[str, Any]:
     """The content of rules.json.
 
@@ -62,6 +66,7 @@ def describe_rules(
         spec: see there.
         budget: the run's; the competition's holds besides.
         declared: see `record_networks`.
+        generated_samples: what was made of the training images and trained on as well.
     """
     counts = count_parameters(model, image_size)
     networks = record_networks(spec, declared)
@@ -80,7 +85,7 @@ def describe_rules(
             "counter": counter(),
         },
         "pretraining": {"rule": IMAGENET_1K, "networks": [asdict(network) for network in networks]},
-        "generated_samples": "none",
+        "generated_samples": generated_samples,
         "overrides": list_overrides(spec, networks),
         "broken_rules": find_breaches(counts, min(budget, BUDGET), spec, networks),
     }

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ensemble.network.model import ModelSpec
+from ensemble.submission.samples import tell_samples
 from search.data.splits import SEEN
 from search.pixels.canvas import DECODER, FILTER, explain
 
@@ -95,7 +96,7 @@ def render_card(
         networks=rules["pretraining"]["networks"],
         merged_from=spec.merged_from,
         teachers=[f"{teacher.name} x {teacher.weight:.2f}" for teacher in spec.teachers],
-        generated_samples=rules["generated_samples"],
+        generated_samples=tell_samples(rules["generated_samples"]),
         overrides=rules["overrides"],
         splits=data.get("splits", {}),
         uses=SPLIT_USES | {name: SEEN_USES[name] for name in seen},

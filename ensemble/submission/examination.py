@@ -20,6 +20,7 @@ from ensemble.network.model import SPEC, FusedNetwork, ModelSpec, build_model
 from ensemble.settings import TOLERANCE
 from ensemble.submission.manifest import find_changes
 from ensemble.submission.reproduce import FOLDER, IMAGES
+from ensemble.submission.samples import describe_samples
 from search.data.labels import read_list, read_rows
 from search.errors import UserError
 from search.machine.device import Runtime, describe_device, resolve_precision
@@ -130,7 +131,7 @@ class Examination:
     def check_pretraining(self) -> str:
         """Provenance of every trunk and teacher, judged anew; one model, no other data."""
         found, recorded = self.recomputed_rules, self.rules
-        for name in ("one_model", "generated_samples", "overrides"):
+        for name in ("one_model", "overrides"):
             if found[name] != recorded[name]:
                 raise UserError(f"{name} is recorded as {recorded[name]}, found {found[name]}")
         networks = found["pretraining"]["networks"]
@@ -141,6 +142,18 @@ class Examination:
         kinds = sorted({network["pretraining"] for network in networks})
         overrides = f"; overrides: {'; '.join(found['overrides'])}" if found["overrides"] else ""
         return f"{len(networks)} trunks and teachers: {', '.join(kinds)}{overrides}"
+
+    def check_samples(self) -> str:
+        """Generated samples: what is said of them, against their manifest and the tool's code."""
+        found, recorded = describe_samples(self.folder / FOLDER), self.rules["generated_samples"]
+        if found != recorded:
+            raise UserError(f"generated samples are recorded as {recorded}, found {found}")
+        if isinstance(found, str):
+            return f"generated samples: {found}"
+        return (
+            f"{found['samples']:,} generated samples, with their manifest and the "
+            f"{len(found['tool_files'])} files of the tool that computed them"
+        )
 
     def check_prediction(self) -> str:
         """Exactly the listed images, once each, with finite scores in [0, 1]."""

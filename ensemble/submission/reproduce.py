@@ -20,8 +20,10 @@ from huggingface_hub import try_to_load_from_cache
 
 from ensemble.network.model import SPEC, ModelSpec
 from ensemble.settings import SubmitSettings
+from ensemble.submission.samples import carry_samples
 from ensemble.teachers import AUTO, FUSED
 from search.catalogue.downloads import HUB_FILES
+from search.data.generated import GENERATED, MANIFEST
 from search.data.inputs import DATA
 from search.machine.files import (
     BACKBONES,
@@ -82,6 +84,7 @@ def write_reproduction(
     for name in (DATA, BACKBONES):
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
+    carry_samples(run, folder)
     recipes = dict(_recipes(run, model, spec))
     (folder / "recipes").mkdir()
     for name, recipe in recipes.items():
@@ -109,7 +112,12 @@ def write_reproduction(
             },
         },
     )
-    commands = [search_command(settings, run), *merge_commands(run, model, spec), submit]
+    commands = [
+        *expand_commands(settings),
+        search_command(settings, run),
+        *merge_commands(run, model, spec),
+        submit,
+    ]
     note = "# Of each path the last two parts are kept: put yours in their place."
     text = "\n".join(["#!/bin/sh", note, "set -e", *map(shlex.join, commands), ""])
     (folder / "commands.sh").write_text(text, encoding="utf-8")
@@ -163,6 +171,16 @@ def _hash(path: Path | None) -> str | None:
 
 
 ENSEMBLE = ("python", "-m", "ensemble")
+
+
+def expand_commands(settings: SearchSettings) -> list[list[str]]:
+    """What makes the samples again that the search was given; nothing where there were none."""
+    if settings.generated is None:
+        return []
+    command = ["python", "-m", "search", "expand", "--from", f"{GENERATED}/{MANIFEST}"]
+    if settings.train_images is not None:
+        command += ["--train-images", last_parts(settings.train_images)]
+    return [[*command, "--out", last_parts(settings.generated)]]
 
 
 def search_command(settings: SearchSettings, run: Path) -> list[str]:

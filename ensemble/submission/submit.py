@@ -23,6 +23,7 @@ from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import LEDGER, Entry, Ledger
 from ensemble.submission.manifest import MANIFEST
 from ensemble.submission.package import Content, write_package
+from ensemble.submission.samples import describe_samples
 from ensemble.submission.verify import verify
 from search.catalogue.backbones import Catalogue, load_backbones
 from search.data.labels import read_list
@@ -73,7 +74,7 @@ def run_submit(
     choice = choose_model(run, settings.model)
     model, spec = load_model(choice.folder)
     catalogue = load_backbones(run / BACKBONES)
-    rules = _judge(model, spec, catalogue, choice)
+    rules = _judge(model, spec, catalogue, choice, describe_samples(run))
     table = read_list(settings.names, settings.images)
     console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)
     runtime = open_runtime(settings.device, settings.workers)
@@ -155,7 +156,11 @@ def _check_quota(ledger: Ledger, settings: SubmitSettings, now: datetime) -> boo
 
 
 def _judge(
-    model: Network | FusedNetwork, spec: ModelSpec, catalogue: Catalogue, choice: Choice
+    model: Network | FusedNetwork,
+    spec: ModelSpec,
+    catalogue: Catalogue,
+    choice: Choice,
+    generated_samples: dict[str, Any] | str,
 ) -> dict[str, Any]:
     rules = describe_rules(
         model,
@@ -163,6 +168,7 @@ def _judge(
         spec,
         budget=catalogue.budget,
         declared={backbone.name: backbone.pretraining for backbone in catalogue.backbones},
+        generated_samples=generated_samples,
     )
     broken = list(rules["broken_rules"])
     if spec.method in ("candidate", "refit") and not broken:

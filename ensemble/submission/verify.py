@@ -108,6 +108,7 @@ def verify(
         "module": examination.check_module,
         "parameters": examination.check_parameters,
         "pretraining": examination.check_pretraining,
+        "samples": examination.check_samples,
         "prediction": examination.check_prediction,
         "probes": examination.check_probes,
     }

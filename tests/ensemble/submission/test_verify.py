@@ -79,7 +79,9 @@ def test_an_untouched_submission_passes_on_its_own(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     checks = verify(folder, submitted[1])
     assert {check.name: check.ok for check in checks} == dict.fromkeys(
-        ["files", "module", "parameters", "pretraining", "prediction", "probes", "images"], True
+        ["files", "module", "parameters", "pretraining", "samples"]
+        + ["prediction", "probes", "images"],
+        True,
     )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -236,7 +238,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     ),
     "a removed file": (
         lambda folder: (folder / "rules.json").unlink(),
-        {"parameters", "pretraining", "images"},
+        {"parameters", "pretraining", "samples", "images"},
     ),
     "removed weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
@@ -245,7 +247,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "an added file": (lambda folder: (folder / "second.safetensors").touch(), {"module"}),
     "no JSON": (
         lambda folder: (folder / "rules.json").write_text("[]"),
-        {"parameters", "pretraining", "images"},
+        {"parameters", "pretraining", "samples", "images"},
     ),
 }
 
@@ -351,7 +353,7 @@ def test_the_command_tells_every_check_and_fails_loudly(folder: Path) -> None:
     edit_prediction(set_line(5, "1004.png,nan"))(folder)
     (folder / "extra").touch()
     text.truncate(0)
-    with pytest.raises(UserError, match="2 of 6 failed: files, prediction"):
+    with pytest.raises(UserError, match="2 of 7 failed: files, prediction"):
         run_verify(folder, None, console)
     assert (
         "FAILED files: extra is not in the manifest; prediction.csv has changed" in text.getvalue()
