@@ -25,6 +25,9 @@ from search.machine.files import file_sha256
 
 TOOL = "python -m search expand"
 
+PLACE = f"reproduce/{GENERATED}"
+"""Of the manifest and the tool in a submission."""
+
 
 def describe_samples(folder: Path) -> dict[str, Any] | str:
     """What rules.json says of generated samples.
@@ -58,7 +61,7 @@ def describe_samples(folder: Path) -> dict[str, Any] | str:
         "version": manifest.head.version,
         "libraries": dict(manifest.head.libraries),
         "seed": manifest.head.seed,
-        "manifest": f"{GENERATED}/{MANIFEST}",
+        "manifest": f"{PLACE}/{MANIFEST}",
         "manifest_sha256": sha256,
     }
 
@@ -77,7 +80,7 @@ def tell_samples(samples: dict[str, Any] | str) -> str:
     return (
         f"{samples['samples']:,} ({kinds}), made of the training images alone by "
         f"`{samples['tool']}` of onefold {samples['version']}, seed {samples['seed']}; "
-        f"`reproduce/{GENERATED}` has their manifest and the tool's code"
+        f"`{PLACE}` has their manifest and the tool's code"
     )
 
 

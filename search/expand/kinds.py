@@ -23,7 +23,7 @@ MARGIN = 0.08
 """Share of width and height at each edge that no mask covers: a sample stays what surrounds it."""
 
 CORNERS = (6, 12)
-RADIUS = (0.18, 0.42)
+RADIUS = (0.22, 0.45)
 """Distance of a mask's corners from its middle, as shares of width and height. Masks are as large
 as the faces of the challenge: their shape is what landmarks would give."""
 
@@ -36,8 +36,9 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 SCALE, DEGREES, SHIFT = (0.95, 1.05), 4.0, 0.03
 """Of the small affine map (arXiv:2204.08376 has 0.95 to 1.05 and 0.03); it turns a little, too."""
 
-GAIN, OFFSET = 0.1, 16
-"""Largest change of a channel: a factor of 1 +- GAIN, and levels of 255."""
+GAIN, OFFSET = 0.06, 10
+"""Largest change of a channel: a factor of 1 +- GAIN, and levels of 255. Twice as much paints a
+patch on a face that nobody would take for it."""
 
 SHARPENED, RESAMPLED, COMPRESSED = (60, 200), (0.4, 0.9), (40, 90)
 """Percent of an unsharp mask, scale on the way down and up again, JPEG quality."""
@@ -70,12 +71,14 @@ class Mask:
 class SelfBlended:
     """A real image blended with an altered copy of itself (arXiv:2204.08376), which is fake.
 
-    As there, the colours and the detail of either are altered, so that neither is a sign by itself,
-    and the copy inside the mask is moved a little. The mask is a random one, without landmarks.
+    The copy inside the mask is moved a little and has other colours; the detail of either is
+    altered, so that neither smooth nor rough regions are a sign by themselves. There, colours are
+    altered outside as well; here they are not, since an odd tint of the whole image would do
+    without the seam. The mask is a random one, without landmarks.
     """
 
     mask: Mask
-    altered: Literal["inside", "outside"]
+    altered: Literal["inside", "outside"]  # in its detail
     gains: tuple[float, float, float]
     offsets: tuple[int, int, int]  # levels of 255
     detail: Literal["sharpened", "resampled", "compressed", "kept"]
@@ -188,10 +191,13 @@ def to_bytes(image: Image.Image) -> bytes:
 
 
 def _self_blend(image: Image.Image, parameters: SelfBlended) -> Image.Image:
-    altered = _with_detail(_coloured(image, parameters), parameters.detail, parameters.amount)
+    altered = _with_detail(image, parameters.detail, parameters.amount)
     inside, outside = (altered, image) if parameters.altered == "inside" else (image, altered)
     weights = _weights(parameters.mask, image.size)
-    blended = Image.composite(_moved(inside, parameters), outside, weights)
+    box = weights.getbbox() or (0, 0, *image.size)
+    blended = outside.copy()
+    region = _moved(_coloured(inside, parameters), parameters, box)
+    blended.paste(region, box, weights.crop(box))
     if _mean_change(blended, outside, weights) < SMALLEST_CHANGE:
         raise Unchanged("a self-blended image must differ from the real one")
     return blended
@@ -247,15 +253,18 @@ def _weights(mask: Mask, size: tuple[int, int]) -> Image.Image:
     return soft.point([round(mask.strength * level) for level in range(256)])
 
 
-def _moved(image: Image.Image, parameters: SelfBlended) -> Image.Image:
-    """The image under the affine map, interpolated bilinearly; its edges go on outside.
+def _moved(
+    image: Image.Image, parameters: SelfBlended, box: tuple[int, int, int, int]
+) -> Image.Image:
+    """A box of the image under the affine map, interpolated bilinearly; its edges go on outside.
 
     Pillow's own works in the processor's floats, whose last bit differs where multiplication and
     addition are one instruction.
     """
     pixels: Pixels = np.asarray(image)
     height, width, _ = pixels.shape
-    down, right = np.mgrid[:height, :width].astype(np.float64)
+    first, upmost, last, lowest = box
+    down, right = np.mgrid[upmost:lowest, first:last].astype(np.float64)
     right, down = right - (width - 1) / 2, down - (height - 1) / 2
     a, b, c, d = parameters.matrix
     x = a * right + b * down + (width - 1) / 2 + parameters.shift[0] * width

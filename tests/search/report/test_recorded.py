@@ -38,6 +38,16 @@ def test_facts_come_from_the_folder(night: HandMadeRun) -> None:
     assert told == []
 
 
+def test_generated_images_are_told_of(night: HandMadeRun) -> None:
+    with (night.folder / "data.yaml").open("a", encoding="utf-8") as file:
+        file.write(
+            "generated: {samples: 5, kinds: {mixed: 2, self-blended: 3}, seed: 7, version: 0.1.0}\n"
+        )
+    assert describe_run(night.folder)["generated among fit"] == (
+        "5 (2 mixed, 3 self-blended), made of its other images by `search expand` 0.1.0, seed 7"
+    )
+
+
 def test_an_empty_folder_has_only_dashes(tmp_path: Path) -> None:
     told: list[str] = []
     facts = describe_run(tmp_path, told.append)
