@@ -107,5 +107,8 @@ def _in_several_splits(rows: pd.DataFrame) -> list[str]:
             sums.append(checksum(path).hex())
         except BrokenImage:
             sums.append(None)
-    by_file = rows.assign(checksum=sums).dropna(subset="checksum").groupby("checksum", sort=False)
+    checksums = pd.Series(sums, index=rows.index)
+    by_file = (
+        rows.assign(checksum=checksums).dropna(subset="checksum").groupby("checksum", sort=False)
+    )
     return by_file["img_name"].first()[by_file["split"].nunique() > 1].tolist()
