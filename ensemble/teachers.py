@@ -158,17 +158,11 @@ class TeacherEnsemble:
     names: tuple[str, ...]
     weights: tuple[float, ...]  # positive, summing to 1
     select: Metrics
-    report: Metrics
 
     @property
     def select_auc(self) -> float:
         """AUC on select, which it was chosen by."""
         return self.select.auc
-
-    @property
-    def report_auc(self) -> float:
-        """AUC on report: what merged models are held against."""
-        return self.report.auc
 
     def scores(self, aligned: pd.DataFrame) -> Floats:
         """(N,) mean probabilities, from a table such as `Pool.report`."""
@@ -180,9 +174,8 @@ class TeacherEnsemble:
             f"{name} x {weight:.2f}" for name, weight in zip(self.names, self.weights, strict=True)
         )
         return (
-            f"teacher ensemble of {members}: AUC {self.select_auc:.4f} on select, "
-            f"{self.report_auc:.4f} on report; a reference, not submittable: the rules allow one "
-            "model"
+            f"teacher ensemble of {members}: AUC {self.select_auc:.4f} on select; a reference, not "
+            "submittable: the rules allow one model"
         )
 
 
@@ -206,11 +199,9 @@ def choose_teachers(
         found = greedy_ensemble(pool.select_scores(pool.names), pool.select_targets, rounds)
         pairs = [(n, float(w)) for n, w in zip(pool.names, found, strict=True) if w > 0]
         chosen, weights = tuple(n for n, _ in pairs), tuple(w for _, w in pairs)
-    measured = [
-        measure(_mean_scores(table, chosen, weights), table["target"].to_numpy())
-        for table in (pool.select, pool.report)
-    ]
-    return TeacherEnsemble(chosen, weights, *measured)
+    scores, table = _mean_scores(pool.select, chosen, weights), pool.select
+    measured = measure(scores, table["target"].to_numpy(), table["group"])
+    return TeacherEnsemble(chosen, weights, measured)
 
 
 def greedy_ensemble(scores: Floats, targets: Integers, rounds: int = ROUNDS) -> Floats:

@@ -4,13 +4,13 @@ figure on a split that a model was trained on."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from torch import nn
 
@@ -27,7 +27,7 @@ from search.machine.files import COMPARISON, write_atomically
 from search.machine.progress import tell_line
 from search.report.figure import DARK, LIGHT
 from search.training.candidate import Candidate, complete_refits, score_on_report
-from search.training.metrics import Metrics, delong_test, measure
+from search.training.metrics import Metrics, PairedTest, delong_test, holm, measure
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +46,7 @@ COLUMNS = (
     "auc_select",
     "difference",
     "p_value",
+    "p_value_holm",
     "tpr_at_fpr_1e-2",
     "tpr_at_fpr_5e-3",
     "tpr_at_fpr_1e-3",
@@ -59,8 +60,10 @@ COLUMNS = (
     "reason",
     "trained_on",
 )
-"""Figures are on report, but for auc_select; difference and p_value (paired DeLong test) are
-against the best single model. What is blank, a model was trained on."""
+"""Figures are on report, but for auc_select. Intervals are those of `delong_interval` over groups;
+difference and p_value (paired DeLong test over groups) are against the best single model, and
+p_value_holm is corrected for the number of such tests in the table. What is blank, a model was
+trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +100,14 @@ def run_compare(
     contestants = gather(pool, on_model)
     with console.status("measuring speed"):
         speeds = _speeds(contestants, pool, on_model)
-    table = compare(contestants, pool.report["target"].to_numpy(np.int64), speeds)
+    targets, groups = pool.report["target"].to_numpy(np.int64), pool.report["group"].to_numpy()
+    table = compare(contestants, targets, speeds, groups)
     path = pool.run / COMPARISON
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
     for name, theme in ((PLOT, LIGHT), (DARK_PLOT, DARK)):
         draw_comparison(table, pool.run / name, theme)
-    print_comparison(table, console)
+    assert contestants[0].metrics is not None
+    print_comparison(table, console, groups=contestants[0].metrics.groups)
     for refit in complete_refits(pool.run):
         if refit.has_seen("select") and refit_of(refit.path) == pool.best.name:
             tell_line(
@@ -124,12 +129,13 @@ def gather(pool: Pool, on_batch: Callable[[], None] = lambda: None) -> list[Cont
     """
     best = _contestant(pool, pool.best, SINGLE, "single")
     teachers = choose_teachers(pool)
+    scores = teachers.scores(pool.report)
     reference = Contestant(
         model=TEACHERS,
         kind="reference",
         path="",
-        scores=teachers.scores(pool.report),
-        metrics=teachers.report,
+        scores=scores,
+        metrics=_measured(pool, scores),
         auc_select=teachers.select_auc,
         breaches=(
             f"{len(teachers.names)} models, and the rules allow one"
@@ -151,6 +157,7 @@ def compare(
     contestants: list[Contestant],
     targets: NDArray[np.int64],
     speeds: Mapping[int, Mapping[str, float]],
+    groups: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """The table of a comparison, best on select first, and those that were trained on select last.
     The first that keeps the rules and has not seen select is recommended: report only measures, so
@@ -160,15 +167,11 @@ def compare(
         contestants: see `gather`; the first is what the others are tested against.
         targets: (N,) of report, 1 = fake.
         speeds: by batch size and model, images a second.
+        groups: (N,) equal where images are of one source; None: each image is its own.
     """
-    single = contestants[0]
-    assert single.scores is not None
+    tests = paired_tests([contestant.scores for contestant in contestants], targets, groups)
     rows: list[dict[str, Any]] = []
-    for contestant in contestants:
-        difference = p_value = math.nan
-        if contestant is not single and contestant.scores is not None:
-            test = delong_test(contestant.scores, single.scores, targets)
-            difference, p_value = test.difference, test.p_value
+    for contestant, test in zip(contestants, tests, strict=True):
         rows.append(
             {
                 **(contestant.metrics.to_dict() if contestant.metrics else {}),
@@ -177,8 +180,7 @@ def compare(
                 "kind": contestant.kind,
                 "path": contestant.path,
                 "auc_select": contestant.auc_select,
-                "difference": difference,
-                "p_value": p_value,
+                **test,
                 **{
                     f"images_per_second_{size}": speeds.get(size, {}).get(contestant.model)
                     for size in BATCH_SIZES
@@ -201,20 +203,51 @@ def compare(
     return table
 
 
+def paired_tests(
+    scores: Sequence[Floats | None], targets: ArrayLike, groups: ArrayLike | None
+) -> list[dict[str, float]]:
+    """How each model does against the first: difference, p_value and p_value_holm; NaN of the first
+    itself, and of those without scores.
+
+    Args:
+        scores: (N,) of each model, of the same images; None of one that was trained on them.
+        targets: (N,) 1 = fake.
+        groups: (N,), see `delong_test`.
+    """
+    first, *others = scores
+    assert first is not None
+    tests = [
+        PairedTest(math.nan, math.nan, math.nan)
+        if own is None
+        else delong_test(own, first, targets, groups)
+        for own in others
+    ]
+    corrected = holm([test.p_value for test in tests])
+    rows = [
+        {"difference": test.difference, "p_value": test.p_value, "p_value_holm": float(p_value)}
+        for test, p_value in zip(tests, corrected, strict=True)
+    ]
+    return [dict.fromkeys(("difference", "p_value", "p_value_holm"), math.nan), *rows]
+
+
+def _measured(pool: Pool, scores: Floats) -> Metrics:
+    """On report."""
+    return measure(scores, pool.report["target"].to_numpy(np.int64), pool.report["group"])
+
+
 def _contestant(pool: Pool, candidate: Candidate, name: str, kind: str | None = None) -> Contestant:
     network, spec = load_model(candidate.path)
     declared = {backbone.name: backbone.pretraining for backbone in pool.catalogue.backbones}
     networks = record_networks(spec, declared)
     counts = count_parameters(network, network.image_size)
     scores = None if candidate.has_seen("report") else _aligned(pool, candidate, name)
-    targets = pool.report["target"].to_numpy(np.int64)
     seen_select = candidate.has_seen("select")
     return Contestant(
         model=name,
         kind=kind or spec.method,
         path=candidate.path.relative_to(pool.run).as_posix(),
         scores=scores,
-        metrics=None if scores is None else measure(scores, targets),
+        metrics=None if scores is None else _measured(pool, scores),
         auc_select=math.nan if seen_select else float(candidate.metrics["auc"]),
         trained_on=candidate.recipe.trained_on,
         breaches=tuple(find_breaches(counts, pool.catalogue.budget, spec, networks)),

@@ -31,17 +31,27 @@ def recommendation(table: pd.DataFrame, winner: Any) -> str:
     if not math.isnan(row["difference"]):
         sign = "above" if row["difference"] >= 0 else "below"
         text += f", {abs(row['difference']):.4f} {sign} the best single"
-        if row["p_value"] >= SIGNIFICANCE:
+        if row["p_value_holm"] >= SIGNIFICANCE:
             text += ", a difference that chance can explain"
         # NaN where the test cannot say, as between two perfect scores.
         if not math.isnan(row["p_value"]):
-            text += f" (paired DeLong p = {row['p_value']:.2g})"
+            text += f" (paired DeLong test over groups: p = {row['p_value']:.2g}"
+            tests = int(table["p_value"].notna().sum())
+            if tests > 1:
+                text += f", by Holm {row['p_value_holm']:.2g} for one of {tests} comparisons"
+            text += ")"
     gap = row["auc"] - reference["auc"]
     return f"{text}; {abs(gap):.4f} {'above' if gap >= 0 else 'below'} the teacher ensemble"
 
 
-def print_comparison(table: pd.DataFrame, console: Console) -> None:
-    """The comparison as a table, and the recommendation."""
+def print_comparison(table: pd.DataFrame, console: Console, *, groups: int) -> None:
+    """The comparison as a table, and the recommendation.
+
+    Args:
+        table: as `ensemble.compare.compare.compare` makes it.
+        console: where to write.
+        groups: of images on report.
+    """
     shown = Table(
         title="AUC: select was chosen by, report by nothing; blank where trained on",
         box=None,
@@ -65,6 +75,7 @@ def print_comparison(table: pd.DataFrame, console: Console) -> None:
             "kept" if row["allowed"] else "broken",
         )
     console.print(shown)
+    console.print(f"95%: DeLong's interval, over the {groups:,} groups of report", highlight=False)
     for row in table[~table["allowed"]].to_dict("records"):
         console.print(
             f"{row['model']} may not be submitted: {row['reason']}",
@@ -118,7 +129,7 @@ def draw_comparison(table: pd.DataFrame, path: Path, theme: Theme = LIGHT) -> Pa
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GMACs an image")
-    axes.set_ylabel("AUC on report, 95% interval")
+    axes.set_ylabel("AUC on report, 95% over groups")
     add_legend(figure, theme, columns=2)
     name_points(axes, theme, cost, auc, [str(name) for name in table["model"]])
     return save(figure, path)

@@ -396,12 +396,11 @@ def _beside(folder: Path, suffix: str) -> Path:
 
 
 def summarise(candidate: Candidate) -> str:
-    """One line for the terminal."""
+    """One line for the terminal, without report: only a comparison tells its figures."""
     metrics = candidate.metrics
     return (
         f"{candidate.name}: {metrics['params_exact'] / 1e6:.1f}M parameters exactly, "
-        f"{metrics['params_thop'] / 1e6:.1f}M by thop, AUC {metrics['auc']:.4f} on select, "
-        f"{metrics['report']['auc']:.4f} on report"
+        f"{metrics['params_thop'] / 1e6:.1f}M by thop, AUC {metrics['auc']:.4f} on select"
     )
 
 

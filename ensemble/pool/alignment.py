@@ -31,13 +31,13 @@ def align_scores(
         tell: given a line on the images that are left out because a model lacks them.
 
     Returns:
-        img_name, target, and y_pred of each model under its name, in the split's order.
+        img_name, target, group, and y_pred of each model under its name, in the split's order.
 
     Raises:
         UserError: if a model was scored on other images, or with other targets, or too many images
             are lacking.
     """
-    wanted = split.loc[~split["img_name"].isin(left_out), ["img_name", "target"]]
+    wanted = split.loc[~split["img_name"].isin(left_out), ["img_name", "target", "group"]]
     allowed = limit_fraction * len(split)
     found = {
         name: table[~table["img_name"].isin(left_out)].set_index("img_name")

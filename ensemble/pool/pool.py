@@ -54,7 +54,7 @@ class Pool:
     candidates: tuple[Candidate, ...]
     """Complete, with weights, allowed by the rules or by the user; best on select first."""
     select: pd.DataFrame
-    """img_name, target, and a column of probabilities for each candidate by its name."""
+    """img_name, target, group, and a column of probabilities for each candidate by its name."""
     report: pd.DataFrame
     """Likewise; nothing chooses by it."""
     tainted: Mapping[str, str]
@@ -147,7 +147,8 @@ class Pool:
         self, model: nn.Module, split: str, on_batch: Callable[[], None] = lambda: None
     ) -> Evaluation:
         """Scores a model on a split."""
-        return evaluate(model, self.loader(split), self.runtime, on_batch)
+        loader = self.loader(split)
+        return evaluate(model, loader, self.runtime, on_batch, table=loader.table)
 
 
 def open_pool(

@@ -145,7 +145,7 @@ def _figures(splits: list[Mapping[str, Any]]) -> dict[str, list[str]]:
     }
     intervals = [[_number(split.get(f"auc_{end}")) for end in ("low", "high")] for split in splits]
     rows["AUC"] = [
-        f"{auc} (95%: {low} to {high})"
+        f"{auc} (95% over groups: {low} to {high})"
         for auc, (low, high) in zip(rows["AUC"], intervals, strict=True)
     ]
     return rows

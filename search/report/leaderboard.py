@@ -33,6 +33,8 @@ COLUMNS = (
     *("images_per_second", "peak_memory_mb", "seed", "reason", "path"),
     "trial",
 )
+"""auc_low to auc_high is DeLong's 95% interval over groups: images of one source count together."""
+
 STATES = ("complete", "paused", "pruned", "failed", "rejected")
 """In the order of the table."""
 

@@ -74,7 +74,7 @@ def draw_pareto(
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("parameters (millions, exact count)")
-    axes.set_ylabel("AUC on select, 95% interval")
+    axes.set_ylabel("AUC on select, 95% over groups")
     add_legend(figure, theme, columns=3)
     names = [str(name).partition(".")[0] for name in rows["backbone"].iloc[front]]
     name_points(axes, theme, millions[front], auc[front], names)

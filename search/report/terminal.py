@@ -217,7 +217,12 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
         console.print("no candidate is complete yet")
         return
     # Without a box and with short heads, the longest names of timm fit into 80 columns.
-    table = Table(title="Best candidates: AUC", box=None, pad_edge=False, title_justify="left")
+    table = Table(
+        title="Best candidates: AUC, 95% of select over groups",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+    )
     columns = ("", "trial", "backbone", "params", "select", "95%", "report")
     for column in columns:
         is_text = column == "backbone"

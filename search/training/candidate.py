@@ -99,19 +99,19 @@ class Candidate:
     @property
     def history(self) -> pd.DataFrame:
         """One row a look: the fields of Look."""
-        return _read_csv(self.path / HISTORY)
+        return load_table(self.path / HISTORY)
 
     @property
     def scores(self) -> pd.DataFrame:
         """Scores on select: img_name, target, y_pred (probability of fake)."""
-        return _read_csv(self.path / SCORES)
+        return load_table(self.path / SCORES)
 
     @property
     def report_scores(self) -> pd.DataFrame | None:
         """Scores on report, once the study has ended, of candidates whose weights are kept; never
         of one that was trained on it."""
         path = self.path / REPORT_SCORES
-        return _read_csv(path) if path.exists() and not self.has_seen("report") else None
+        return load_table(path) if path.exists() and not self.has_seen("report") else None
 
     def has_seen(self, split: str) -> bool:
         """Whether it was trained on a split, which cannot measure it then."""
@@ -230,7 +230,7 @@ def score_on_report(
     """
     assert reader.side == network.canvas
     loader = eval_batches(reader, table, batch_size=SCORING_BATCH)
-    found = evaluate(network, loader, runtime, on_batch)
+    found = evaluate(network, loader, runtime, on_batch, table=table)
     candidate.save_report(table, found.predictions, found.metrics.to_dict())
 
 
@@ -246,7 +246,12 @@ def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
     )
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def load_table(path: Path) -> pd.DataFrame:
+    """A table of a candidate, such as `score_table` makes.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     try:
         # A converter, because pandas would take an image called NA for a missing one.
         return pd.read_csv(path, converters={"img_name": str})

@@ -25,10 +25,9 @@ from search.machine.seconds import Seconds
 from search.pixels.batches import Batch
 from search.training.candidate import Look, copy_state
 from search.training.loss import Loss
-from search.training.metrics import measure
 from search.training.network import mend_batch_norm, set_batch_norm
 from search.training.recipe import Recipe
-from search.training.scoring import Evaluation, Predictions, first_look
+from search.training.scoring import Evaluation, Predictions, first_look, measure_predictions
 from search.training.step import (
     OptimizerStep,
     decay_start,
@@ -272,9 +271,9 @@ class Training:
         """Everything that going on depends on: tensors, numbers, lists, tuples and dicts."""
         sums = self._sums
         best = self.best and {
-            "indices": torch.from_numpy(self.best.predictions.indices),
-            "scores": torch.from_numpy(self.best.predictions.scores),
-            "targets": torch.from_numpy(self.best.predictions.targets),
+            name: torch.from_numpy(values)
+            for name, values in vars(self.best.predictions).items()
+            if values is not None
         }
         best_precision = None if self.best is None else self.best.precision
         return {
@@ -334,8 +333,7 @@ class Training:
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
         if state["best"] is not None:
             found = Predictions(**{name: value.numpy() for name, value in state["best"].items()})
-            metrics = measure(found.scores, found.targets)
-            self.best = Evaluation(found, metrics, state["best_precision"])
+            self.best = Evaluation(found, measure_predictions(found), state["best_precision"])
         if self.done:
             self._scheduler.step_update(self.done)
             self._scheduler.step(self.epoch)

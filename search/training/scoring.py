@@ -4,7 +4,7 @@ that a training takes at itself after each epoch may be cheaper."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +42,7 @@ class Predictions:
     indices: Integers  # (N,) - rows of the table that was scored
     scores: Floats  # (N,) - probability of fake
     targets: Integers  # (N,) - 1 = fake
+    groups: Integers | None = None  # (N,) - equal where images are of one source
 
     @staticmethod
     def none() -> Predictions:
@@ -194,10 +195,26 @@ def evaluate(
     runtime: Runtime,
     on_batch: Callable[[], None] = lambda: None,
     precision: Precision = "fp32",
+    *,
+    table: pd.DataFrame | None = None,
 ) -> Evaluation:
-    """Scores every image of a loader and measures the scores; arguments as for `predict`."""
+    """Scores every image of a loader and measures the scores; arguments as for `predict`.
+
+    Args:
+        table: that the loader reads; its column `group` tells which images are of one source, which
+            intervals depend on. None: each image is its own.
+    """
     predictions = predict(network, loader, runtime, on_batch, precision)
-    return Evaluation(predictions, measure(predictions.scores, predictions.targets), precision)
+    if table is not None:
+        numbers, _ = pd.factorize(table["group"])
+        groups = numbers.astype(np.int64)[predictions.indices]
+        predictions = replace(predictions, groups=groups)
+    return Evaluation(predictions, measure_predictions(predictions), precision)
+
+
+def measure_predictions(predictions: Predictions) -> Metrics:
+    """What predictions are worth."""
+    return measure(predictions.scores, predictions.targets, predictions.groups)
 
 
 FIRST_LOOK = 2_000

@@ -219,7 +219,7 @@ def train(
         seconds, started = training.seconds, time.perf_counter()
         batches = seconds.waited_for(iter(loader))
         with seconds.spent_on("score"):
-            found = evaluate(network, batches, runtime, on_batch, precision)
+            found = evaluate(network, batches, runtime, on_batch, precision, table=loader.table)
         scoring_speed = len(found.predictions.scores) / (time.perf_counter() - started)
         return found
 

@@ -71,14 +71,15 @@ def test_a_solved_split_is_decided_by_the_log_loss() -> None:
     assert greedy_ensemble(scores, targets).tolist() == [0.0, 1.0]
 
 
-def test_the_chosen_teachers_are_measured_on_both_splits(tiny_pool: Pool) -> None:
+def test_the_chosen_teachers_are_measured_on_select(tiny_pool: Pool) -> None:
     teachers = choose_teachers(tiny_pool)
     assert sum(teachers.weights) == pytest.approx(1)
     assert set(teachers.names) <= set(tiny_pool.names)
     assert teachers.select_auc >= tiny_pool.best.metrics["auc"]
-    on_report = teachers.scores(tiny_pool.report)
-    assert teachers.report_auc == roc_auc(on_report, tiny_pool.report["target"])
+    on_select = teachers.scores(tiny_pool.select)
+    assert teachers.select_auc == roc_auc(on_select, tiny_pool.select["target"])
     assert "not submittable" in teachers.describe()
+    assert "report" not in teachers.describe()
 
 
 def test_named_teachers_weigh_alike(tiny_pool: Pool) -> None:

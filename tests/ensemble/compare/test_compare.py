@@ -56,7 +56,7 @@ def test_the_best_model_that_keeps_the_rules_is_recommended() -> None:
     (chosen,) = table[table["recommended"]].to_dict("records")
     assert chosen["model"] == "fused"
     assert chosen["p_value"] < 0.05
-    assert "above the best single (paired DeLong p" in chosen["reason"]
+    assert "above the best single (paired DeLong test over groups: p" in chosen["reason"]
     assert "below the teacher ensemble" in chosen["reason"]
     rows = table.set_index("model")
     assert rows.loc["tainted", "reason"] == "in22k"

@@ -116,6 +116,7 @@ def test_a_merged_model_is_a_candidate_with_a_spec(pool: Pool) -> None:
     assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert [found.name for found in merged_models(pool.run)] == ["distilled"]
     assert "AUC" in summarise(kept)
+    assert "report" not in summarise(kept)
 
 
 def test_a_model_over_the_runs_budget_is_not_kept(pool: Pool) -> None:

@@ -6,7 +6,7 @@ import pytest
 from ensemble.pool.alignment import align_scores
 from search.errors import UserError
 
-SPLIT = pd.DataFrame({"img_name": ["a", "b", "c"], "target": [0, 1, 1]})
+SPLIT = pd.DataFrame({"img_name": ["a", "b", "c"], "target": [0, 1, 1], "group": ["x", "x", "y"]})
 
 
 def scores(names: str, targets: list[int], values: list[float]) -> pd.DataFrame:
@@ -19,6 +19,7 @@ def test_rows_in_any_order_are_aligned_by_name() -> None:
         SPLIT,
     )
     assert aligned["img_name"].tolist() == ["a", "b", "c"]
+    assert aligned["group"].tolist() == ["x", "x", "y"]
     assert aligned["x"].tolist() == [0.1, 0.2, 0.3]
     assert aligned["y"].tolist() == [4, 5, 6]
 
@@ -45,6 +46,7 @@ def test_scores_of_another_split_are_refused(table: pd.DataFrame, message: str) 
 
 
 HUNDRED = pd.DataFrame({"img_name": [f"{i:02}" for i in range(100)], "target": [0, 1] * 50})
+HUNDRED["group"] = HUNDRED["img_name"]
 
 
 def scored(*lacking: int, split: pd.DataFrame = HUNDRED) -> pd.DataFrame:

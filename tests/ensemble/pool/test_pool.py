@@ -57,7 +57,7 @@ def test_scores_on_report_are_computed_where_they_are_missing(
     assert candidate.metrics["report"]["auc"] == roc_auc(
         tiny_pool.report["0002"], tiny_pool.report["target"]
     )
-    assert set(tiny_pool.report.columns) == {"img_name", "target", *tiny_pool.names}
+    assert set(tiny_pool.report.columns) == {"img_name", "target", "group", *tiny_pool.names}
     assert not set(tiny_pool.report["img_name"]) & set(tiny_pool.select["img_name"])
 
 

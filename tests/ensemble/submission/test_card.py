@@ -76,7 +76,11 @@ def test_teachers_and_notes_are_in_it() -> None:
 @pytest.mark.parametrize(
     ("metrics", "head", "row"),
     [
-        ({**FIGURES, "report": FIGURES}, "| figure | select | report |", "0.9123 (95%: 0.9000 to"),
+        (
+            {**FIGURES, "report": FIGURES},
+            "| figure | select | report |",
+            "0.9123 (95% over groups: 0.9000 to",
+        ),
         (FIGURES, "| figure | select |", "| TPR at FPR 1e-2 | \N{EN DASH} |"),
         ({}, "None were recorded.", "Limits"),
     ],

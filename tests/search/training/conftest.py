@@ -13,7 +13,7 @@ from search.data.splits import Splits
 
 
 def make_table(folder: Path, size: int, seed: int) -> pd.DataFrame:
-    """Noise images of 32 px; fakes are brighter than reals."""
+    """Noise images of 32 px; fakes are brighter than reals, and one of each is a group."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     rows = []
@@ -22,7 +22,7 @@ def make_table(folder: Path, size: int, seed: int) -> pd.DataFrame:
         pixels = generator.integers(0, 128, (32, 32, 3)) + 80 * target
         path = folder / f"{number:03d}.png"
         Image.fromarray(pixels.astype(np.uint8)).save(path)
-        rows.append((path.name, str(path), target, path.name))
+        rows.append((path.name, str(path), target, f"pair {number // 2}"))
     return pd.DataFrame(rows, columns=["img_name", "path", "target", "group"])
 
 

@@ -11,16 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import norm, permutation_test, rankdata
+from scipy.stats import t as student
 from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
 
 from search.training.metrics import (
     Interval,
     delong_interval,
     delong_test,
+    holm,
     measure,
     roc_auc,
     tpr_at_fpr,
 )
+from tests.benchmarks.bench_coverage import DESIGNS, bootstrap_interval, coverage, rejections
+from tests.benchmarks.bench_coverage import draw_sample as draw_groups
 
 Sample = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -77,17 +81,40 @@ def test_equal_orders_tie_exactly() -> None:
     assert roc_auc(scores, targets) == roc_auc(rankdata(scores)[order], targets[order])
 
 
-@given(scored(smallest=2))
-def test_delong_interval_equals_its_pairwise_definition(sample: Sample) -> None:
+def pairwise_variance(
+    kernel: NDArray[np.float64], fakes: NDArray[np.int64], reals: NDArray[np.int64]
+) -> float:
+    """Obuchowski's variance of the mean of (fakes, reals) pairs, group by group, as the paper has
+    it."""
+    auc, count = kernel.mean(), kernel.shape
+    groups = np.union1d(fakes, reals)
+    squares = {"fakes": 0.0, "reals": 0.0, "both": 0.0}
+    for group in groups:
+        of_fakes = (kernel.mean(axis=1)[fakes == group] - auc).sum() / count[0]
+        of_reals = (kernel.mean(axis=0)[reals == group] - auc).sum() / count[1]
+        squares["fakes"] += of_fakes**2
+        squares["reals"] += of_reals**2
+        squares["both"] += of_fakes * of_reals
+    m, n, both = len(set(fakes)), len(set(reals)), len(groups)
+    return (
+        m / (m - 1) * squares["fakes"]
+        + n / (n - 1) * squares["reals"]
+        + 2 * both / (both - 1) * squares["both"]
+    )
+
+
+@given(scored(smallest=2), st.sampled_from([1, 2, 3, 5]))
+def test_delong_interval_equals_its_pairwise_definition(sample: Sample, size: int) -> None:
     scores, targets = sample
+    groups = np.arange(len(scores)) // size
+    fakes, reals = groups[targets == 1], groups[targets == 0]
     kernel = np.sign(scores[targets == 1][:, None] - scores[targets == 0][None, :]) / 2 + 0.5
-    auc, fakes, reals = kernel.mean(), *kernel.shape
-    variance = kernel.mean(axis=1).var(ddof=1) / fakes + kernel.mean(axis=0).var(ddof=1) / reals
-    interval = delong_interval(scores, targets)
+    auc, smaller = kernel.mean(), min(len(set(fakes)), len(set(reals)))
+    interval = delong_interval(scores, targets, groups)
     assert 0 <= interval.low <= auc <= interval.high <= 1
-    if variance > 1e-12:
+    if smaller > 1 and (variance := pairwise_variance(kernel, fakes, reals)) > 1e-12:
         logit = math.log(auc / (1 - auc))
-        half = 1.959963984540054 * math.sqrt(variance) / (auc * (1 - auc))
+        half = student.ppf(0.975, smaller - 1) * math.sqrt(variance) / (auc * (1 - auc))
         expected = [1 / (1 + math.exp(-logit - sign * half)) for sign in (-1, 1)]
         assert list(astuple(interval)) == pytest.approx(expected, abs=1e-9)
 
@@ -129,9 +156,104 @@ def test_delong_interval_holds_the_truth_as_often_as_it_says(
     assert 0.86 < coverage < 0.94
 
 
+@given(scored(smallest=2))
+def test_groups_of_one_image_are_delongs_own_case(sample: Sample) -> None:
+    scores, targets = sample
+    kernel = np.sign(scores[targets == 1][:, None] - scores[targets == 0][None, :]) / 2 + 0.5
+    fakes, reals = kernel.shape
+    variance = kernel.mean(axis=1).var(ddof=1) / fakes + kernel.mean(axis=0).var(ddof=1) / reals
+    flat = np.full(len(scores), 0.5)
+    found = delong_test(scores, flat, targets, [f"image {i}" for i in range(len(scores))])
+    assert found.standard_error == pytest.approx(math.sqrt(variance), abs=1e-12)
+    assert found == pytest.approx(delong_test(scores, flat, targets), nan_ok=True)
+
+
+def test_the_interval_over_groups_agrees_with_their_bootstrap() -> None:
+    for design in DESIGNS:
+        sample = draw_groups(design, 150, 0.85, seed=4)
+        resampled = bootstrap_interval(sample, corrected=False)
+        interval = delong_interval(sample.scores[0], sample.targets, sample.groups)
+        width = resampled.high - resampled.low
+        assert interval.low == pytest.approx(resampled.low, abs=0.15 * width)
+        assert interval.high == pytest.approx(resampled.high, abs=0.15 * width)
+
+
+@pytest.mark.parametrize("auc", [0.75, 0.9, 0.97])
+@pytest.mark.parametrize("design", ["1 real, 3 fakes", "2 real, 2 fakes", "of one class"])
+def test_intervals_over_150_groups_of_4_hold_the_truth(design: str, auc: float) -> None:
+    held, _, _ = coverage("groups", design, 150, auc, draws=600)
+    # 95%, within 2 points beside two standard errors of 600 draws.
+    assert 0.93 - 0.018 < held < 0.97 + 0.018
+
+
+def test_images_are_not_independent() -> None:
+    held, _, _ = coverage("images", "of one class", 150, 0.9, draws=200)
+    assert held < 0.88
+
+
+def test_the_paired_test_sees_no_difference_where_there_is_none() -> None:
+    assert 0.02 < rejections("of one class", 150, 0.9, draws=400) < 0.085
+    assert rejections("of one class", 150, 0.9, draws=200, grouped=False) > 0.12
+
+
+def test_images_of_one_group_count_once() -> None:
+    scores, targets = normal_scores(0.85, 60, 60)
+    once, groups = delong_interval(scores, targets), np.tile(np.arange(120), 5)
+    again = delong_interval(np.tile(scores, 5), np.tile(targets, 5), groups)
+    assert astuple(again) == pytest.approx(astuple(once))
+    believed = delong_interval(np.tile(scores, 5), np.tile(targets, 5))
+    assert believed.high - believed.low < 0.5 * (once.high - once.low)
+
+
+def test_groups_have_any_names_and_order() -> None:
+    scores, targets = normal_scores(0.8, 40, 40)
+    groups = np.arange(80) % 30
+    expected = delong_interval(scores, targets, groups)
+    order = np.random.default_rng(0).permutation(80)
+    named = [f"clip/{number:03d}.mp4" for number in groups[order]]
+    found = delong_interval(scores[order], targets[order], named)
+    assert astuple(found) == pytest.approx(astuple(expected))
+
+
+@pytest.mark.parametrize("perfect", [False, True])
+def test_one_group_tells_nothing_of_others(perfect: bool) -> None:
+    scores, targets = normal_scores(0.9, 50, 50)
+    interval = delong_interval(targets if perfect else scores, targets, np.zeros(100))
+    assert interval.high - interval.low > 0.75
+    assert math.isnan(delong_test(scores, -scores, targets, np.zeros(100)).p_value)
+
+
+def test_perfect_scores_of_groups_are_as_sure_as_their_number() -> None:
+    targets = np.tile([0, 1, 1, 1], 50)
+    found = delong_interval(targets, targets, np.arange(200) // 4)
+    assert found == delong_interval(np.repeat([0, 1], 50), np.repeat([0, 1], 50))
+
+
+def test_scores_that_shift_with_their_group_still_have_an_interval() -> None:
+    """Every group adds the same to the AUC, which has no variance then but for rounding."""
+    scores, targets = np.arange(7).repeat(2) + np.tile([0, 0.5], 7), np.tile([0, 1], 7)
+    interval = delong_interval(scores, targets, np.arange(14) // 2)
+    assert interval.low < 0.5 < roc_auc(scores, targets) < interval.high
+    assert interval.high - interval.low > 0.3
+
+
+@pytest.mark.parametrize(
+    ("given", "corrected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, 0.9, math.nan, 0.001], [1.0, 1.0, math.nan, 0.003]),
+        ([math.nan], [math.nan]),
+    ],
+)
+def test_holms_correction(given: list[float], corrected: list[float]) -> None:
+    assert holm(given).tolist() == pytest.approx(corrected, nan_ok=True)
+
+
 def test_a_higher_confidence_is_a_wider_interval() -> None:
     scores, targets = normal_scores(0.8, 50, 50)
-    narrow, wide = (delong_interval(scores, targets, level) for level in (0.8, 0.99))
+    narrow, wide = (delong_interval(scores, targets, None, level) for level in (0.8, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -245,6 +367,11 @@ def test_evaluate_agrees_with_scikit_learn(sample: Sample) -> None:
     assert metrics.log_loss == pytest.approx(log_loss(targets, scores, labels=[0, 1]))
     assert metrics.auc == roc_auc(scores, targets)
     assert Interval(metrics.auc_low, metrics.auc_high) == delong_interval(scores, targets)
+    pairs = np.arange(len(scores)) // 2
+    over_pairs = measure(scores, targets, pairs)
+    expected = delong_interval(scores, targets, pairs)
+    assert Interval(over_pairs.auc_low, over_pairs.auc_high) == expected
+    assert [metrics.groups, over_pairs.groups] == [len(scores), len(set(pairs))]
     assert metrics.tpr_at_fpr_5e_3 == tpr_at_fpr(scores, targets, 5e-3)
 
 
@@ -253,7 +380,7 @@ def test_metrics_have_the_names_of_the_leaderboard() -> None:
     assert list(figures) == [
         *("auc", "auc_low", "auc_high"),
         *("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"),
-        *("accuracy", "log_loss", "tp", "fp", "tn", "fn", "n"),
+        *("accuracy", "log_loss", "tp", "fp", "tn", "fn", "n", "groups"),
     ]
     assert [figures[name] for name in ("tp", "fp", "tn", "fn", "n")] == [1, 1, 1, 0, 3]
 
@@ -303,6 +430,10 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"fpr=1\.5"):
         tpr_at_fpr([0.1, 0.2], [0, 1], 1.5)
     with pytest.raises(ValueError, match="confidence=95"):
-        delong_interval([0.1, 0.2], [0, 1], 95)
+        delong_interval([0.1, 0.2], [0, 1], None, 95)
+    with pytest.raises(ValueError, match=r"groups must be \(2,\) as scores are, but got \(3,\)"):
+        delong_interval([0.1, 0.2], [0, 1], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="every image must have a group, but 1 have none"):
+        measure([0.1, 0.2], [0, 1], ["a", None])
     with pytest.raises(ValueError, match="greater than 1"):
         measure([0.1, 1.2], [0, 1])

@@ -13,8 +13,9 @@ from search.errors import UserError
 from search.machine.device import Runtime
 from search.pixels.epochs import Loader, eval_batches
 from search.pixels.reading import Reader
+from search.training.metrics import measure
 from search.training.recipe import SelectLimit
-from search.training.scoring import MemoryBackOff, images_of_a_look, predict
+from search.training.scoring import MemoryBackOff, evaluate, images_of_a_look, predict
 
 RUNTIME = Runtime(torch.device("cpu"), 0)
 
@@ -59,6 +60,15 @@ def test_scores_do_not_depend_on_what_fits_into_memory(loader: Loader) -> None:
 def test_one_image_that_does_not_fit_is_an_error(loader: Loader) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         predict(Greedy(0), loader, RUNTIME)
+
+
+def test_figures_are_over_the_groups_of_the_table(loader: Loader) -> None:
+    table = loader.table.assign(group=np.arange(20) // 4)
+    found = evaluate(Greedy(8), loader, RUNTIME, table=table)
+    scores, targets = found.predictions.scores, found.predictions.targets
+    assert found.metrics == measure(scores, targets, np.arange(20) // 4)
+    assert found.metrics.groups == 5
+    assert evaluate(Greedy(8), loader, RUNTIME).metrics.groups == 20
 
 
 def test_parts_stay_small_for_a_batch_that_is_small_itself() -> None:

@@ -118,6 +118,10 @@ def assert_same(first: Candidate, second: Candidate) -> None:
         assert torch.equal(tensor, states[1][name]), name
     pd.testing.assert_frame_equal(first.scores, second.scores, check_exact=True)
     assert timeless(first).equals(timeless(second))
+    figures = [
+        [c.metrics[name] for name in ("auc_low", "auc_high", "groups")] for c in (first, second)
+    ]
+    assert figures[0] == figures[1]
 
 
 def timeless(candidate: Candidate) -> pd.DataFrame:
@@ -305,8 +309,8 @@ def test_looks_are_cheap_and_the_kept_weights_are_scored_exactly(
     scored: list[tuple[int, str]] = []
     plain = module.evaluate
 
-    def counts(network: Any, loader: Any, *arguments: Any) -> Evaluation:
-        found = plain(network, loader, *arguments)
+    def counts(*arguments: Any, **options: Any) -> Evaluation:
+        found = plain(*arguments, **options)
         scored.append((len(found.predictions.scores), found.precision))
         return found
 
@@ -316,6 +320,7 @@ def test_looks_are_cheap_and_the_kept_weights_are_scored_exactly(
     precision = changes.get("precision", "fp32")
     assert scored == [(look, precision)] * 3 + [(20, "fp32")] * bool(changes)
     assert found.metrics["images_of_a_look"] == look
+    assert found.metrics["groups"] == splits.select["group"].nunique() < len(splits.select)
     # What is told are the figures of what was kept, on all of select.
     loader = eval_batches(Reader(32), splits.select, batch_size=64)
     exact = plain(found.load(), loader, CPU)
