@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ensemble.settings import (
     TOLERANCE,
+    CompareSettings,
     DistillSettings,
     MergeSettings,
     PredictSettings,
@@ -168,15 +169,23 @@ def soup(
 
 
 @app.command
-def compare(*, settings: RunSettings) -> None:
-    """Compare every merged model with the best single one on report, and recommend one."""
+def compare(*, settings: CompareSettings) -> None:
+    """Compare every merged model with the best single one on report, and recommend one.
+
+    With --name, --labels and --images, all are scored on a set from elsewhere as well, which is
+    never chosen by.
+    """
     started = time.monotonic()
     console = Console()
     with loading(console):
         from ensemble.compare.compare import run_compare
+        from ensemble.compare.elsewhere import open_elsewhere
 
     with _merging(settings, console, started) as merging:
-        run_compare(merging.open_pool(STARTS_ANEW), console, merging.interruption.check)
+        # A model that was scored elsewhere keeps its scores.
+        pool = merging.open_pool(STARTS_ANEW if settings.name is None else GOES_ON)
+        source = open_elsewhere(pool, settings, console)
+        run_compare(pool, console, merging.interruption.check, source)
 
 
 @app.command
@@ -294,7 +303,13 @@ def _alone(run: Path) -> Iterator[None]:
         UserError: if another one is at it, or the folder is no run or cannot be written to.
     """
     from ensemble.network.model import finish_all_replacing
-    from search.machine.files import COMPARISON, MERGED, drop_unfinished_writes
+    from search.machine.files import (
+        CANDIDATES,
+        COMPARISON,
+        ELSEWHERE,
+        MERGED,
+        drop_unfinished_writes,
+    )
     from search.settings import load_settings
 
     load_settings(run)  # no lock is left where there is no run
@@ -314,6 +329,10 @@ def _alone(run: Path) -> Iterator[None]:
         drop_unfinished_writes(run, f"{Path(COMPARISON).stem}*")
         for folder in (run / MERGED).glob("*"):
             drop_unfinished_writes(folder)
+        for folder in (run / ELSEWHERE).glob("*"):
+            drop_unfinished_writes(folder)
+        for folder in (run / CANDIDATES).glob("*"):
+            drop_unfinished_writes(folder, f"{ELSEWHERE}-*")
         finish_all_replacing(run)
         yield
     finally:

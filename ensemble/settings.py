@@ -37,6 +37,30 @@ class RunSettings:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class CompareSettings(RunSettings):
+    """What `compare` is told: with a set from elsewhere, every model is scored on it, too."""
+
+    name: str | None = None
+    """What to call the set: its column, and its folder in RUN/elsewhere."""
+
+    labels: Path | None = None
+    """Label file of the set (header img_name,target or img_path,target)."""
+
+    images: Path | None = None
+    """Folder of its images."""
+
+    groups: Path | None = None
+    """Group file of the set (header img_name,group). Default: each image is its own group."""
+
+    skip_missing: bool = False
+    """Leave out listed images that are absent."""
+
+    overwrite: bool = False
+    """Replace a set of this name that has other images."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class MergeSettings(RunSettings):
     """What every way of merging is told besides."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from torch import nn
 
-from ensemble.compare.display import draw_comparison, print_comparison, recommendation
+from ensemble.compare.display import (
+    draw_comparison,
+    draw_elsewhere,
+    print_comparison,
+    print_elsewhere,
+    recommendation,
+)
+from ensemble.compare.elsewhere import Elsewhere, read_elsewhere, score_elsewhere
 from ensemble.compare.speed import BATCH_SIZES, measure_speed
 from ensemble.network.evidence import find_breaches, record_networks
 from ensemble.network.model import load_model, merged_models, refit_of
@@ -66,6 +74,16 @@ p_value_holm is corrected for the number of such tests in the table. What is bla
 trained on."""
 
 
+ELSEWHERE_COLUMNS = (
+    *("model", "kind", "path", "auc_select", "auc_report", "auc", "auc_low", "auc_high"),
+    *("difference", "p_value", "p_value_holm"),
+    *("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3", "accuracy", "log_loss"),
+    *("images", "groups", "images_of_the_run"),
+)
+"""Of a set from elsewhere; figures are on it, but for auc_select and auc_report. images_of_the_run
+were in fit, select or report as well."""
+
+
 @dataclass(frozen=True, eq=False)
 class Contestant:
     """A model of the comparison."""
@@ -83,31 +101,45 @@ class Contestant:
 
 
 def run_compare(
-    pool: Pool, console: Console, on_model: Callable[[], None] = lambda: None
+    pool: Pool,
+    console: Console,
+    check: Callable[[], None] = lambda: None,
+    source: Elsewhere | None = None,
 ) -> pd.DataFrame:
     """Compares all models of a run on report, writes comparison.csv and its plot, and recommends
     the one that is best on select.
 
+    Sets from elsewhere that these models were scored on are columns `auc@NAME`, `auc_low@NAME` and
+    `auc_high@NAME`.
+
     Args:
         pool: of the run.
         console: where the table goes.
-        on_model: called before every measurement of a speed, and after every batch that is scored;
-            what it raises ends the comparison.
+        check: called before every measurement of a speed and after every batch that is scored; what
+            it raises ends the comparison.
+        source: a set from elsewhere to score all models on.
 
     Raises:
-        UserError: if a merged model was scored on other images than the candidates.
+        UserError: if a merged model was scored on other images than the candidates, or too many
+            images from elsewhere are broken.
     """
-    contestants = gather(pool, on_model)
+    contestants = gather(pool, check)
     with console.status("measuring speed"):
-        speeds = _speeds(contestants, pool, on_model)
+        speeds = _speeds(contestants, pool, check)
     targets, groups = pool.report["target"].to_numpy(np.int64), pool.report["group"].to_numpy()
     table = compare(contestants, targets, speeds, groups)
     path = pool.run / COMPARISON
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+    _write(table, path)
+    if source is not None:
+        compare_elsewhere(pool, source, contestants, console, check)
+    sets = read_elsewhere(pool.run, table)
+    table = pd.concat([table, *(own.add_suffix(f"@{name}") for name, own in sets.items())], axis=1)
+    _write(table, path)
     for name, theme in ((PLOT, LIGHT), (DARK_PLOT, DARK)):
         draw_comparison(table, pool.run / name, theme)
     assert contestants[0].metrics is not None
     print_comparison(table, console, groups=contestants[0].metrics.groups)
+    print_elsewhere(table["model"].tolist(), sets, console)
     for refit in complete_refits(pool.run):
         if refit.has_seen("select") and refit_of(refit.path) == pool.best.name:
             tell_line(
@@ -116,6 +148,62 @@ def run_compare(
                 f"nothing here chose it: submit it by its name, --model {refit.name}",
             )
     console.print(f"wrote {path} and {PLOT}", highlight=False, soft_wrap=True)
+    return table
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def compare_elsewhere(
+    pool: Pool,
+    source: Elsewhere,
+    contestants: list[Contestant],
+    console: Console,
+    check: Callable[[], None],
+) -> pd.DataFrame:
+    """Scores all models on a set from elsewhere, writes its own comparison.csv and plot; nothing is
+    chosen by it, not even the order of the rows.
+
+    Args:
+        pool: of the run.
+        source: the set.
+        contestants: see `gather`; the first is what the others are tested against.
+        console: is told what is scored.
+        check: called after every batch; what it raises ends it, and models that were scored stay.
+    """
+    teachers = choose_teachers(pool)
+    merged, refits = merged_models(pool.run), complete_refits(pool.run)
+    models = [pool.best, *map(pool.get, teachers.names), *merged, *refits]
+    aligned = score_elsewhere(pool, source, models, console, check)
+    scores = [
+        teachers.scores(aligned)
+        if not contestant.path
+        else aligned[Path(contestant.path).name].to_numpy(np.float64)
+        for contestant in contestants
+    ]
+    targets, groups = aligned["target"].to_numpy(np.int64), aligned["group"].to_numpy()
+    tests = paired_tests(scores, targets, groups)
+    rows = [
+        {
+            **measure(own, targets, groups).to_dict(),
+            **test,
+            "model": contestant.model,
+            "kind": contestant.kind,
+            "path": contestant.path,
+            "auc_select": contestant.auc_select,
+            "auc_report": contestant.metrics.auc if contestant.metrics else math.nan,
+            "images": len(targets),
+            "images_of_the_run": sum(source.known.values()),
+        }
+        for contestant, own, test in zip(contestants, scores, tests, strict=True)
+    ]
+    table = pd.DataFrame(rows).reindex(columns=list(ELSEWHERE_COLUMNS))
+    table = table.sort_values("auc_select", ascending=False, kind="stable", ignore_index=True)
+    _write(table, source.folder / COMPARISON)
+    for name, theme in ((PLOT, LIGHT), (DARK_PLOT, DARK)):
+        draw_elsewhere(table, source.folder / name, source.name, theme)
+    console.print(f"wrote {source.folder / COMPARISON} and {PLOT}", highlight=False, soft_wrap=True)
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,51 @@ def print_comparison(table: pd.DataFrame, console: Console, *, groups: int) -> N
 def _number(value: float, form: str) -> str:
     """A number, or nothing where there is none."""
     return "" if pd.isna(value) else f"{value:{form}}"
+
+
+def print_elsewhere(models: list[str], sets: Mapping[str, pd.DataFrame], console: Console) -> None:
+    """AUC with its interval on each set from elsewhere, one below the other.
+
+    Args:
+        models: M names.
+        sets: by name, auc, auc_low and auc_high in the order of `models`; NaN where a model was not
+            scored.
+        console: where to write.
+    """
+    for name, figures in sets.items():
+        console.print(f"AUC elsewhere: {name}, nothing chosen by it", highlight=False)
+        shown = Table(box=None, pad_edge=False)
+        shown.add_column("model", overflow="fold")
+        for head in ("AUC", "95%"):
+            shown.add_column(head, justify="right", no_wrap=True)
+        for model, row in zip(models, figures.to_dict("records"), strict=True):
+            if not math.isnan(row["auc"]):
+                interval = f"{row['auc_low']:.3f}-{row['auc_high']:.3f}"
+                shown.add_row(model, f"{row['auc']:.4f}", interval)
+        console.print(shown)
+
+
+def draw_elsewhere(table: pd.DataFrame, path: Path, name: str, theme: Theme = LIGHT) -> Path:
+    """AUC on a set from elsewhere with its interval, beside that on report, one line a model.
+
+    Args:
+        table: as `ensemble.compare.compare.compare_elsewhere` makes it.
+        path: where the PNG goes.
+        name: of the set.
+        theme: of the page.
+    """
+    figure, (axes,) = new_figure(theme, 1.3 + 0.3 * len(table))
+    places = np.arange(len(table))[::-1]
+    low, high = table["auc_low"].to_numpy(np.float64), table["auc_high"].to_numpy(np.float64)
+    axes.hlines(places, low, high, color=theme.series[0], linewidth=1.6, zorder=1)
+    auc, report = table["auc"].to_numpy(np.float64), table["auc_report"].to_numpy(np.float64)
+    axes.plot(auc, places, "o", color=theme.series[0], ms=6.0, label=name, ls="")
+    axes.plot(report, places, "|", color=theme.muted, ms=9.0, mew=1.6, label="report", ls="")
+    axes.set_yticks(places, [str(model) for model in table["model"]])
+    axes.set_ylim(-0.6, len(table) - 0.4)
+    axes.set_xlabel("AUC, 95% over groups")
+    add_legend(figure, theme, columns=2)
+    return save(figure, path)
 
 
 ROOM_FOR_NAMES = 0.5

@@ -19,6 +19,7 @@ from search.errors import UserError
 CANDIDATES, REFITS, MERGED = "candidates", "refits", "merged"
 BACKBONES, QUARANTINE = "backbones.yaml", "quarantine.csv"
 LEADERBOARD, COMPARISON = "leaderboard.csv", "comparison.csv"
+ELSEWHERE = "elsewhere"
 """What lies in a run folder, for all rooms that read or write it; a file of one room alone has its
 name there."""
 

@@ -51,6 +51,21 @@ def open_reader(
     # What is read most often comes first: select after every epoch of every trial.
     tables = (splits.select, splits.report, splits.fit)
     paths = [path for table in tables for path in table["path"].tolist()]
+    return open_reader_of(
+        paths, canvas, cache=cache, runtime=runtime, quarantine=quarantine, console=console
+    )
+
+
+def open_reader_of(
+    paths: Sequence[str],
+    canvas: int,
+    *,
+    cache: str,
+    runtime: Runtime,
+    quarantine: Quarantine,
+    console: Console,
+) -> Reader:
+    """The same for images of any set, those that are read most often first."""
     tell = _teller(console)
     return Reader.on(
         runtime,

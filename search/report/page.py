@@ -58,6 +58,9 @@ REPORT = "report.html"
 HIGHLIGHTED = ("notes",)
 """Facts that stand out on the page: with them, figures mean something else than without."""
 
+ON = "auc@"
+"""How the columns of comparison.csv begin that tell of sets from elsewhere, by their names."""
+
 TOP_ROWS, TOP_CURVES = 10, 5
 
 UNFINISHED = ("paused", "pruned", "failed", "rejected")
@@ -128,6 +131,7 @@ def write_report(
         row["report"] = _report_metrics(run, row["candidate"], problems.tell)
     complete = [row for row in rows if row["state"] == "complete"]
     looks, probes = search_looks(study), probed(run, problems.tell)
+    merged = _merged(run)
     page = _template().render(
         title=run.name,
         summary=summarise(rows, looks),
@@ -139,7 +143,8 @@ def write_report(
         unfinished=[row for row in rows if row["state"] in UNFINISHED and row["reason"] != RESTING],
         rows=rows,
         columns=[name for name in COLUMNS if name != "trial"],
-        merged=_merged(run),
+        merged=merged,
+        elsewhere=[name.removeprefix(ON) for name in next(iter(merged), {}) if name.startswith(ON)],
         refits=_refits(run, problems.tell),
         continued=continued(looks),
         probes=probes,
@@ -281,9 +286,15 @@ def _worth(row: Mapping[str, Any]) -> str:
     return text + (f" and {auc_text(row['report'])} on report" if row["report"] else "")
 
 
-def auc_text(figures: Mapping[str, Any]) -> str:
-    """AUC with its interval where there is one: 0.9345 [0.9121, 0.9511]."""
-    auc, low, high = (figures.get(name) for name in ("auc", "auc_low", "auc_high"))
+def auc_text(figures: Mapping[str, Any], elsewhere: str | None = None) -> str:
+    """AUC with its interval where there is one: 0.9345 [0.9121, 0.9511].
+
+    Args:
+        figures: a row of a table.
+        elsewhere: the name of a set from elsewhere, see `ensemble compare --name`.
+    """
+    end = "" if elsewhere is None else f"@{elsewhere}"
+    auc, low, high = (figures.get(f"{name}{end}") for name in ("auc", "auc_low", "auc_high"))
     text = number_text(auc, ".4f")
     if MISSING in (ends := [number_text(end, ".4f") for end in (low, high)]):
         return text

@@ -114,9 +114,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder that all tests share: to be read only; `run_folder` is a copy to write in."""
     data = tmp_path_factory.mktemp("tiny-data")
     settings = SearchSettings(
-        train_labels=_make_images(data, "trainset", 40, seed=0),
+        train_labels=make_images(data, "trainset", 40, seed=0),
         train_images=data / "trainset",
-        val_labels=_make_images(data, "valset", 48, seed=1),
+        val_labels=make_images(data, "valset", 48, seed=1),
         val_images=data / "valset",
         pool="test",
         weights="none",
@@ -158,7 +158,7 @@ def pool(run_folder: Path) -> Pool:
     return open_pool(run_folder, device="cpu", workers=0)
 
 
-def _make_images(folder: Path, name: str, count: int, seed: int) -> Path:
+def make_images(folder: Path, name: str, count: int, seed: int) -> Path:
     """A label file and its images in the challenge's format: fakes have a faint checkerboard."""
     generator = np.random.default_rng(seed)
     (folder / name).mkdir()

@@ -208,7 +208,8 @@ def test_merged_models_are_shown_if_they_are_those_of_the_run(
     run.add("complete", 0.9)
     auc = Candidate(run.folder / "candidates" / "0000").metrics["auc"]
     row = {"auc": 0.91, "auc_low": 0.9, "auc_high": 0.92, "params_exact": 2e6, "difference": 0.02}
-    row |= {"images_per_second_32": 40.0}
+    row |= {"images_per_second_32": 40.0, "auc@celeb": 0.7, "auc_low@celeb": 0.6}
+    row |= {"auc_high@celeb": 0.8}
     comparison = pd.DataFrame(
         [
             row | {"model": "teachers", "path": None, "auc_select": 0.95, "recommended": False},
@@ -226,6 +227,8 @@ def test_merged_models_are_shown_if_they_are_those_of_the_run(
     page = report(run)[0].read_text("utf-8")
     assert ("<h2>Merged models</h2>" in page) is not is_stale
     assert ("highest &lt;AUC&gt;" in page) is not is_stale
+    assert ("AUC elsewhere,<br>celeb [95%]" in page) is not is_stale
+    assert ("0.7000 [0.6000, 0.8000]" in page) is not is_stale
 
 
 @pytest.mark.parametrize("states", [(), ("failed", "rejected"), ("paused", "pruned")], ids=str)
