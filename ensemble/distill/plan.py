@@ -22,7 +22,7 @@ from search.machine.device import Precision, check_training_precision, resolve_p
 from search.machine.files import file_sha256
 from search.pixels.augmentation.augment import Augmentation
 from search.training.candidate import WEIGHTS, Candidate
-from search.training.recipe import Recipe
+from search.training.recipe import NOT_OF_RECORDED_VIEWS, Recipe
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,7 @@ def _taught(pool: Pool, settings: DistillSettings, base: Recipe) -> Recipe:
         cutmix_alpha=0.0,
         label_smoothing=0.0,
         class_balance="sampler" if base.class_balance == "sampler" else "none",
+        **NOT_OF_RECORDED_VIEWS,
         precision=check_training_precision(settings.precision, device),
         channels_last=True,
         compile=False,

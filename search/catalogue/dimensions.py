@@ -119,6 +119,12 @@ DIMENSIONS: dict[str, Dimension] = {
         Dimension("mixup_alpha", 0.0, (0.0, 0.2)),
         Dimension("cutmix_alpha", 0.0, (0.0, 1.0)),
         Dimension("class_balance", "none", ("none", "sampler", "loss")),
+        # Against what tells the classes apart in this data set alone; each may do nothing.
+        Dimension("compression_quality", 0.0, (0.0, 80.0)),
+        Dimension("degradation_rounds", 0.0, (0.0, 2.0)),
+        Dimension("patch_masking", 0.0, (0.0, 0.2)),
+        Dimension("self_blended", 0.0, (0.0, 0.25)),
+        Dimension("batch_order", "random", ("random", "groups")),
     )
 }
 """By name. The centres are those of a recipe that is known to work on faces, with the learning rate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,17 @@ from numpy.typing import NDArray
 from search.errors import UserError
 from search.pixels.augmentation.augment import Augmentation
 from search.pixels.batches import NO_TARGET, Batch
+from search.pixels.pairing import side_by_side
 from search.pixels.quarantine import BrokenFile
 from search.pixels.reading import Reader
 from search.pixels.workers import Broken, Request
 
 Integers = NDArray[np.int64]
 Draw = tuple[int, int]
-"""Row of the table, view seed."""
+"""Row of the table, view seed; a negative seed shows a real as a self-blended fake."""
+
+BatchOrder = Literal["random", "groups"]
+"""groups: both classes of a group in one batch, see `search.pixels.pairing`."""
 
 _ORDER, _VIEW = 0, 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -66,6 +71,20 @@ def with_views(indices: Integers, seed: int, epoch: int) -> tuple[Integers, Inte
     """Rows in their order of drawing, and the view seed of each, both (N,)."""
     repeats = pd.Series(indices).groupby(indices).cumcount().to_numpy().astype(np.int64)
     return indices, view_seeds(seed, epoch, indices, repeats)
+
+
+def self_blended(seeds: Integers, targets: Integers, share: float) -> Integers:
+    """View seeds, those of a random share of the reals complemented, so that they are shown as
+    self-blended fakes (arXiv:2204.08376); which ones, each seed decides for itself.
+
+    Args:
+        seeds: (N,), not negative.
+        targets: (N,), 1 = fake.
+        share: of the reals, in [0, 1).
+    """
+    # The 53 bits that a float64 holds.
+    drawn = (_mix(seeds.astype(np.uint64) + _GOLDEN) >> np.uint64(11)) / 2.0**53
+    return np.where((targets == 0) & (drawn < share), ~seeds, seeds)
 
 
 class BatchPlan:
@@ -132,6 +151,8 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
+FAKE = 1
+
 SMALLEST_TRAINING_BATCH = 2
 """Batch norm and mixup need two images."""
 
@@ -152,7 +173,7 @@ class _Source:
         indices = [index for index, _ in draws]
         return Request(
             paths=[self.paths[index] for index in indices],
-            targets=[self.targets[index] for index in indices],
+            targets=[FAKE if seed < 0 else self.targets[index] for index, seed in draws],
             indices=indices,
             seeds=[seed for _, seed in draws],
             rows=[self.rows[index] for index in indices],
@@ -259,6 +280,8 @@ def train_batches(
     batch_size: int,
     seed: int,
     balance: bool = False,
+    batch_order: BatchOrder = "random",
+    blended: float = 0.0,
 ) -> Loader:
     """Images in random order and new views, different in every epoch.
 
@@ -272,19 +295,31 @@ def train_batches(
         batch_size: images of a batch.
         seed: with the epoch, decides the order and the views.
         balance: draw with replacement, so that real and fake images are equally likely.
+        batch_order: see there.
+        blended: share of the reals that are shown as self-blended fakes, their targets 1; it needs
+            an augmentation, which makes them.
 
     Raises:
-        UserError: if the batch size is below two.
+        UserError: if the batch size is below two, or all reals would be blended.
     """
     if batch_size < SMALLEST_TRAINING_BATCH:
         raise UserError(
             f"batch size must be at least {SMALLEST_TRAINING_BATCH}, found {batch_size}"
         )
+    if not 0.0 <= blended < 1.0:
+        raise UserError(
+            f"the share of reals that are blended must be from 0 to less than 1, found {blended}"
+        )
+    assert not blended or augmentation is not None
     targets = table["target"].to_numpy()
+    groups = pd.factorize(table["group"])[0] if batch_order == "groups" else None
 
     def draw(epoch: int) -> tuple[Integers, Integers]:
         order = balanced(targets, seed, epoch) if balance else shuffled(len(table), seed, epoch)
-        return with_views(order, seed, epoch)
+        if groups is not None:
+            order = side_by_side(order, groups, targets, batch_size)
+        rows, seeds = with_views(order, seed, epoch)
+        return rows, self_blended(seeds, targets[rows], blended) if blended else seeds
 
     plan = BatchPlan(
         draw,

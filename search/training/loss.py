@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from search.pixels.augmentation.augment import Augmentation
 from search.pixels.batches import Shown
 from search.pixels.epochs import Loader, train_batches
 from search.pixels.reading import Reader
@@ -100,20 +99,23 @@ def training_batches(table: pd.DataFrame, recipe: Recipe, reader: Reader) -> Loa
         reader: reads them, at the recipe's canvas.
 
     Raises:
-        UserError: as `train_batches` and `Augmentation`.
+        UserError: as `train_batches` and `Recipe.views`.
     """
     assert reader.side == recipe.canvas
     return train_batches(
         reader,
         table,
-        Augmentation(recipe.augmentation, recipe.augmentation_strength),
+        recipe.views,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         balance=recipe.class_balance == "sampler",
+        batch_order=recipe.batch_order,
+        blended=recipe.self_blended,
     )
 
 
 def classification_loss(table: pd.DataFrame, recipe: Recipe) -> ClassificationLoss:
-    """The recipe's loss, weighted by how many images of each class the label table has."""
-    real, fake = np.bincount(table["target"], minlength=2)
-    return ClassificationLoss(recipe, (int(real), int(fake)))
+    """The recipe's loss, weighted by how many images of each class are shown of the label table."""
+    real, fake = (int(count) for count in np.bincount(table["target"], minlength=2))
+    blended = round(recipe.self_blended * real)
+    return ClassificationLoss(recipe, (real - blended, fake + blended))

@@ -13,9 +13,21 @@ from pydantic.dataclasses import dataclass
 from search.data.splits import TrainedOn
 from search.errors import UserError
 from search.machine.files import write_yaml_atomically
+from search.pixels.augmentation.additions import Additions
+from search.pixels.augmentation.augment import Augmentation
+from search.pixels.epochs import BatchOrder
 
 Triple = tuple[float, float, float]
 ClassBalance = Literal["none", "sampler", "loss"]
+NOT_OF_RECORDED_VIEWS: dict[str, Any] = {
+    "compression_quality": 0,
+    "degradation_rounds": 0,
+    "patch_masking": 0.0,
+    "self_blended": 0.0,
+    "batch_order": "random",
+}
+"""Fields that mean nothing to a student, which sees what its teachers have seen and scored."""
+
 SelectLimit = int | Literal["auto", "all"]
 """How many images of select are scored at each look, see `scoring.images_of_a_look`."""
 
@@ -100,6 +112,15 @@ class Recipe:
     """Policy in search.pixels.augmentation.augment.POLICIES."""
     augmentation_strength: float = 0.5
     """From 0, the mildest form of the policy, to 1."""
+    compression_quality: int = 0
+    """This and the next two: see `search.pixels.augmentation.additions`."""
+    degradation_rounds: int = 0
+    patch_masking: float = 0.0
+    self_blended: float = 0.0
+    """Share of the reals that are shown as fakes blended of themselves, beside the given fakes; see
+    `search.pixels.augmentation.blending`."""
+    batch_order: BatchOrder = "random"
+    """groups: both classes of a group in one batch, see `search.pixels.pairing`."""
 
     # What it is trained on and judged by.
     trained_on: TrainedOn = "fit"
@@ -129,6 +150,19 @@ class Recipe:
                 "one average of the weights must be chosen, found ema_decay "
                 f"{self.ema_decay} and average_power {self.average_power:g}"
             )
+
+    @property
+    def views(self) -> Augmentation:
+        """What the network sees of an image.
+
+        Raises:
+            UserError: as `Augmentation` and `Additions`.
+        """
+        return Augmentation(
+            self.augmentation,
+            self.augmentation_strength,
+            Additions(self.compression_quality, self.degradation_rounds, self.patch_masking),
+        )
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from torchvision.transforms.v2 import functional as F
 
 from search.pixels.augmentation.alterations import alter
 from search.pixels.augmentation.augment import POLICIES, Augmentation, render
+from search.pixels.augmentation.blending import draw_blend
 from search.pixels.augmentation.geometry import crop_resize
 
 SIDE, SIZE = 256, 224
@@ -137,6 +139,11 @@ def operations(canvases: Tensor) -> list[tuple[str, dict[str, Callable[[], objec
                 ),
             },
         ),
+        ("hide patches", {"ours": ours("hide_patches", 0.2, 5, 6)}),
+        (
+            "self-blended fake",
+            {"ours": lambda: alter(canvases, [draw_blend(random.Random(0))] * count)},
+        ),
     ]
     if importlib.util.find_spec("kornia") is not None:
         import kornia.augmentation as K
@@ -154,7 +161,8 @@ def operations(canvases: Tensor) -> list[tuple[str, dict[str, Callable[[], objec
             K.RandomGaussianNoise(std=10 / 255, p=1.0),
             K.RandomErasing(p=1.0),
         ]
-        for (_, arms), operation in zip(rows, added, strict=True):
+        # What only onefold has comes after these.
+        for (_, arms), operation in zip(rows, added, strict=False):
             arms["kornia"] = kornia(operation)
     return rows
 

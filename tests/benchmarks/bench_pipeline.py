@@ -42,7 +42,8 @@ from torchvision.transforms import v2
 
 from search.machine.device import keep_freed_memory, resolve_device
 from search.pixels.augmentation.alterations import Steps
-from search.pixels.augmentation.augment import COMPRESS, POLICIES, Augmentation, Policy, View
+from search.pixels.augmentation.augment import POLICIES, Augmentation, Policy, View
+from search.pixels.augmentation.degradation import COMPRESS
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.epochs import train_batches
 from search.pixels.reading import Reader

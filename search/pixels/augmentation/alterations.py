@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.pixels.augmentation.blending import self_blend
 from search.pixels.augmentation.colours import (
     autocontrast,
     equalize,
@@ -33,7 +34,14 @@ from search.pixels.augmentation.colours import (
     spread,
     to_bytes,
 )
-from search.pixels.augmentation.geometry import affine, down_and_up, erase, mirror, one_thread
+from search.pixels.augmentation.geometry import (
+    affine,
+    down_and_up,
+    erase,
+    hide_patches,
+    mirror,
+    one_thread,
+)
 
 Step = tuple[str, tuple[float, ...]]
 """The name of an operation, and its parameters for one image."""
@@ -134,7 +142,7 @@ OPERATIONS: dict[str, Operation] = {
     operation.__name__: operation
     for operation in (
         *(mirror, affine, erase, jitter, grayscale, autocontrast, equalize, invert, posterize),
-        *(solarize, solarize_add, blur, sharpen, noise, down_and_up),
+        *(solarize, solarize_add, blur, sharpen, noise, down_and_up, hide_patches, self_blend),
     )
 }
 """Those that keep the size, by name."""

@@ -9,24 +9,19 @@ canvas does what comes up to it (`Augmentation.prepare`); the rest is done for a
 from __future__ import annotations
 
 import difflib
-import io
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from search.errors import UserError
-from search.pixels.augmentation.alterations import Steps, alter
+from search.pixels.augmentation.additions import NOTHING, Additions
+from search.pixels.augmentation.alterations import Step, Steps, alter
+from search.pixels.augmentation.degradation import COMPRESS, between, compress, degradation
 from search.pixels.augmentation.geometry import Filter, crop_resize, resize, rotation
-
-COMPRESS = "compress"
-"""The one alteration that is no operation on batches; parameters: 1 for WebP, 0 for JPEG; quality;
-1 for chroma at half the resolution."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class View:
 
     @property
     def in_worker(self) -> int:
-        """How many of `before` come up to the compression and with it; 0 without any."""
+        """How many of `before` come up to the last compression and with it; 0 without any."""
         return max((n for n, (name, _) in enumerate(self.before, 1) if name == COMPRESS), default=0)
 
 
@@ -62,7 +57,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A policy of POLICIES at a strength, from 0, its mildest form, to 1.
+    """A policy of POLICIES at a strength, from 0, its mildest form, to 1, and what is added to it.
 
     Raises:
         UserError: if there is no such policy, or the strength is outside [0, 1].
@@ -70,6 +65,7 @@ class Augmentation:
 
     policy: str
     strength: float
+    additions: Additions = NOTHING
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -81,11 +77,19 @@ class Augmentation:
             raise UserError(f"augmentation strength must be between 0 and 1, found {self.strength}")
 
     def draw(self, seed: int, side: int) -> View:
-        """The view that a seed stands for, of a canvas of so many pixels a side."""
-        return POLICIES[self.policy].draw(random.Random(seed), self.strength, side)
+        """The view that a seed stands for, of a canvas of so many pixels a side; a negative seed
+        stands for that of its complement, of a real that is shown as a self-blended fake."""
+        own = ~seed if seed < 0 else seed
+        view = POLICIES[self.policy].draw(random.Random(own), self.strength, side)
+        if seed >= 0 and self.additions == NOTHING:
+            return view
+        before = self.additions.before(own, self.strength, side, blended=seed < 0)
+        return replace(
+            view, before=before + view.before, after=view.after + self.additions.after(own)
+        )
 
     def prepare(self, canvas: Tensor, seed: int) -> Tensor:
-        """What a worker does to a canvas before `render`: all up to the compression.
+        """What a worker does to a canvas before `render`: all up to the last compression.
 
         Args:
             canvas: (3, C, C), uint8, on the CPU; left as it is.
@@ -95,11 +99,15 @@ class Augmentation:
             The same shape; the same tensor, where the view has no compression.
         """
         view = self.draw(seed, canvas.shape[-1])
-        if not view.in_worker:
-            return canvas
-        *steps, (_, codec) = view.before[: view.in_worker]
-        altered = alter(canvas[None], [steps])[0] if steps else canvas
-        return _compress(altered, *codec)
+        altered, waiting = canvas, list[Step]()
+        for step in view.before[: view.in_worker]:
+            if step[0] != COMPRESS:
+                waiting.append(step)
+                continue
+            if waiting:
+                altered = alter(altered[None], [waiting])[0]
+            altered, waiting = compress(altered, *step[1]), []
+        return altered
 
 
 def render(
@@ -139,26 +147,7 @@ def render(
     return alter(shown, [view.after for view in views])
 
 
-def _compress(canvas: Tensor, webp: float, quality: float, subsampled: float) -> Tensor:
-    """An image (3, C, C) written to memory and read back."""
-    stream = io.BytesIO()
-    # By way of single channels: a seventh of the time of turning (3, C, C) to (C, C, 3) and back.
-    image = Image.merge("RGB", [Image.fromarray(channel) for channel in canvas.numpy()])
-    if webp:
-        # Method 0: 2.5 ms for 256 x 256 pixels on one core, where JPEG takes 0.8.
-        image.save(stream, "WEBP", quality=int(quality), method=0)
-    else:
-        image.save(stream, "JPEG", quality=int(quality), subsampling=2 if subsampled else 0)
-    with Image.open(stream) as decoded:
-        channels = decoded.convert("RGB").split()
-    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
-
-
 # What policies are made of
-
-
-def _between(strength: float, mildest: float, strongest: float) -> float:
-    return mildest + (strongest - mildest) * strength
 
 
 _ATTEMPTS = 10  # as torchvision and timm make, before they leave an image whole
@@ -207,43 +196,6 @@ def _erase(rng: random.Random, probability: float, largest_area: float) -> Steps
                 ("erase", (rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width)),
             )
     return ()
-
-
-def _compression(rng: random.Random, lowest_quality: int, most: int) -> Steps:
-    """One pass for a chain of up to `most`, JPEG or WebP each, as sharing compresses images.
-
-    What remains of an image is decided by the chain's worst pass, and each other costs about as
-    much as 4 points of quality: over 60 faces at 256 px, chains of up to 4 passes down to quality
-    30 differ from their image by 2.24 levels in the mean, and this one pass by 2.15; chains of up
-    to 2 down to 55 by 1.62 and 1.57.
-    """
-    passes = [
-        (rng.randint(lowest_quality, 95), rng.randrange(2), rng.randrange(2))
-        for _ in range(rng.randint(1, most))
-    ]
-    quality, webp, subsampled = min(passes)
-    return ((COMPRESS, (webp, quality - 4 * (len(passes) - 1), subsampled)),)
-
-
-def _degradation(rng: random.Random, strength: float, side: int) -> Steps:
-    """Before the crop: compression blocks lie on the grid of the file, not of the crop."""
-    probability = _between(strength, 0.2, 0.5)
-    filters = (Filter.BILINEAR, Filter.BICUBIC, Filter.LANCZOS)
-    steps: list[Steps] = []
-    if rng.random() < probability:
-        steps.append((("blur", (rng.uniform(0.1, _between(strength, 0.5, 2.5)),)),))
-    if rng.random() < probability:
-        small = max(1, round(side / rng.uniform(1.0, _between(strength, 1.3, 4.0))))
-        steps.append((("down_and_up", (small, rng.choice(filters), rng.choice(filters))),))
-    if rng.random() < probability:
-        deviation = rng.uniform(1.0, _between(strength, 3.0, 20.0))
-        key = (rng.getrandbits(32), rng.getrandbits(32))
-        steps.append((("noise", (deviation, rng.choice((1, 3)), *key)),))
-    if rng.random() < probability + 0.3:
-        lowest, most = round(_between(strength, 80, 30)), round(_between(strength, 1, 4))
-        steps.append(_compression(rng, lowest, most))
-    rng.shuffle(steps)
-    return sum(steps, ())
 
 
 _MAGNITUDES = 10.0
@@ -301,16 +253,16 @@ def _baseline(rng: random.Random, _strength: float, side: int) -> View:
 
 
 def _light(rng: random.Random, strength: float, side: int) -> View:
-    box = _crop(rng, _between(strength, 0.9, 0.5), side)
-    return View((), box, _mirror(rng) + _jitter(rng, _between(strength, 0.05, 0.25)))
+    box = _crop(rng, between(strength, 0.9, 0.5), side)
+    return View((), box, _mirror(rng) + _jitter(rng, between(strength, 0.05, 0.25)))
 
 
 def _geometric(rng: random.Random, strength: float, side: int) -> View:
-    box = _crop(rng, _between(strength, 0.8, 0.25), side)
+    box = _crop(rng, between(strength, 0.8, 0.25), side)
     after = _mirror(rng)
     if rng.random() < 0.5:
-        degrees, most = _between(strength, 5, 30), _between(strength, 0.02, 0.1)
-        slope = _between(strength, 2, 15)
+        degrees, most = between(strength, 5, 30), between(strength, 0.02, 0.1)
+        slope = between(strength, 2, 15)
         angle = math.radians(rng.uniform(-degrees, degrees))
         shear = math.tan(math.radians(rng.uniform(-slope, slope)))
         x, y = rng.uniform(-most, most), rng.uniform(-most, most)
@@ -325,21 +277,21 @@ def _geometric(rng: random.Random, strength: float, side: int) -> View:
 def _colour(rng: random.Random, strength: float, side: int) -> View:
     after = (
         _mirror(rng)
-        + _jitter(rng, _between(strength, 0.1, 0.5))
-        + _sometimes(rng, _between(strength, 0.02, 0.2), "grayscale")
-        + _sometimes(rng, _between(strength, 0.05, 0.2), "autocontrast")
-        + _sometimes(rng, _between(strength, 0.02, 0.1), "equalize")
+        + _jitter(rng, between(strength, 0.1, 0.5))
+        + _sometimes(rng, between(strength, 0.02, 0.2), "grayscale")
+        + _sometimes(rng, between(strength, 0.05, 0.2), "autocontrast")
+        + _sometimes(rng, between(strength, 0.02, 0.1), "equalize")
     )
     return View((), (0, 0, side, side), after)
 
 
 def _degrade(rng: random.Random, strength: float, side: int) -> View:
-    before = _degradation(rng, strength, side)
-    return View(before, _crop(rng, _between(strength, 0.95, 0.7), side), _mirror(rng))
+    before = degradation(rng, strength, side)
+    return View(before, _crop(rng, between(strength, 0.95, 0.7), side), _mirror(rng))
 
 
 def _randaugment(rng: random.Random, strength: float, side: int) -> View:
-    magnitude = round(_between(strength, 2, 10))
+    magnitude = round(between(strength, 2, 10))
     box, after = _crop(rng, 0.7, side), _mirror(rng)
     for _ in range(2):
         after += _randaugment_step(rng, magnitude)
@@ -348,18 +300,18 @@ def _randaugment(rng: random.Random, strength: float, side: int) -> View:
 
 def _erased(rng: random.Random, strength: float, side: int) -> View:
     box, after = _crop(rng, 0.8, side), _mirror(rng)
-    erasing = _erase(rng, _between(strength, 0.2, 0.8), _between(strength, 0.1, 1 / 3))
+    erasing = _erase(rng, between(strength, 0.2, 0.8), between(strength, 0.1, 1 / 3))
     return View((), box, after + erasing)
 
 
 def _strong(rng: random.Random, strength: float, side: int) -> View:
-    before = _degradation(rng, strength, side)
-    box = _crop(rng, _between(strength, 0.8, 0.3), side)
+    before = degradation(rng, strength, side)
+    box = _crop(rng, between(strength, 0.8, 0.3), side)
     after = (
         _mirror(rng)
-        + _jitter(rng, _between(strength, 0.1, 0.4))
-        + _sometimes(rng, _between(strength, 0.02, 0.1), "grayscale")
-        + _erase(rng, _between(strength, 0.1, 0.4), 0.2)
+        + _jitter(rng, between(strength, 0.1, 0.4))
+        + _sometimes(rng, between(strength, 0.02, 0.1), "grayscale")
+        + _erase(rng, between(strength, 0.1, 0.4), 0.2)
     )
     return View(before, box, after)
 

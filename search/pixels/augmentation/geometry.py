@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -243,3 +244,27 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
     for image, (top, left, bottom, right) in zip(out, edges.round().long().tolist(), strict=True):
         image[:, top:bottom, left:right] = 0
     return out
+
+
+PATCHES = 16
+"""Along a side of an image: at 224 px each has 14."""
+
+
+def hide_patches(images: Tensor, parameters: Tensor) -> Tensor:
+    """Images with some of their patches in their mean colour, so that no single place tells all
+    (Hide-and-Seek, arXiv:1704.04232).
+
+    Args:
+        images: (N, 3, H, W), uint8.
+        parameters: (N, 3): the share that is hidden; and a key, two integers in [0, 2**32).
+    """
+    hidden = np.stack(
+        [
+            np.random.default_rng((int(first), int(second))).random((PATCHES, PATCHES)) < share
+            for share, first, second in parameters.tolist()
+        ]
+    )
+    rows, columns = (torch.arange(side) * PATCHES // side for side in images.shape[-2:])
+    where = torch.from_numpy(hidden)[:, None, rows[:, None], columns].to(images.device)
+    means = images.float().mean((2, 3), keepdim=True).round_().to(torch.uint8)
+    return torch.where(where, means, images)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.pixels.epochs import BatchPlan, balanced, shuffled, view_seed, view_seeds, with_views
+from search.pixels.epochs import (
+    BatchPlan,
+    balanced,
+    self_blended,
+    shuffled,
+    view_seed,
+    view_seeds,
+    with_views,
+)
 
 MASK = 2**64 - 1
 
@@ -73,6 +81,22 @@ def test_repeated_draws_are_seen_in_other_views() -> None:
     assert indices.tolist() == [3, 1, 3, 3]
     expected = [(3, 0), (1, 0), (3, 1), (3, 2)]
     assert seeds.tolist() == [view_seed(5, 2, index, repeat) for index, repeat in expected]
+
+
+def test_a_share_of_the_reals_is_blended_whatever_comes_beside_them() -> None:
+    targets = np.arange(4000) % 2
+    _, seeds = with_views(np.arange(4000), seed=1, epoch=0)
+    found = self_blended(seeds, targets, 0.25)
+    is_blended = found < 0
+    assert not is_blended[targets == 1].any()
+    # Binomial(2000, 1/4) is within 100 of 500 with probability 1 - 2e-7.
+    assert is_blended.sum() == pytest.approx(500, abs=100)
+    assert (np.where(is_blended, ~found, found) == seeds).all()
+    part = slice(1, 4000, 7)
+    assert (self_blended(seeds[part], targets[part], 0.25) == found[part]).all()
+    assert (self_blended(seeds, targets, 0.0) == seeds).all()
+    _, later = with_views(np.arange(4000), seed=1, epoch=1)
+    assert ((self_blended(later, targets, 0.25) < 0) != is_blended).any()
 
 
 def plan(rows: int, batch_size: int, *, smallest: int = 2, drop_last: bool = True) -> BatchPlan:

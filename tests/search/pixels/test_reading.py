@@ -105,6 +105,36 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
         assert torch.equal(a.seeds, b.seeds)
 
 
+def test_blended_reals_are_fakes_to_all_that_follow(table: pd.DataFrame) -> None:
+    plain = epoch_of(training(table, batch_size=4))
+    batches = epoch_of(training(table, batch_size=4, blended=0.5))
+    assert rows_of(batches) == rows_of(plain)
+    blended = 0
+    for batch, own in zip(batches, plain, strict=True):
+        is_blended = batch.seeds < 0
+        blended += int(is_blended.sum())
+        assert (batch.targets == torch.where(is_blended, 1, own.targets)).all()
+        assert not (is_blended & (own.targets == 1)).any()
+        same = (batch.show([SIZE])[SIZE] == own.show([SIZE])[SIZE]).flatten(1).all(1)
+        assert torch.equal(same, ~is_blended)
+    assert blended
+    with pytest.raises(UserError, match="less than 1, found 1"):
+        training(table, batch_size=4, blended=1.0)
+
+
+def test_a_batch_of_groups_has_both_classes_of_each(table: pd.DataFrame) -> None:
+    pairs = table.assign(target=[n % 2 for n in range(len(table))]).assign(
+        group=[f"group {n // 2}" for n in range(len(table))]
+    )
+    loader = training(pairs, batch_size=4, batch_order="groups")
+    seen = []
+    for batch in epoch_of(loader, 1):
+        found = pairs.iloc[batch.indices.tolist()]
+        assert (found.groupby("group")["target"].nunique() == 2).all()
+        seen += batch.indices.tolist()
+    assert len(set(seen)) == len(seen) >= len(table) - 3
+
+
 def test_a_training_batch_says_what_it_holds(table: pd.DataFrame) -> None:
     loader = training(table, batch_size=4, seed=3)
     batches = epoch_of(loader, 2)

@@ -10,7 +10,6 @@ from optuna.trial import create_trial
 
 from search.catalogue.backbones import Backbone, load_backbones
 from search.catalogue.dimensions import SEARCHED_POLICIES, Dimension, read_dimensions
-from search.pixels.augmentation.augment import Augmentation
 from search.study.space import (
     BACKBONE,
     IMAGE_SIZE,
@@ -19,6 +18,7 @@ from search.study.space import (
     Parameters,
     Space,
 )
+from search.training.recipe import NOT_OF_RECORDED_VIEWS
 
 CATALOGUE = load_backbones()
 SMALL = CATALOGUE.pool("small")
@@ -80,7 +80,11 @@ def test_few_dimensions_are_searched_unless_trials_are_many() -> None:
     scratch = replace(SPACE, weights="none")
     assert "lowest_layer_scale" not in scratch.distributions
     many = replace(SPACE, with_many_trials=True)
-    assert {"mixup_alpha", "class_balance"} <= set(many.distributions)
+    against_bias = {"compression_quality", "degradation_rounds", "patch_masking"}
+    against_bias |= {"self_blended", "batch_order"}
+    assert {"mixup_alpha", "class_balance"} | against_bias <= set(many.distributions)
+    recipe = many.recipe(many.centre(SMALL[0]))
+    assert recipe == replace(recipe, **NOT_OF_RECORDED_VIEWS)  # off until they are drawn
     one = replace(SPACE, backbones=(replace(SMALL[0], image_sizes=(64,)),))
     assert IMAGE_SIZE not in one.distributions
 
@@ -96,7 +100,7 @@ def test_draws_are_around_the_centre_and_from_everywhere() -> None:
         assert backbone.learning_rate[0] <= recipe.learning_rate <= backbone.learning_rate[1]
         assert recipe.image_size in backbone.image_sizes
         assert recipe.augmentation in SEARCHED_POLICIES
-        Augmentation(recipe.augmentation, recipe.augmentation_strength)
+        assert recipe.views.policy == recipe.augmentation
     centres = [space.centre(CATALOGUE.get(one[BACKBONE])) for one in drawn]
     shares = [near(one, centre) for one, centre in zip(drawn, centres, strict=True)]
     assert 0.75 < np.mean(shares) < 0.95

@@ -3,13 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search.pixels.batches import Shown
-from search.training.loss import ClassificationLoss, mixing
+from search.training.loss import ClassificationLoss, classification_loss, mixing
 from search.training.recipe import Recipe
 
 RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=224)
@@ -58,6 +59,14 @@ def test_balanced_weights_make_the_classes_count_the_same() -> None:
     torch.testing.assert_close(
         loss(Fixed(LOGITS), make_batch(TARGETS)), (weights * per_image).mean()
     )
+
+
+def test_reals_that_are_shown_as_fakes_count_as_fakes() -> None:
+    recipe = replace(RECIPE, class_balance="loss", self_blended=0.25)
+    table = pd.DataFrame({"target": [0] * 40 + [1] * 20})
+    loss = classification_loss(table, recipe)
+    assert loss.weight is not None
+    torch.testing.assert_close(loss.weight, torch.tensor([1.0, 1.0]))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,14 @@ SETTINGS: list[dict[str, Any]] = [
     {"freeze_norm_fraction": 0.5},
     {"select_limit": 8, "ema_decay": 0.9},
     {"schedule": "constant", "warmup_images": 16, "average_power": 7.0},
+    {
+        "self_blended": 0.5,
+        "batch_order": "groups",
+        "class_balance": "loss",
+        "compression_quality": 80,
+        "degradation_rounds": 2,
+        "patch_masking": 0.2,
+    },
 ]
 
 

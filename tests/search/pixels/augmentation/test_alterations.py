@@ -14,7 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
 from search.pixels.augmentation.alterations import OPERATIONS, alter_one_by_one, alter_together
+from search.pixels.augmentation.blending import REACH, blob, draw_blend
 from search.pixels.augmentation.geometry import (
+    PATCHES,
     Filter,
     crop_resize,
     crop_resize_together,
@@ -175,13 +177,16 @@ def test_operations_are_those_of_pillow(
 
 
 def test_every_operation_has_a_case() -> None:
-    assert {name for name, *_ in CASES} | {"noise"} == set(OPERATIONS)
+    elsewhere = {"noise", "hide_patches", "self_blend"}
+    assert {name for name, *_ in CASES} | elsewhere == set(OPERATIONS)
 
 
 def test_batches_alter_each_image_its_own_way() -> None:
     rng = random.Random(0)
     choices = [(name, parameters) for name, parameters, *_ in CASES]
     choices += [("noise", (20.0, channels, 7, 2**32 - 1)) for channels in (1, 3)]
+    choices += [("hide_patches", (0.3, 7, key)) for key in (5, 2**32 - 1)]
+    choices += [draw_blend(random.Random(seed))[0] for seed in range(3)]
     images = torch.stack([canvas(seed) for seed in range(40)])
     steps = [rng.sample(choices, rng.randint(0, 4)) for _ in images]
     alone, together = alter_one_by_one(images, steps), alter_together(images, steps)
@@ -233,3 +238,75 @@ def test_noise_differs_between_keys() -> None:
     standard = (values - 128).flatten(1) / 20
     alike = (standard @ standard.T / standard.shape[1]).fill_diagonal_(0).abs()
     assert alike.max() < 0.05
+
+
+def test_hidden_patches_are_whole_and_of_the_mean_colour() -> None:
+    image = canvas(0, 64)[None]
+    shown = OPERATIONS["hide_patches"](image, torch.tensor([[0.25, 5, 6]]))
+    side = 64 // PATCHES
+    changed = (shown != image).any(1)[0].view(PATCHES, side, PATCHES, side).transpose(1, 2)
+    hidden = changed.flatten(2).any(2)
+    # Binomial(256, 1/4) is within 40 of 64 with probability 1 - 1e-8.
+    assert abs(int(hidden.sum()) - 64) < 40
+    where = hidden.repeat_interleave(side, 0).repeat_interleave(side, 1)
+    assert (image.float().mean((2, 3)).round().to(torch.uint8) == shown[0, :, where].T).all()
+    assert torch.equal(shown[0, :, ~where], image[0, :, ~where])
+
+
+def test_keys_hide_other_patches_and_none_is_hidden_of_a_share_of_0() -> None:
+    image = canvas(0, 64)[None]
+    shown = [
+        OPERATIONS["hide_patches"](image, torch.tensor([[share, key, 6]], dtype=torch.float64))
+        for share, key in ((0.3, 5), (0.3, 6), (0.0, 5))
+    ]
+    assert not torch.equal(shown[0], shown[1])
+    assert torch.equal(shown[2], image)
+
+
+@pytest.mark.parametrize("side", [1, 5, 17, 40])
+def test_images_of_any_size_lose_patches_and_are_blended(side: int) -> None:
+    image = canvas(0, side)[None]
+    for step in (("hide_patches", (0.5, 1, 2)), draw_blend(random.Random(0))[0]):
+        for alter in (alter_one_by_one, alter_together):
+            assert alter(image, [[step]]).shape == image.shape
+
+
+def blends(count: int) -> Tensor:
+    return torch.tensor([draw_blend(random.Random(seed))[0][1] for seed in range(count)])
+
+
+def test_a_self_blended_fake_differs_within_its_blob_alone() -> None:
+    parameters = blends(60)
+    images = canvas(0).expand(len(parameters), -1, -1, -1)
+    shown = OPERATIONS["self_blend"](images, parameters)
+    shares = blob(parameters[:, 15:], images.shape[-2:])
+    changes = (shown.int() - images.int()).abs().amax(1, keepdim=True)
+    assert (changes[shares == 0] == 0).all()
+    # Each is a fake: a good part of it has visibly changed.
+    seen = ((changes > 3) & (shares > 0.1)).float().mean((1, 2, 3))
+    assert seen.min() > 0.01
+    assert ((shares > 0).float().mean((1, 2, 3)) < 0.75).all()
+
+
+def test_blobs_are_soft_and_stay_inside() -> None:
+    parameters = blends(200)
+    shares = blob(parameters[:, 15:], torch.Size((101, 101)))
+    assert shares.min() == 0
+    assert shares.amax((1, 2, 3)).allclose(parameters[:, -1], atol=0.02)
+    border = round(101 * (1 - REACH) / 2) - 1
+    inside = shares[..., border:-border, border:-border]
+    assert inside.count_nonzero() == shares.count_nonzero()
+    steps = shares.diff(dim=3).abs().amax((1, 2, 3)) / parameters[:, -1]
+    # A thin edge is a few pixels wide, a wide one many.
+    assert steps.max() < 1.0
+    assert steps.median() < 0.3
+    assert len(set(map(tuple, parameters.tolist()))) == len(parameters)
+
+
+def test_what_comes_from_outside_of_the_image_is_never_blended_in() -> None:
+    """It is grey, and would tell a fake by itself."""
+    parameters = blends(300)
+    images = torch.full((len(parameters), 3, 48, 48), 255, dtype=torch.uint8)
+    # The copy is moved, not recoloured.
+    parameters[:, 7:10], parameters[:, 10] = 1.0, 0.0
+    assert (OPERATIONS["self_blend"](images, parameters) == 255).all()

@@ -16,7 +16,8 @@ from torchvision.transforms import v2
 
 from search.errors import UserError
 from search.pixels.augmentation import augment
-from search.pixels.augmentation.augment import COMPRESS, POLICIES, Augmentation, View, render
+from search.pixels.augmentation.augment import POLICIES, Augmentation, View, render
+from search.pixels.augmentation.degradation import COMPRESS
 from search.pixels.augmentation.geometry import crop_resize, resize
 from tests.search.pixels.augmentation.reference_augment import show
 

@@ -1,0 +1,95 @@
+"""Self-blended fakes: an image blended with an altered copy of itself (arXiv:2204.08376).
+
+They have what forgeries have in common, a border between two sources that do not quite agree. The
+paper blends within the landmarks of the face; none are at hand here, so it is a soft blob at a
+random place.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+from search.pixels.augmentation.colours import jitter, to_bytes
+from search.pixels.augmentation.geometry import Filter, affine
+
+LARGEST_SHIFT, LARGEST_SCALING = 0.03, 0.05
+"""Of the copy, in shares of the image, as in the paper."""
+
+LOBES = (2, 3, 4)
+"""Waves that make a blob's edge uneven, by how often they go around it."""
+
+LARGEST_WAVE = 0.1
+"""Of an edge, in shares of the blob's radius."""
+
+REACH = 0.88
+"""How far a blob lies from the middle of the image at most, of 1: what a shift and a scaling bring
+in from outside stays beyond it."""
+
+RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+"""How much of the copy is seen within, as in the paper."""
+
+
+def draw_blend(rng: random.Random) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """A random blend, as a step of `self_blend`."""
+    scale = 1 + _signed(rng, 0.01, LARGEST_SCALING)
+    # From a pixel to where it comes from, both from -1 to 1 across the image.
+    shift_x, shift_y = (2 * _signed(rng, 0.005, LARGEST_SHIFT) for _ in range(2))
+    moved = (1 / scale, 0.0, shift_x, 0.0, 1 / scale, shift_y, float(Filter.BILINEAR))
+    # Never nothing: a copy that is the image would be a real that is called fake.
+    factors = [1 + _signed(rng, 0.05, 0.2) for _ in range(3)]
+    colours = (*factors, rng.randint(-5, 5) / 256, *rng.sample((0, 1, 2, 3), 4))
+    radii = [rng.uniform(0.25, 0.6) for _ in range(2)]
+    room = [REACH - (1 + LARGEST_WAVE * len(LOBES)) * radius for radius in radii]
+    centre = [rng.uniform(-free, free) for free in room]
+    waves = [
+        value
+        for _ in LOBES
+        for value in (rng.uniform(0, LARGEST_WAVE), rng.uniform(0, 2 * math.pi))
+    ]
+    blob = (*centre, *radii, *waves, rng.uniform(0.15, 0.6), rng.choice(RATIOS))
+    return (("self_blend", (*moved, *colours, *blob)),)
+
+
+def self_blend(images: Tensor, parameters: Tensor) -> Tensor:
+    """Images blended with copies of themselves, moved and recoloured, within a blob.
+
+    Args:
+        images: (N, 3, H, W), uint8.
+        parameters: (N, 27): the 7 of `affine` and the 8 of `jitter` for the copy, then those of
+            `blob`.
+    """
+    moved, colours, region = parameters.split((7, 8, 12), 1)
+    copies = jitter(affine(images, moved), colours).float()
+    shares = blob(region.float().to(images.device), images.shape[-2:])
+    return to_bytes(torch.lerp(images.float(), copies, shares).round_())
+
+
+def blob(parameters: Tensor, shape: torch.Size) -> Tensor:
+    """How much of a copy is seen where, from 0 outside of the blob to its ratio, (N, 1, H, W).
+
+    Args:
+        parameters: (N, 12): centre (x, y) and radii (x, y), from -1 to 1 across the image; height
+            and phase of each wave of LOBES; how far the soft edge reaches inwards, of 1; the ratio.
+        shape: H and W.
+    """
+    columns = parameters[:, :, None, None].unbind(1)
+    (x, y, across, down), waves, (softness, ratio) = columns[:4], columns[4:10], columns[10:]
+    height, width = shape
+    device = parameters.device
+    dx = ((torch.arange(width, device=device) * 2 + 1) / width - 1 - x) / across  # (N, 1, W)
+    dy = (((torch.arange(height, device=device) * 2 + 1) / height - 1)[:, None] - y) / down
+    angle = torch.atan2(dy, dx)
+    edge = torch.ones_like(angle)
+    for count, wave, phase in zip(LOBES, waves[::2], waves[1::2], strict=True):
+        edge.add_((count * angle).add_(phase).cos_().mul_(wave))
+    inside = ((1 - torch.hypot(dx, dy) / edge) / softness).clamp_(0, 1)
+    smooth: Tensor = inside * inside * (3 - 2 * inside) * ratio
+    return smooth[:, None]
+
+
+def _signed(rng: random.Random, least: float, most: float) -> float:
+    return rng.choice((-1, 1)) * rng.uniform(least, most)
