@@ -16,7 +16,7 @@ from PIL import Image
 from ensemble.cli import LOCK, main
 from ensemble.pool.pool import open_pool
 
-COMMANDS = ("distill", "fuse", "soup", "compare", "submit", "predict", "verify")
+COMMANDS = ("distill", "fuse", "soup", "compare", "submit", "predict", "stress", "verify")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -64,7 +64,7 @@ def with_broken(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 def test_an_image_is_altered_before_its_canvas(table: pd.DataFrame) -> None:
     canvases = AlteredImages(table, SIDE, SOME)[3]
-    path, name = table.loc[3, ["path", "img_name"]]
+    path, name = table["path"][3], table["img_name"][3]
     assert np.array_equal(canvases[0], read_canvas(path, SIDE).numpy())
     for canvas, alteration in zip(canvases, SOME, strict=True):
         expected = to_canvas(alteration.apply(read_image(path), name), SIDE).numpy()
