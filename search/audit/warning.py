@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
 
 import pandas as pd
@@ -101,14 +102,9 @@ def _splits(headers: pd.DataFrame, read: pd.DataFrame) -> Iterator[str]:
 
 def _in_several_splits(rows: pd.DataFrame) -> list[str]:
     """Names of images of which other splits hold the same file, one of each file."""
-    sums: list[str | None] = []
-    for path in rows["path"]:
-        try:
-            sums.append(checksum(path).hex())
-        except BrokenImage:
-            sums.append(None)
-    checksums = pd.Series(sums, index=rows.index)
-    by_file = (
-        rows.assign(checksum=checksums).dropna(subset="checksum").groupby("checksum", sort=False)
-    )
+    sums = {}
+    for row, path in rows["path"].items():
+        with suppress(BrokenImage):
+            sums[row] = checksum(path).hex()
+    by_file = rows.loc[list(sums)].groupby(pd.Series(sums), sort=False)
     return by_file["img_name"].first()[by_file["split"].nunique() > 1].tolist()
