@@ -103,12 +103,13 @@ def open_elsewhere(pool: Pool, settings: CompareSettings, console: Console) -> E
     sizes = [_size(path) for path in table["path"]]
     columns = [table[column].tolist() for column in ("img_name", "target", "group")]
     fingerprint = hashlib.sha256(json.dumps([*columns, sizes]).encode()).hexdigest()
-    if _is_another(folder, fingerprint):
-        if not settings.overwrite:
+    if _recorded(folder) != fingerprint:
+        if (folder / DATA).exists() and not settings.overwrite:
             raise UserError(
                 f"{folder} must be of the same images, names, labels and groups, found another "
                 "set of that name; choose another --name, or add --overwrite, which deletes it"
             )
+        # Scores may be left of a set whose folder was deleted.
         _forget(pool.run, name)
     with console.status("looking for images of the run"):
         known = known_images(table["path"].tolist(), pool)
@@ -251,13 +252,11 @@ def _digest(path: str) -> str:
         return path  # like no other file
 
 
-def _is_another(folder: Path, fingerprint: str) -> bool:
-    """Whether a set of that name was scored before, and it was another one."""
+def _recorded(folder: Path) -> str | None:
+    """The fingerprint of the set that a folder is of; None of none."""
     path = folder / DATA
-    if not path.exists():
-        return False
-    found = load_yaml(path)
-    return not isinstance(found, dict) or found.get("fingerprint") != fingerprint
+    found = load_yaml(path) if path.exists() else None
+    return found.get("fingerprint") if isinstance(found, dict) else None
 
 
 def _forget(run: Path, name: str) -> None:

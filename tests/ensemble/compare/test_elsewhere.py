@@ -157,6 +157,8 @@ def test_a_name_is_of_one_set(pool: Pool, files: Files) -> None:
     assert len(score(pool, settings)) == 24
     assert len(score(pool, replace(other, overwrite=True))) == 20
     assert len(score(pool, other)) == 20
+    shutil.rmtree(pool.run / "elsewhere")
+    assert len(score(pool, settings)) == 24
 
 
 def test_broken_images_are_set_aside(pool: Pool, files: Files) -> None:
