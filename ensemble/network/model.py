@@ -251,7 +251,7 @@ def load_model(folder: Path) -> tuple[Network | FusedNetwork, ModelSpec]:
     if not (folder / WEIGHTS).exists():
         if (folder / CHECKPOINT).exists():
             raise UserError(
-                f"{folder} must hold a trained model, but its training is not complete; the "
+                f"{folder} must hold weights, but its training is not complete; the "
                 "command that began it goes on with it"
             )
         raise UserError(
