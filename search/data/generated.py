@@ -27,7 +27,7 @@ import pandas as pd
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from search.data.labels import leaves_folder
+from search.data.labels import NO_METHOD, leaves_folder
 from search.errors import UserError
 from search.machine.files import (
     copy_atomically,
@@ -272,7 +272,8 @@ def _table(samples: list[Sample], folder: Path, rows: pd.DataFrame) -> pd.DataFr
             "group": first["group"].tolist(),
         }
     )
-    if "method" in rows:
+    table["method"] = NO_METHOD
+    if (rows["method"] != NO_METHOD).any():
         table["method"] = [
             method_of(sample.kind, sample.target, sample.sources[0].target, method)
             for sample, method in zip(samples, first["method"].tolist(), strict=True)

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search.data.generated import method_of
+from search.data.labels import NO_METHOD
 from search.errors import UserError
 from search.expand.kinds import KINDS
 from search.machine.files import suggestion
@@ -87,7 +88,7 @@ def plan_samples(
             f"each kind must have a sample, found {count} for {len(kinds)} kinds "
             f"({', '.join(kinds)}); raise --count or --share"
         )
-    columns: _Columns = {"method": [None] * len(fit), **fit.to_dict("list")}  # type: ignore[dict-item]
+    columns: _Columns = fit.to_dict("list")  # type: ignore[assignment]
     planned: list[Planned] = []
     for number, kind in enumerate(kinds):
         # By the kind, not its place: other kinds beside it change nothing.
@@ -170,14 +171,16 @@ def _planned(fit: _Columns, kind: str, rows: list[int], copy: int) -> Planned:
     )
     first, last = rows[0], rows[-1]
     target = sources[0].target if kind == "recompressed" else 1
-    method = method_of(kind, target, sources[0].target, fit["method"][first])
+    method = NO_METHOD
+    if any(fit["method"]):
+        method = method_of(kind, target, sources[0].target, fit["method"][first])
     return Planned(
         # A mixed one is called after the fake, of which each has its own.
         img_name=sample_name(fit["img_name"][last], kind, copy),
         kind=kind,
         target=target,
         group=fit["group"][last],
-        method=method if fit["method"][first] is not None else "",
+        method=method,
         sources=sources,
     )
 

@@ -178,8 +178,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_tells_the_remedy(run_folder: Path) -> None:
-    with pytest.raises(UserError, match="--keep"):
+    with pytest.raises(UserError, match="its training is not complete"):
         load_model(run_folder / "candidates" / "0005")
+    (run_folder / "candidates" / "0001" / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="--keep"):
+        load_model(run_folder / "candidates" / "0001")
 
 
 def test_any_other_folder_is_refused(tmp_path: Path) -> None:

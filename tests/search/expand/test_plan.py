@@ -17,7 +17,7 @@ def table(reals: int, fakes: int, *, grouped: bool = True) -> pd.DataFrame:
     rows = [(f"r{n}.png", 0, f"g{n}") for n in range(reals)]
     rows += [(f"f{n}.png", 1, f"g{n}") for n in range(fakes)]
     found = pd.DataFrame(rows, columns=["img_name", "target", "group"])
-    found["path"] = "/images/" + found["img_name"]
+    found = found.assign(path="/images/" + found["img_name"], method="")
     return found if grouped else found.assign(group=found["img_name"])
 
 

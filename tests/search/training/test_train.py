@@ -127,7 +127,7 @@ def assert_same(first: Candidate, second: Candidate) -> None:
     pd.testing.assert_frame_equal(first.scores, second.scores, check_exact=True)
     assert timeless(first).equals(timeless(second))
     figures = [
-        [c.metrics[name] for name in ("auc_low", "auc_high", "groups")] for c in (first, second)
+        [c.metrics.get(name) for name in ("auc_low", "auc_high", "groups")] for c in (first, second)
     ]
     assert figures[0] == figures[1]
 
