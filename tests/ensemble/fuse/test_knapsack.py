@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
@@ -52,6 +52,8 @@ def auc(knapsack: Knapsack, subset: tuple[int, ...]) -> float:
 @given(st.integers(0, 100_000), st.integers(2, 7))
 def test_small_pools_are_solved_exactly(seed: int, models: int) -> None:
     knapsack = random_knapsack(seed, models, images=20)
+    # Rarely, as of seed 773, no two fit.
+    assume(any(map(knapsack.fits, combinations(range(models), 2))))
     chosen = choose_members(knapsack)
     assert len(chosen) >= 2
     assert (knapsack.costs[list(chosen)].sum(axis=0) <= knapsack.room).all()
