@@ -384,37 +384,12 @@ class AuditSettings(DataSettings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ExpandSettings:
+class ExpandSettings(DataSettings):
     """What `search expand` is told: of which images samples are made, or the manifest of some that
     are made again."""
 
     run: Path | None = None
     """A run folder, whose images are taken, divided as there. Without images: the demo set."""
-
-    train_labels: Path | None = None
-    """Label file of the training images, instead of a run."""
-
-    train_images: Path | None = None
-    """Folder of the training images."""
-
-    train_groups: Path | None = None
-    """Group file (img_name,group); mixed samples need one."""
-
-    val_labels: Path | None = None
-    """Label file of the validation images. Without it: a part of the training images is held out,
-    as `search run` with the same --seed holds it out."""
-
-    val_images: Path | None = None
-    """Folder of the validation images."""
-
-    val_groups: Path | None = None
-    """Group file of the validation images."""
-
-    skip_missing: bool = False
-    """Go on without the listed images that are absent."""
-
-    limit_train: Annotated[int | None, AtLeastOne] = None
-    """Use at most so many training images, those that `search run` draws."""
 
     kinds: str | None = None
     """self-blended, mixed, recompressed, or several: a,b. Default: the first, and mixed if groups
@@ -444,18 +419,18 @@ class ExpandSettings:
         if self.count is not None and self.share is not None:
             raise UserError("--count and --share exclude each other: both say how many")
         if self.manifest is None:
-            self.images_settings()
+            super().__post_init__()
+            if self.generated is not None:
+                raise UserError("samples are made of given images alone: leave --generated out")
             return
-        decided = ("train_labels", "train_groups", "val_labels", "val_images", "val_groups")
-        for name in (*decided, "kinds", "count", "share", "limit_train"):
-            if getattr(self, name) is not None:
+        decided = (field.name for field in fields(DataSettings) if field.default is None)
+        for name in (*decided, "kinds", "count", "share"):
+            if name != "train_images" and getattr(self, name) is not None:
                 raise UserError(f"--from says what is made: leave {flag(name)} out")
 
     def images_settings(self) -> SearchSettings:
         """The settings of a search on these images, without --run."""
-        images = ("train_labels", "train_images", "train_groups")
-        held_out = ("val_labels", "val_images", "val_groups")
-        names = (*images, *held_out, "skip_missing", "limit_train", "seed")
+        names = (field.name for field in fields(DataSettings))
         return SearchSettings(**{name: getattr(self, name) for name in names})
 
 

@@ -16,10 +16,10 @@ import search.refit.plan
 import search.refit.refit as module
 from ensemble.cli import main as merge
 from search.cli import main
-from search.machine.interruption import Interrupted, Interruption
 from search.report.leaderboard import read_leaderboard
 from search.training.candidate import CHECKPOINT, WEIGHTS, Candidate
 from search.training.recipe import Recipe
+from tests.stopping import StopAfter
 
 BASELINE = 0
 """Its number: it is begun first."""
@@ -95,19 +95,6 @@ def test_what_was_trained_on_all_has_no_figures(
     # Nor does a report that looks for missing scores give it any.
     assert main(["report", "--out", str(run)]) == 0
     assert candidate.report_scores is None
-
-
-class StopAfter(Interruption):
-    """Asks for the end after so many checks."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.left = checks
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Interrupted("stopped by the test")
 
 
 def test_the_same_command_goes_on_as_if_it_had_never_stopped(

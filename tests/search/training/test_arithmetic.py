@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search.data.splits import Splits
 from search.machine.device import Runtime
-from search.machine.interruption import Interrupted, Interruption
+from search.machine.interruption import Interrupted
 from search.training import arithmetic as module
 from search.training import train as training_module
 from search.training.arithmetic import (
@@ -26,6 +26,7 @@ from search.training.candidate import copy_state
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.train import train
+from tests.stopping import StopAfter
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
@@ -266,17 +267,6 @@ def test_a_training_is_written_down_as_it_was_computed(
     candidate = train(RECIPE, splits, tmp_path / "a", runtime=CPU)
     assert candidate.recipe == replace(RECIPE, precision="bf16")
     assert candidate.metrics["precision"] == "bf16"
-
-
-class StopAfter(Interruption):
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.left = checks
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Interrupted("stopped by the test")
 
 
 def test_going_on_keeps_the_arithmetic_that_was_begun_with(

@@ -19,7 +19,7 @@ from search.data.splits import Splits
 from search.errors import UserError
 from search.machine.device import Runtime, seed_everything
 from search.machine.files import write_text_atomically
-from search.machine.interruption import Interrupted, Interruption
+from search.machine.interruption import Interrupted
 from search.machine.seconds import SECONDS
 from search.pixels.batches import Shown
 from search.pixels.epochs import eval_batches
@@ -32,6 +32,7 @@ from search.training.metrics import Metrics
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation
 from search.training.train import Classification, Watch, train, unfinished_training
+from tests.stopping import StopAfter
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
@@ -66,19 +67,6 @@ SETTINGS: list[dict[str, Any]] = [
         "patch_masking": 0.2,
     },
 ]
-
-
-class StopAfter(Interruption):
-    """Asks for the end after so many checks: one a step, and one a batch of an evaluation."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.left = checks
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Interrupted("stopped by the test")
 
 
 class Told(Watch):
