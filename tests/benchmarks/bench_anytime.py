@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ from search.training.recipe import Recipe
 from search.training.scoring import evaluate
 from tests.benchmarks.opening import opened_images
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES: tuple[Literal["cosine", "constant"], ...] = ("cosine", "constant")
 REFERENCE = "cosine"
 AVERAGES = {
     "ema": {"decay": 0.998},

@@ -12,14 +12,10 @@ import numpy as np
 import optuna
 from optuna.samplers import RandomSampler
 
-from search.catalogue.backbones import Backbone
-from search.study.space import (
-    AVERAGE_POWER,
-    BACKBONE,
-    LEARNING_RATE,
-    Parameters,
-    Space,
-)
+from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
+from search.catalogue.dimensions import DIMENSIONS
+from search.settings import SearchSettings
+from search.study.space import AVERAGE_POWER, BACKBONE, LEARNING_RATE, Parameters, Space
 from search.training.recipe import Recipe
 from tests.benchmarks import earlier_space
 
@@ -95,6 +91,30 @@ class Configuration:
             average_power=AVERAGE_POWER,
             freeze_norm_fraction=float(recipe.freeze_norm_fraction == 1.0),
         )
+
+
+def space_of(settings: SearchSettings, image_size: int, canvas: int) -> Space:
+    """The space of a search with these settings, resolved, at one image size; dimensions are those
+    that a search has by default."""
+    assert settings.pool is not None
+    pool = load_backbones(settings.backbones or DEFAULT_PATH).pool(settings.pool)
+    return Space(
+        backbones=tuple(replace(backbone, image_sizes=(image_size,)) for backbone in pool),
+        baseline=None,
+        dimensions=DIMENSIONS,
+        weights=settings.weights_source,
+        weights_dir=settings.weights_dir,
+        epochs=None,
+        schedule="constant",
+        canvas=canvas,
+        batch_size=settings.batch_size or 32,
+        micro_batch_size=None,
+        select_limit="all",
+        precision="fp32",
+        channels_last=True,
+        compile=False,
+        seed=settings.seed,
+    )
 
 
 def configurations(space: Space, count: int) -> list[Configuration]:

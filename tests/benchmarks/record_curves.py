@@ -33,8 +33,6 @@ import torch
 from cyclopts import run
 from rich.console import Console
 
-from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
-from search.catalogue.dimensions import DIMENSIONS
 from search.data.splits import Splits
 from search.errors import UserError
 from search.machine.device import Runtime, resolve_device
@@ -48,7 +46,15 @@ from search.training.loss import classification_loss, training_batches
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
-from tests.benchmarks.curves import COLUMNS, CONSTANT, COSINE, FALL, Configuration, configurations
+from tests.benchmarks.curves import (
+    COLUMNS,
+    CONSTANT,
+    COSINE,
+    FALL,
+    Configuration,
+    configurations,
+    space_of,
+)
 from tests.benchmarks.opening import opened_images
 
 COSINE_LOOKS = 4
@@ -115,7 +121,7 @@ def main(
     assert settings.image_size is not None
     rows = _read(output)
     with opened_images(settings, [settings.image_size]) as (splits, reader):
-        space = space_of(settings, reader.side)
+        space = space_of(settings, settings.image_size, reader.side)
         wanted = configurations(space, count)
         check_same(rows, wanted, settings.image_size, lengths)
         missing = [one for one in wanted[first:] if one.number not in set(rows["config"])]
@@ -130,37 +136,6 @@ def main(
                 write_atomically(output, lambda path: rows.to_csv(path, index=False))  # noqa: B023
             console.print(_describe(one, found, time.monotonic() - began), highlight=False)
     console.print(f"{rows['config'].nunique()} of {count} configurations are recorded")
-
-
-def space_of(settings: SearchSettings, canvas: int) -> Space:
-    """The space of a search with these settings, at one image size."""
-    catalogue = load_backbones(settings.backbones or DEFAULT_PATH)
-    assert settings.pool is not None
-    assert settings.image_size is not None
-    sizes = (settings.image_size,)
-    pool = tuple(replace(backbone, image_sizes=sizes) for backbone in catalogue.pool(settings.pool))
-    return space_for(pool, settings, canvas)
-
-
-def space_for(pool: tuple[Backbone, ...], settings: SearchSettings, canvas: int) -> Space:
-    """The space over some backbones, all other dimensions as a search has them by default."""
-    return Space(
-        backbones=pool,
-        baseline=None,
-        dimensions=DIMENSIONS,
-        weights=settings.weights_source,
-        weights_dir=settings.weights_dir,
-        epochs=None,
-        schedule="constant",
-        canvas=canvas,
-        batch_size=settings.batch_size or 32,
-        micro_batch_size=None,
-        select_limit="all",
-        precision="fp32",
-        channels_last=True,
-        compile=False,
-        seed=settings.seed,
-    )
 
 
 def check_same(

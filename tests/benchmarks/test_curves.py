@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,14 +9,13 @@ import pytest
 import timm
 from timm.optim import param_groups_layer_decay
 
-from search.catalogue.backbones import load_backbones
 from search.errors import UserError
 from search.settings import SearchSettings
 from search.study.space import AVERAGE_POWER, Space
 from search.training.network import Network
-from tests.benchmarks.curves import Configuration, configurations
+from tests.benchmarks.curves import Configuration, configurations, space_of
 from tests.benchmarks.earlier_space import lowest_layer_scale
-from tests.benchmarks.record_curves import Lengths, check_same, space_for
+from tests.benchmarks.record_curves import Lengths, check_same
 
 FACES = Path(__file__).parents[2] / "results/published/dfdc-faces/backbones.yaml"
 LENGTHS = Lengths(whole=8_000, first_look=1_000, first_fall=2_000)
@@ -25,10 +23,8 @@ LENGTHS = Lengths(whole=8_000, first_look=1_000, first_fall=2_000)
 
 @pytest.fixture(scope="module")
 def space() -> Space:
-    pool = tuple(
-        replace(backbone, image_sizes=(64,)) for backbone in load_backbones(FACES).pool("local")
-    )
-    return space_for(pool, SearchSettings(weights_dir=Path("weights")), canvas=64)
+    settings = SearchSettings(backbones=FACES, pool="local", weights_dir=Path("weights"))
+    return space_of(settings, image_size=64, canvas=64)
 
 
 @pytest.fixture(scope="module")
