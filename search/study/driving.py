@@ -23,7 +23,7 @@ from search.pixels.reading import Reader
 from search.study.orphans import set_aside_orphan
 from search.study.plan import SearchPlan
 from search.study.proposals import propose
-from search.study.scheduler import Finish, GoOn, Known, Start, Stop, lay_out, next_work
+from search.study.scheduler import Finish, GoOn, Known, Start, Stop, compared, next_work
 from search.study.trials import (
     LOOKS,
     PAUSED,
@@ -60,9 +60,6 @@ LOST_DEVICE = "lost_device"
 
 NO_ROOM = "its checkpoint was deleted: --disk"
 """Why a paused trial is pruned."""
-
-CHANCE = 0.5
-"""AUC of a network that has learned nothing."""
 
 
 class Progress(Protocol):
@@ -148,14 +145,9 @@ class Search:
     def _drawn(self) -> int:
         """Adds a configuration that is drawn; returns its number."""
         known = known_trials(self.study)
-        layout = lay_out(known, self.plan.rules, self.interruption.seconds_left)
+        aucs = compared(known, self.plan.rules, self.interruption.seconds_left)
         trials = self.study.get_trials(deepcopy=False)
-        results = []
-        for one in known:
-            # What failed is no better than chance.
-            auc = CHANCE if one.state == "failed" else layout.first_auc(one)
-            if auc is not None and not one.is_baseline:
-                results.append((trials[one.number].params, auc))
+        results = [(trials[number].params, auc) for number, auc in aucs.items()]
         parameters = propose(self.plan.space, results, len(trials))
         new_trial(self.study, parameters, self.plan.space)
         return len(trials)

@@ -17,6 +17,9 @@ from typing import Literal
 
 State = Literal["waiting", "paused", "complete", "pruned", "failed"]
 
+CHANCE = 0.5
+"""AUC of a network that has learned nothing."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -205,6 +208,20 @@ def next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None =
         # A training stops between two batches: what is not whole would never be reached.
         return GoOn(work.number, math.ceil(work.until / rules.batch_size) * rules.batch_size)
     return work
+
+
+def compared(
+    known: Sequence[Known], rules: Rules, seconds_left: float | None = None
+) -> dict[int, float]:
+    """What is learned from: the AUC that each configuration had on the first rung, by its number;
+    one that failed is no better than chance. Arguments as for `next_work`."""
+    layout = lay_out(known, rules, seconds_left)
+    found = {}
+    for one in known:
+        auc = CHANCE if one.state == "failed" else layout.first_auc(one)
+        if auc is not None and not one.is_baseline:
+            found[one.number] = auc
+    return found
 
 
 def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None) -> Work:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from search.study.scheduler import (
+    CHANCE,
     Finish,
     GoOn,
     Known,
@@ -16,6 +17,7 @@ from search.study.scheduler import (
     Rules,
     Start,
     Stop,
+    compared,
     forecast,
     is_flat,
     lay_out,
@@ -210,6 +212,28 @@ def test_all_are_compared_after_the_same_seconds() -> None:
     stretch = lay_out(found.known, TIME, 0.0).rungs[0]
     first = [next(p for p in one.points if p.seconds >= 0.9 * stretch) for one in found.known]
     assert all(point.seconds < 2.5 * stretch for point in first)
+
+
+@pytest.mark.parametrize(
+    ("rules", "left", "expected"),
+    [
+        (IMAGES, None, {1: 0.6, 2: 0.6, 3: CHANCE}),
+        # The first stretch is 20 s, to which the first has not come yet.
+        (TIME, 683.0, {2: 0.7, 3: CHANCE}),
+    ],
+)
+def test_what_is_learned_from_is_the_first_stretch(
+    rules: Rules, left: float | None, expected: dict[int, float]
+) -> None:
+    looks = (Point(1_000, 10.0, 0.6), Point(2_000, 20.0, 0.7), Point(64_000, 640.0, 0.9))
+    known = [
+        Known(0, "complete", (Point(16_000, 9.0, 0.99),), is_baseline=True),
+        Known(1, "paused", looks[:1], 1_000),
+        Known(2, "paused", looks, 64_000),
+        Known(3, "failed"),
+        Known(4, "waiting"),
+    ]
+    assert compared(known, rules, left) == expected
 
 
 def test_a_flat_curve_is_finished_early_and_why_is_told() -> None:
