@@ -28,6 +28,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import torch
 from cyclopts import run
@@ -112,6 +113,8 @@ def main(
         quick: a few images: whether it works at all.
     """
     torch.set_num_threads(1)
+    # It would tell of a new study for each configuration that is drawn.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     settings, console = settings or SearchSettings(), Console()
     lengths = Lengths(length, first_look, first_fall)
     if quick:

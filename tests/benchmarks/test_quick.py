@@ -61,6 +61,7 @@ def test_it_runs(command: list[str], tmp_path: Path) -> None:
         check=False,
     )
     assert told.returncode == 0, told.stderr[-2000:]
+    assert "A new study" not in told.stderr
     if columns:
         figures = pd.read_csv(output)
         assert len(figures)
