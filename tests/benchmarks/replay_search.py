@@ -4,105 +4,119 @@
         --output results/benchmarks/replay.csv
 
 Nothing is trained: a simulated clock counts what `record_curves.py` has measured, looks included,
-and each arm (see `arms.py`) does what it would do. The search itself is the shipped code. Its time
-is --lengths times what one training to its end takes. An arm that wants to go on after the end of
-what was recorded ends there, so that a single training cannot use more time than that.
+and each arm (see `arms.py`) does what it would do. The search itself is the shipped code: what is
+trained next, what is compared, and what is drawn. The times given are --lengths, in trainings to
+their end; rows are written of the first of them, the summary has them all.
 
-Beside the table lie a summary, and with --variants what other rules of the scheduler would find,
-on select alone: report chooses nothing. Intervals (95%) are over the seeds of the arms: the images,
-and what was recorded, are the same for all.
+What may be doubted stands in `pool.py` (what is drawn) and `arms.py` (where trainings end); also,
+between two looks AUC goes with the logarithm of the images; seconds are those that one thread has
+computed, on a machine that did other things as well, so that the same training takes some percent
+more or less, for no arm more often than for another; looks at all of select are paid by every arm
+alike; trainings are short (8,000 images), and what pays there need not pay in long ones.
+
+Beside the table lie a summary, what a look tells of the end, and with --variants what the search
+would find with other rules, on select alone: report chooses nothing. Intervals (95%) are over the
+seeds of the arms: the images, and what was recorded, are the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
 from cyclopts import run
-from numpy.typing import NDArray
 from rich.console import Console
+from scipy.stats import spearmanr
 
 from search.machine.files import write_atomically
 from search.settings import SearchSettings
-from tests.benchmarks.arms import Arm, Clock, TimeIsUp, World, by_name, default_rules, ours
+from tests.benchmarks.arms import Arm, by_name, with_other_rules
+from tests.benchmarks.clock import Clock, TimeIsUp
 from tests.benchmarks.courses import read_courses
 from tests.benchmarks.curves import space_of
+from tests.benchmarks.pool import World, correlation_with_nearest
+from tests.benchmarks.replay_summary import summary, variants_summary
 
 COLUMNS = ["arm", "seed", "seconds", "auc_select", "auc_report"]
+SPENT = "spent"
+"""Seconds that an arm has used of those given; it may have run out of what was recorded."""
+
 PUBLISHED = Path(__file__).parents[2] / "results/published/dfdc-faces/backbones.yaml"
 FEWEST = 8
 """Configurations that must have been recorded: one that was drawn among them."""
 
-OURS = "ours"
-
-RESAMPLINGS = 2_000
-"""Of the seeds, for an interval."""
-
-VARIED: dict[str, tuple[float, ...]] = {
-    "kept": (0.25, 0.35, 0.7),
-    "finalists": (1, 2, 5),
-    "explored": (0.15, 0.5, 0.7),
-    "halvings": (0, 1, 3),
-    "configurations": (10, 40),
-}
-"""Rules of the scheduler that are tried, one changed at a time."""
+CHANCE = 0.5
+"""AUC of an arm that has found nothing yet."""
 
 
 def main(
     *,
-    curves: Path = Path("results/benchmarks/curves.csv"),
+    curves: tuple[Path, ...] = (Path("results/benchmarks/curves.csv"),),
     output: Path | None = None,
     backbones: Path = PUBLISHED,
     pool: str = "local",
     seeds: int = 200,
-    lengths: float = 6.0,
+    lengths: tuple[float, ...] = (6.0, 1.2, 3.0, 12.0),
     variants: bool = False,
 ) -> None:
     """Replays every arm with every seed, and tells what it found.
 
     Args:
-        curves: what `record_curves.py` wrote; a part of it will do.
+        curves: what `record_curves.py` wrote, in one file or several; a part of it will do.
         output: CSV file: a row whenever the best on select changes, and one at the end.
         backbones: file of the backbones that were recorded.
         pool: of those.
         seeds: of each arm.
-        lengths: the time, in trainings to their end.
-        variants: try other rules of the scheduler as well.
+        lengths: times, in trainings to their end; the rows are those of the first.
+        variants: try other rules of the search as well.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     console = Console()
-    world = read_world(pd.read_csv(curves), backbones, pool)
-    seconds = lengths * float(np.mean([course.whole_seconds for course in world.courses]))
+    table = pd.concat([pd.read_csv(path) for path in curves], ignore_index=True)
+    world = read_world(table, backbones, pool)
+    whole = float(np.mean([course.whole_seconds for course in world.courses]))
     console.print(
-        f"{len(world.courses)} configurations, {seconds:.0f} s for every arm", highlight=False
+        f"{len(world.courses)} configurations, {whole:.0f} s to the end of one; AUC at the end "
+        f"and that of the nearest: rank correlation {correlation_with_nearest(world):.2f}",
+        highlight=False,
     )
-    rows = replay(world, by_name(), seconds, seeds)
-    found = {"": rows, "_summary": summary(rows)}
+    replayed = {length: replay(world, by_name(), length * whole, seeds) for length in lengths}
+    found = {
+        "": replayed[lengths[0]][COLUMNS],
+        "_looks": what_looks_tell(world),
+        "_summary": summary(replayed),
+    }
     if variants:
-        found["_rules"] = compare_rules(world, seconds, seeds)
-    for name, table in found.items():
+        arms = with_other_rules(world)
+        found["_variants"] = variants_summary(
+            {length: replay(world, arms, length * whole, seeds) for length in lengths}
+        )
+    for name, one in found.items():
         if name:
-            console.print(table.to_string(index=False), highlight=False, soft_wrap=True)
+            console.print(one.to_string(index=False), highlight=False, soft_wrap=True)
         if output is not None:
             path = output.with_name(f"{output.stem}{name}.csv")
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, partial(table.to_csv, index=False))
+            write_atomically(path, partial(one.to_csv, index=False))
 
 
 def read_world(table: pd.DataFrame, backbones: Path, pool: str) -> World:
     """What was recorded, and the space that it was drawn from.
 
     Raises:
-        SystemExit: if it is too little.
+        SystemExit: if it is too little, or a configuration is there twice.
     """
+    twice = table.loc[table.duplicated(["config", "arm", "images"]), "config"].unique()
+    if len(twice):
+        raise SystemExit(
+            f"a configuration must be in one file alone, found {', '.join(map(str, twice))} twice; "
+            "give --curves each file once"
+        )
     courses = tuple(read_courses(table))
     if len(courses) < FEWEST:
         raise SystemExit(
@@ -115,100 +129,51 @@ def read_world(table: pd.DataFrame, backbones: Path, pool: str) -> World:
 
 
 def replay(world: World, arms: Mapping[str, Arm], seconds: float, seeds: int) -> pd.DataFrame:
-    """What each arm has found when, with each seed."""
-    rows = [
-        (name, seed, *row)
-        for name, arm in arms.items()
-        for seed in range(seeds)
-        for row in best_so_far(world, arm, seconds, seed)
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    """What each arm has found when, with each seed, and how much of the time it has used."""
+    rows = []
+    for name, arm in arms.items():
+        for seed in range(seeds):
+            clock = let_spend(world, arm, seconds, seed)
+            rows += [(name, seed, *row, clock.now) for row in best_so_far(clock)]
+    return pd.DataFrame(rows, columns=[*COLUMNS, SPENT])
 
 
-def best_so_far(
-    world: World, arm: Arm, seconds: float, seed: int
-) -> list[tuple[float, float, float]]:
-    """(seconds, AUC on select, AUC on report) whenever the best changes, and at the end; 0.5 if
-    nothing was found."""
+def let_spend(world: World, arm: Arm, seconds: float, seed: int) -> Clock:
+    """An arm's clock when it has ended."""
     clock = Clock(seconds)
     with suppress(TimeIsUp):
         arm(world, clock, seed)
-    last = clock.best[-1][1:] if clock.best else (0.5, 0.5)
-    return [*clock.best, (seconds, *last)]
+    return clock
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """A line an arm: medians over the seeds of its final AUC, by how much ours is above it, and
-    what share of its time ours takes to get where it ends (inf: it does not)."""
-    finals = _finals(rows)
-    mine = finals.loc[OURS]
+def best_so_far(clock: Clock) -> list[tuple[float, float, float]]:
+    """(seconds, AUC on select, AUC on report) whenever the best changed, and when the time was
+    up."""
+    last = clock.best[-1][1:] if clock.best else (CHANCE, CHANCE)
+    return [*clock.best, (clock.limit, *last)]
+
+
+def what_looks_tell(world: World) -> pd.DataFrame:
+    """How well configurations are ranked on select, at each look of the anytime way, by what they
+    come to at the end of it, on select and on report: Spearman's correlation over those of the
+    present space."""
+    courses = [
+        course
+        for course in world.of("hand", "preset", "near", "anywhere")
+        if course.falls and not course.constant[-1].has_failed
+    ]
+    ends = [course.falls[-1] for course in courses]
+    marks = sorted({look.images for course in courses for look in course.constant})
+    looks = {images: [course.at(images).auc_select for course in courses] for images in marks}
+    looks[ends[0].images] = [end.auc_select for end in ends]
     told = []
-    for arm in rows["arm"].unique():
-        its = finals.loc[arm]
-        line: dict[str, object] = {"arm": arm, "seeds": len(its)}
+    for images, aucs in looks.items():
+        line: dict[str, float] = {"images": images, "configurations": len(aucs)}
         for split in ("select", "report"):
-            column = f"auc_{split}"
-            line[column] = its[column].median()
-            low, high = _interval(its[column].to_numpy(), np.median)
-            line[f"low_{split}"], line[f"high_{split}"] = low, high
-            difference = (mine[column] - its[column]).to_numpy()
-            line[f"ours_above_{split}"] = difference.mean()
-            low, high = _interval(difference, np.mean)
-            line[f"above_low_{split}"], line[f"above_high_{split}"] = low, high
-            line[f"share_of_time_{split}"] = share_of_time(rows, arm, column)
+            at_end = [getattr(end, f"auc_{split}") for end in ends]
+            line[f"rank_correlation_{split}"] = round(float(spearmanr(aucs, at_end).statistic), 3)
         told.append(line)
-    return pd.DataFrame(told).round(4)
-
-
-def share_of_time(rows: pd.DataFrame, arm: str, column: str) -> float:
-    """The time at which ours is where an arm ends, the medians of both over their seeds, in parts
-    of the time given."""
-    aim = _finals(rows).loc[arm][column].median()
-    ours_rows = rows[rows["arm"] == OURS]
-    reached = ours_rows[ours_rows[column] >= aim].groupby("seed")["seconds"].min()
-    times = reached.reindex(ours_rows["seed"].unique(), fill_value=inf)
-    return float(times.median() / rows["seconds"].max())
-
-
-def _finals(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last row of each arm and seed, by both."""
-    return rows.groupby(["arm", "seed"], sort=False).last()
-
-
-def _interval(
-    values: NDArray[np.float64], statistic: Callable[..., NDArray[np.float64]]
-) -> tuple[float, float]:
-    """Of a statistic over the seeds, which are drawn with replacement."""
-    generator = np.random.default_rng(0)
-    drawn = values[generator.integers(len(values), size=(RESAMPLINGS, len(values)))]
-    low, high = np.quantile(statistic(drawn, axis=1), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def compare_rules(world: World, seconds: float, seeds: int) -> pd.DataFrame:
-    """Final AUC on select with other rules, and its difference from those of now, best first."""
-    standard = default_rules(world)
-    tried = {"as they are": standard}
-    for name, values in VARIED.items():
-        for value in values:
-            changed: dict[str, Any] = {name: value}
-            tried[f"{name} {value:g}"] = replace(standard, **changed)
-    arms = {name: partial(ours, rules=rules) for name, rules in tried.items()}
-    finals = _finals(replay(world, arms, seconds, seeds))["auc_select"]
-    told = []
-    for name in arms:
-        difference = (finals[name] - finals["as they are"]).to_numpy()
-        low, high = _interval(difference, np.mean)
-        told.append(
-            {
-                "rules": name,
-                "auc_select": finals[name].median(),
-                "difference": difference.mean(),
-                "low": low,
-                "high": high,
-            }
-        )
-    return pd.DataFrame(told).sort_values("difference", ascending=False).round(4)
+    return pd.DataFrame(told)
 
 
 if __name__ == "__main__":

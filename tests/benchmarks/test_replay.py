@@ -4,40 +4,43 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from math import log, nan
+from math import inf, log, nan
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from search.settings import SearchSettings
 from tests.benchmarks.arms import (
-    Clock,
-    Pool,
-    TimeIsUp,
-    Training,
-    World,
+    Arm,
     by_hand,
     by_name,
-    cosine_looks,
     default_rules,
     ours,
     presets_then_best,
-    squared_distance,
+    with_other_rules,
 )
+from tests.benchmarks.clock import Clock, TimeIsUp, Training, cosine_looks
 from tests.benchmarks.courses import Course, read_courses
-from tests.benchmarks.curves import COLUMNS, Configuration, configurations, space_of
+from tests.benchmarks.curves import COLUMNS, Configuration, Kind, configurations, space_of
+from tests.benchmarks.pool import Pool, World, correlation_with_nearest, distance
 from tests.benchmarks.replay_search import (
     PUBLISHED,
     best_so_far,
+    let_spend,
     main,
     read_world,
     replay,
-    share_of_time,
-    summary,
+    what_looks_tell,
 )
+from tests.benchmarks.replay_summary import share_of_time, summary, variants_summary
 
 SECONDS_PER_IMAGE = 0.01
 SCORING = 2.0
@@ -119,7 +122,8 @@ def test_a_training_goes_on_to_the_end_of_what_was_recorded(course: Course) -> N
     training = Training(course, Clock(1e9), [])
     training.go_on(3_000)
     assert [look.images for look in training.looks] == [1_000, 2_000, 3_000]
-    assert training.seconds == pytest.approx(3_000 * SECONDS_PER_IMAGE + 3 * SCORING)
+    assert training.seconds(3) == pytest.approx(3_000 * SECONDS_PER_IMAGE + 3 * SCORING)
+    assert training.seconds(0) == 0.0
     training.go_on(50_000)
     assert [look.images for look in training.looks[3:]] == [4_000, 6_400, 8_000]
     assert training.is_complete
@@ -150,39 +154,90 @@ def test_what_does_not_fit_into_the_time_is_not_seen(course: Course) -> None:
     assert [seconds for seconds, *_ in clock.best] == [pytest.approx(22.0), pytest.approx(44.0)]
 
 
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    "backbone": CategoricalDistribution(["a", "b"]),
+    "rate": FloatDistribution(1e-4, 1e-2, log=True),
+    "strength": FloatDistribution(1.0, 3.0),
+    "size": IntDistribution(0, 0),
+    "policy": CategoricalDistribution(["none", "light"]),
+}
+NEAR = {"backbone": "a", "rate": 1e-3, "strength": 2.0, "size": 0, "policy": "none"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 0.0),
+        ({"rate": 1e-2}, 0.1),
+        ({"rate": 1e-4}, 0.1),
+        ({"strength": 3.0}, 0.1),
+        ({"policy": "light"}, 0.2),
+        ({"policy": "light", "backbone": "b"}, 0.4),
+    ],
+)
+def test_distances_are_those_of_gower(change: dict[str, object], expected: float) -> None:
+    assert distance(NEAR, NEAR | change, DISTRIBUTIONS) == pytest.approx(expected)
+
+
+def test_what_one_configuration_lacks_is_not_between_two() -> None:
+    assert distance(NEAR, {"rate": 1e-2}, DISTRIBUTIONS) == pytest.approx(0.5)
+    assert distance(NEAR, {}, DISTRIBUTIONS) == 0.0
+
+
+def unrecorded(number: int, kind: Kind = "near", **parameters: object) -> Course:
+    return Course(Configuration(number, kind, NEAR | parameters), (), (), (), (), 0.0)
+
+
 def test_the_nearest_of_the_same_backbone_is_taken_once() -> None:
-    distributions = {
-        "backbone": CategoricalDistribution(["a", "b"]),
-        "rate": FloatDistribution(1e-4, 1e-2, log=True),
-        "policy": CategoricalDistribution(["none", "light"]),
-    }
-    near = {"backbone": "a", "rate": 1e-3, "policy": "none"}
-    assert squared_distance(near, near | {"rate": 1e-2}, distributions) == pytest.approx(0.25)
-    assert squared_distance(near, near | {"policy": "light"}, distributions) == 1.0
-    assert squared_distance(near, {"backbone": "a"}, distributions) == 0.0
-
-    def course(number: int, **parameters: object) -> Course:
-        one = Configuration(number, "near", near | parameters)
-        return Course(one, (), (), (), (), 0.0)
-
-    pool = Pool([course(0, backbone="b"), course(1, policy="light"), course(2, rate=1e-2)])
-    taken = [pool.take(near, distributions).configuration.number for _ in range(3)]
+    courses = [unrecorded(0, backbone="b"), unrecorded(1, policy="light"), unrecorded(2, rate=1e-2)]
+    pool = Pool(courses, seed=0)
+    taken = [pool.nearest(NEAR, DISTRIBUTIONS).configuration.number for _ in range(3)]
     assert taken == [2, 1, 0]
     assert not pool
+
+
+def test_what_was_not_learned_is_drawn_by_chance_from_its_kind() -> None:
+    courses = [unrecorded(number, "near") for number in range(4)] + [unrecorded(4, "anywhere")]
+    first = set()
+    for seed in range(40):
+        pool = Pool(courses, seed)
+        taken = [pool.draw("near").configuration.number for _ in range(5)]
+        # One of another kind only where there is no other.
+        assert sorted(taken[:4]) == [0, 1, 2, 3]
+        assert taken[4] == 4
+        first.add(taken[0])
+    assert first == {0, 1, 2, 3}
+
+
+def test_the_nearest_tells_nothing_of_qualities_that_are_made_up(world: World) -> None:
+    assert abs(correlation_with_nearest(world)) < 0.5
+
+
+def test_an_early_look_tells_all_where_curves_are_alike(world: World) -> None:
+    found = what_looks_tell(world)
+    assert list(found["images"]) == [1_000, 2_000, 4_000, 6_400, 8_000]
+    for split in ("select", "report"):
+        assert (found[f"rank_correlation_{split}"] == 1.0).all()
+    courses = world.of("hand", "preset", "near", "anywhere")
+    assert (found["configurations"] == len(courses)).all()
+
+
+def found_by(world: World, arm: Arm, seconds: float, seed: int) -> list[tuple[float, float, float]]:
+    return best_so_far(let_spend(world, arm, seconds, seed))
 
 
 @pytest.mark.parametrize("name", by_name())
 def test_an_arm_keeps_to_its_time_and_repeats_itself(world: World, name: str) -> None:
     arm, seconds = by_name()[name], 300.0
-    found = best_so_far(world, arm, seconds, seed=1)
-    assert found == best_so_far(world, arm, seconds, seed=1)
+    found = found_by(world, arm, seconds, seed=1)
+    assert found == found_by(world, arm, seconds, seed=1)
     times, select, report = map(np.array, zip(*found, strict=True))
     assert (np.diff(times) >= 0).all()
     assert times[-1] == seconds
     assert (np.diff(select[:-1]) > 0).all()
     assert report == pytest.approx(select - 0.01)
     # No look comes within a second.
-    assert best_so_far(world, arm, 1.0, seed=1) == [(1.0, 0.5, 0.5)]
+    assert found_by(world, arm, 1.0, seed=1) == [(1.0, 0.5, 0.5)]
 
 
 def test_arms_without_chance_find_what_there_is(world: World) -> None:
@@ -190,15 +245,15 @@ def test_arms_without_chance_find_what_there_is(world: World) -> None:
         return max(course.falls[-1].auc_select for course in courses)
 
     (hand,) = world.of("hand")
-    assert best_so_far(world, by_hand, 1e4, 0)[-1][1] == hand.cosine[-1].auc_select
-    found = best_so_far(world, presets_then_best, 1e4, 0)[-1][1]
+    assert found_by(world, by_hand, 1e4, 0)[-1][1] == hand.cosine[-1].auc_select
+    found = found_by(world, presets_then_best, 1e4, 0)[-1][1]
     assert found == pytest.approx(final(world.of("preset")))
 
 
 def test_ours_finds_the_best_and_goes_on_with_it(world: World, course: Course) -> None:
     # With time for a look at all that may be drawn: what is tested is that the best goes on.
     few = replace(world, courses=world.courses[:27])
-    arms = {"ours": ours, "random": by_name()["random now"]}
+    arms = {"ours": ours, "random": by_name()["random, present space"]}
     rows = replay(few, arms, 15 * course.whole_seconds, seeds=3)
     finals = rows.groupby(["arm", "seed"])["auc_select"].last()
     assert (finals["ours"] > 0.85).all()
@@ -208,47 +263,91 @@ def test_ours_finds_the_best_and_goes_on_with_it(world: World, course: Course) -
 @pytest.mark.parametrize("name", by_name())
 def test_a_part_of_the_curves_will_do(world: World, name: str) -> None:
     few = replace(world, courses=world.courses[:8])
-    has_nothing = name in ("random", "random now")
-    assert (best_so_far(few, by_name()[name], 1e5, seed=0)[-1][1] == 0.5) == has_nothing
+    has_nothing = name in ("random", "random, present space", "optuna")
+    assert (found_by(few, by_name()[name], 1e5, seed=0)[-1][1] == 0.5) == has_nothing
 
 
-def test_rules_reach_the_scheduler(world: World) -> None:
-    one = partial(ours, rules=replace(default_rules(world), finalists=1, explored=0.05))
-    assert best_so_far(world, one, 500.0, 0) != best_so_far(world, ours, 500.0, 0)
+def test_what_is_changed_reaches_the_search(world: World) -> None:
+    arms = with_other_rules(world)
+    standard = found_by(world, arms.pop("ours"), 500.0, 0)
+    assert found_by(world, partial(ours, rules=default_rules(world)), 500.0, 0) == standard
+    same = [name for name, arm in arms.items() if found_by(world, arm, 500.0, 0) == standard]
+    # What is drawn differs from seed to seed; rules may lead to the same end.
+    assert len(same) < len(arms) / 2
+    assert not {"no presets", "never learns"} & set(same)
 
 
-def test_the_summary_says_how_much_earlier_and_how_much_better() -> None:
-    rows = pd.DataFrame(
+@pytest.fixture
+def replayed() -> pd.DataFrame:
+    return pd.DataFrame(
         [
-            ("ours", 0, 10.0, 0.7, 0.6),
-            ("ours", 0, 20.0, 0.8, 0.75),
-            ("ours", 0, 100.0, 0.9, 0.8),
-            ("ours", 1, 40.0, 0.8, 0.7),
-            ("ours", 1, 100.0, 0.8, 0.8),
-            ("optuna", 0, 90.0, 0.8, 0.7),
-            ("optuna", 0, 100.0, 0.8, 0.7),
-            ("optuna", 1, 100.0, 0.8, 0.7),
+            ("ours", 0, 10.0, 0.7, 0.6, 90.0),
+            ("ours", 0, 20.0, 0.8, 0.75, 90.0),
+            ("ours", 0, 100.0, 0.9, 0.8, 90.0),
+            ("ours", 1, 40.0, 0.8, 0.7, 70.0),
+            ("ours", 1, 100.0, 0.8, 0.8, 70.0),
+            ("optuna", 0, 90.0, 0.8, 0.7, 100.0),
+            ("optuna", 0, 100.0, 0.8, 0.7, 100.0),
+            ("optuna", 1, 100.0, 0.8, 0.7, 100.0),
         ],
-        columns=["arm", "seed", "seconds", "auc_select", "auc_report"],
+        columns=["arm", "seed", "seconds", "auc_select", "auc_report", "spent"],
     )
-    assert share_of_time(rows, "optuna", "auc_select") == pytest.approx(0.3)
-    assert share_of_time(rows, "optuna", "auc_report") == pytest.approx(0.3)
-    found = summary(rows).set_index("arm").loc["optuna"]
-    assert found["auc_report"] == found["low_report"] == found["high_report"] == 0.7
-    assert found["ours_above_select"] == pytest.approx(0.05)
-    assert found["above_low_select"] == 0.0
-    assert found["above_high_select"] == pytest.approx(0.1)
 
 
-def test_the_command_writes_its_tables(table: pd.DataFrame, tmp_path: Path) -> None:
-    curves = tmp_path / "curves.csv"
-    table[table["config"] < 20].to_csv(curves, index=False)
-    main(curves=curves, output=tmp_path / "replay.csv", seeds=1, lengths=1.5)
-    rows = pd.read_csv(tmp_path / "replay.csv")
+def test_the_summary_says_how_much_earlier_and_how_much_better(replayed: pd.DataFrame) -> None:
+    found = summary({6.0: replayed}).set_index("arm")
+    plain, own = found.loc["optuna"], found.loc["ours"]
+    assert plain["auc_report"] == plain["auc_report_low"] == plain["auc_report_high"] == 0.7
+    assert plain["above_select"] == pytest.approx(0.05)
+    assert plain["above_select_low"] == 0.0
+    assert plain["above_select_high"] == pytest.approx(0.1)
+    assert plain["above_report"] == plain["above_report_low"] == pytest.approx(0.1)
+    assert own["above_select"] == 0.0
+    assert own["share_of_time"] == own["share_of_time_low"] == 0.2
+    assert own["share_of_time_high"] == 0.4
+    assert (own["spent"], plain["spent"]) == (0.8, 1.0)
+
+
+def test_who_never_comes_there_has_no_share_of_the_time(replayed: pd.DataFrame) -> None:
+    found = share_of_time(replayed, "optuna", "ours")
+    assert found["share_of_time"] == found["share_of_time_high"] == inf
+    # Where both seeds that are drawn of ours are the worse one.
+    assert found["share_of_time_low"] == 0.9
+
+
+def test_variants_are_compared_on_select_alone(replayed: pd.DataFrame) -> None:
+    found = variants_summary({6.0: replayed})
+    assert list(found["variant"]) == ["ours", "optuna"]
+    assert list(found["difference"]) == [0.0, pytest.approx(-0.05)]
+    assert not [name for name in found if "report" in str(name)]
+
+
+def test_the_command_reads_parts_and_writes_its_tables(
+    table: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = (tmp_path / "one.csv", tmp_path / "other.csv")
+    table[table["config"] < 12].to_csv(parts[0], index=False)
+    table[table["config"].between(15, 22)].to_csv(parts[1], index=False)
+    output = tmp_path / "replay.csv"
+    main(curves=parts, output=output, seeds=1, lengths=(1.5, 3.0), variants=True)
+    assert "20 configurations" in capsys.readouterr().out
+    rows = pd.read_csv(output)
+    assert list(rows) == ["arm", "seed", "seconds", "auc_select", "auc_report"]
     assert set(rows["arm"]) == set(by_name())
-    assert len(pd.read_csv(tmp_path / "replay_summary.csv")) == len(by_name())
+    assert rows["seconds"].max() == rows.groupby("arm")["seconds"].max().min()
+    summed = pd.read_csv(tmp_path / "replay_summary.csv")
+    assert list(summed.groupby("lengths").size()) == 2 * [len(by_name())]
+    variants = pd.read_csv(tmp_path / "replay_variants.csv")
+    assert len(variants) > len(summed)
+    assert len(pd.read_csv(tmp_path / "replay_looks.csv")) == 5
 
 
 def test_too_few_configurations_are_refused(table: pd.DataFrame) -> None:
     with pytest.raises(SystemExit, match="8 configurations or more must have been recorded"):
         read_world(table[table["config"] < 7], PUBLISHED, "local")
+
+
+def test_a_file_that_is_given_twice_is_refused(table: pd.DataFrame) -> None:
+    part = table[table["config"] == 3]
+    with pytest.raises(SystemExit, match="in one file alone, found 3 twice"):
+        read_world(pd.concat([table, part]), PUBLISHED, "local")
