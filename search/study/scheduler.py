@@ -3,8 +3,9 @@
 Every configuration gets the same short stretch, the better half goes on to twice as much, and so on
 (successive halving, arXiv:1502.07943), but from its checkpoint; the few that are left are finished.
 With a time limit stretches are seconds, so that a backbone that takes ten times as long must earn
-it, and the best of those few gets all the time that is left. Without one they are images: the same
-seed gives the same search.
+it, and the best of those few gets all the time that is left, or, where it is said how long a
+training is, more configurations do. Without one they are images: the same seed gives the same
+search.
 """
 
 from __future__ import annotations
@@ -180,11 +181,14 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
         return Layout(tuple(float(rules.first_look * 2**rung) for rung in range(count)))
     total = seconds_left + sum(one.seconds for one in known)
     searched = [one for one in known if not one.is_baseline]
-    looked = [one.points[0].seconds for one in searched if one.points]
+    looked = [one for one in searched if one.points]
     stretch = rules.explored * total / rules.configurations
     if looked:
         # Nothing is known before the first look.
-        stretch = max(stretch, median(looked))
+        if rules.longest is not None:
+            last = rules.longest * (1 - rules.decay_fraction) * _seconds_per_image(looked)
+            stretch = min(stretch, last / 2**rules.halvings)
+        stretch = max(stretch, median(one.points[0].seconds for one in looked))
     explored = sum(min(one.seconds, stretch) for one in searched)
     return Layout(
         rungs=tuple(stretch * 2**rung for rung in range(rules.halvings + 1)),
@@ -249,8 +253,12 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
         if len(members) <= rules.finalists:
             break
     finish = _finish(best, rules, layout)
-    if isinstance(finish, Stop) and has_settled and not finish.reason:
-        return Stop(f"the last {_patience(rules)} configurations were no better than those before")
+    if isinstance(finish, Stop) and not finish.reason:
+        if has_settled:
+            reason = f"the last {_patience(rules)} configurations were no better than those before"
+            return Stop(reason)
+        if _affords_another(searched, rules, layout):
+            return _start(known, rules, replace(layout, explores=True)) or finish
     return finish
 
 
@@ -267,14 +275,28 @@ def _start(known: Sequence[Known], rules: Rules, layout: Layout) -> Start | None
     return Start(number, rules.first_look if layout.rungs else None)
 
 
+def _affords_another(searched: Sequence[Known], rules: Rules, layout: Layout) -> bool:
+    """Whether the time left when all is done would bring one more configuration to its end, if it
+    was worth it; without an end, the best gets all the time."""
+    looked = [one for one in searched if one.images]
+    if layout.seconds is None or rules.longest is None or not looked:
+        return False
+    return rules.longest * _seconds_per_image(looked) <= (1 - rules.margin) * layout.left
+
+
 def _affords_baseline(known: Sequence[Known], rules: Rules, layout: Layout) -> bool:
     """Whether the baseline is worth its time; with a limit that is known after the first look."""
     if layout.seconds is None:
         return True
-    speeds = [one.seconds / one.images for one in known if one.images]
-    return bool(speeds) and (
-        rules.baseline_images * median(speeds) <= rules.baseline_share * layout.seconds
+    looked = [one for one in known if one.images]
+    return bool(looked) and (
+        rules.baseline_images * _seconds_per_image(looked) <= rules.baseline_share * layout.seconds
     )
+
+
+def _seconds_per_image(looked: Sequence[Known]) -> float:
+    """The median of those that were looked at."""
+    return median(one.seconds / one.images for one in looked)
 
 
 def _patience(rules: Rules) -> int:

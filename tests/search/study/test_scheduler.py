@@ -184,6 +184,25 @@ def test_whole_batches_reach_what_they_are_told_to(limit: float) -> None:
     assert found.complete
 
 
+def test_time_that_no_training_can_use_brings_more_configurations() -> None:
+    rules = replace(TIME, longest=8_000)
+    found = Simulation(rules, 5_000.0, lambda number: 0.7 + 0.001 * number).run()
+    whole = rules.longest * 0.01
+    assert 5_000 - whole - rules.margin * whole - 1 < found.seconds <= 5_000
+    assert len(found.known) > 2 * rules.configurations
+    # What came late and was good is finished as well.
+    assert max(one.number for one in found.complete) > 2 * rules.configurations
+    few = Simulation(replace(rules, trials=12), 5_000.0, found.quality).run()
+    assert len(few.known) == 12
+
+
+@pytest.mark.parametrize("limit", [900.0, 5_000.0])
+def test_no_rung_lies_behind_the_end_of_a_training(limit: float) -> None:
+    found = Simulation(replace(TIME, longest=8_000), limit).run()
+    assert max(work.until or 0 for work in found.log if isinstance(work, Start | GoOn)) <= 6_400
+    assert max(one.images for one in found.complete) == 8_000
+
+
 def test_little_time_begins_fewer() -> None:
     """Each must come to its first look: ten seconds here."""
     found = Simulation(TIME, 200.0).run()
