@@ -93,6 +93,9 @@ class Rules:
     """That the baseline is trained on."""
     gain: float = 0.001
     """AUC that the best must win while its images double, to go on."""
+    patience: int = 15
+    """Configurations, or half of `trials` if that is more, that may be no better than those before
+    them; then no more are begun."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +303,7 @@ def _seconds_per_image(looked: Sequence[Known]) -> float:
 
 
 def _patience(rules: Rules) -> int:
-    return max(15, (rules.trials or 0) // 2)
+    return max(rules.patience, (rules.trials or 0) // 2)
 
 
 def _has_settled(searched: Sequence[Known], rules: Rules, layout: Layout) -> bool:

@@ -268,6 +268,7 @@ RULES: dict[str, tuple[float, ...]] = {
     "explored": (0.15, 0.5, 0.7),
     "halvings": (0, 1, 3),
     "configurations": (10, 40),
+    "patience": (8, 30),
 }
 """Values of the scheduler's rules that are tried, one changed at a time."""
 

@@ -266,12 +266,13 @@ def test_a_flat_curve_is_finished_early_and_why_is_told() -> None:
     assert "0.001" in curve.log[-1].reason
 
 
-def test_nothing_better_for_long_ends_the_drawing() -> None:
-    rules = replace(IMAGES, trials=60)
+@pytest.mark.parametrize(("patience", "expected"), [(15, 30), (40, 40)])
+def test_nothing_better_for_long_ends_the_drawing(patience: int, expected: int) -> None:
+    rules = replace(IMAGES, trials=60, patience=patience)
     found = Simulation(rules, quality=lambda number: 0.9 if number == 4 else 0.7).run()
-    assert len(found.known) == 4 + 1 + 30
+    assert len(found.known) == 4 + 1 + expected
     assert isinstance(found.log[-1], Stop)
-    assert "30 configurations" in found.log[-1].reason
+    assert f"{expected} configurations" in found.log[-1].reason
     assert found.known[4].state == "complete"
 
 
