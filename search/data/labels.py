@@ -22,6 +22,12 @@ _LEAVES_FOLDER = r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"
 _NOT_NORMAL = r"//|(?:^|/)\.(?:/|$)"
 _EXAMPLES = 3
 
+NO_METHOD = ""
+"""Value of `method` for a real image, and for a fake whose forgery method no file names."""
+
+_REAL = "real"
+"""What a group file may call the method of a real image instead of leaving it empty."""
+
 
 def read_labels(
     labels: Path,
@@ -41,14 +47,16 @@ def read_labels(
         images: the folder that the names are relative to. Names may have folders in front; a
             backslash separates folders as a slash does.
         groups: a file of the same form with the header `img_name,group`; it may name more images
-            than the label file does.
+            than the label file does. A third column `method` names how each fake was forged; for a
+            real image it is empty or `real`.
         skip_missing: leave out listed images that are absent from the folder.
         tell: given a line on the images that are left out.
 
     Raises:
         UserError: if a file or the folder is absent or unreadable, the header or a line is wrong,
-            a name leaves the folder, an image is listed with two targets or groups, images are
-            absent (with `skip_missing`: all of them), or the group file leaves an image out.
+            a name leaves the folder, an image is listed with two targets, groups or methods, images
+            are absent (with `skip_missing`: all of them), or the group file leaves an image out, or
+            names the method of a real image.
     """
     table = read_rows(labels, ("target",))
     wrong = ~table["target"].isin(["0", "1"])
@@ -58,8 +66,11 @@ def read_labels(
     table["target"] = table["target"].astype(np.int64)
     table = _drop_repeats(_with_keys(table, labels), "target", labels)
     table = _locate(table, images, labels, skip_missing=skip_missing, tell=tell)
-    table["group"] = table["img_name"] if groups is None else _groups_of(table, groups)
-    return table[["img_name", "path", "target", "group"]].reset_index(drop=True)
+    if groups is None:
+        table = table.assign(group=table["img_name"], method=NO_METHOD)
+    else:
+        table = _with_groups(table, groups)
+    return table[["img_name", "path", "target", "group", "method"]].reset_index(drop=True)
 
 
 def read_list(names: Path, images: Path, *, skip_missing: bool = False) -> pd.DataFrame:
@@ -186,20 +197,39 @@ def _files_in(folder: str) -> set[str]:
         raise UserError(f"{folder!r} must be a readable folder, found: {error}") from None
 
 
-def _groups_of(table: pd.DataFrame, path: Path) -> pd.Series[str]:
-    groups = read_rows(path, ("group",))
+def _with_groups(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Adds `group` and `method`, joined by name."""
+    groups = read_rows(path, ("group",), optional="method")
     empty = groups["group"] == ""
     if empty.any():
         fail(path, groups["line"][empty].iloc[0], "an image must have a group, found none")
-    groups = _drop_repeats(_with_keys(groups, path), "group", path)
-    found = table["key"].map(groups.set_index("key")["group"])
-    without = table["img_name"][found.isna()]
+    groups = _with_keys(groups, path)
+    if "method" in groups:
+        _drop_repeats(groups, "method", path)
+    else:
+        groups["method"] = NO_METHOD
+    of_image = _drop_repeats(groups, "group", path).set_index("key")
+    joined = table.join(of_image[["group", "method"]], on="key")
+    without = table["img_name"][joined["group"].isna()]
     if len(without):
         raise UserError(
             f"{path} must name a group for every listed image, {len(without)} of {len(table)} "
             f"have none: {_examples(without)}; add lines for them"
         )
-    return found
+    is_real = joined["method"].str.lower() == _REAL
+    joined["method"] = joined["method"].mask(is_real, NO_METHOD)
+    wrong = (joined["target"] == 0) & (joined["method"] != NO_METHOD)
+    wrong |= (joined["target"] == 1) & is_real
+    if wrong.any():
+        row = joined[wrong].iloc[0]
+        rule = (
+            "a fake must not have the method 'real'"
+            if row["target"]
+            else "a real image must have no method, or 'real'"
+        )
+        line = of_image.loc[row["key"], ["line", "method"]]
+        fail(path, line["line"], f"{rule}, found '{row['img_name']}' with '{line['method']}'")
+    return joined
 
 
 def _examples(names: pd.Series[str]) -> str:
@@ -210,7 +240,9 @@ def _examples(names: pd.Series[str]) -> str:
 NAME_COLUMNS = ("img_name", "img_path")
 
 
-def read_rows(path: Path, values: Sequence[str | None]) -> pd.DataFrame:
+def read_rows(
+    path: Path, values: Sequence[str | None], *, optional: str | None = None
+) -> pd.DataFrame:
     """The rows of a list file, blank lines left out.
 
     The file is UTF-8 with or without BOM, separated by tabs if its header has one and by commas
@@ -220,9 +252,10 @@ def read_rows(path: Path, values: Sequence[str | None]) -> pd.DataFrame:
         path: the file.
         values: names that the column beside `img_name` or `img_path` may have, on either side;
             None stands for no second column.
+        optional: a further column that the file may have.
 
     Returns:
-        `img_name`, `line` (from 1) and the second column, its values without white space around.
+        `img_name`, `line` (from 1) and the other columns, their values without white space around.
 
     Raises:
         UserError: if the file is absent, unreadable or empty, or its header or a line is wrong.
@@ -230,11 +263,12 @@ def read_rows(path: Path, values: Sequence[str | None]) -> pd.DataFrame:
     text = _read_text(path)
     header_line = text.partition("\n")[0]
     header, rows = _split(path, text, "\t" if "\t" in header_line else ",")
-    value = next((value for value in values if _is_header(header, value)), "")
-    if value == "":
+    required = [column for column in header if column != optional]
+    if not any(_is_header(required, value) for value in values) or header.count(optional or "") > 1:
         columns = [(name, value) for value in values for name in NAME_COLUMNS]
         rule = " or ".join(",".join(filter(None, pair)) for pair in columns)
-        fail(path, 1, f"header must be {rule}, found '{header_line.strip()}'")
+        allowed = "" if optional is None else f", and may have {optional}"
+        fail(path, 1, f"header must be {rule}{allowed}, found '{header_line.strip()}'")
     lines = [line for line, row in enumerate(rows, 2) if row]  # a blank line is an empty row
     rows = [row for row in rows if row]
     for line, row in zip(lines, rows, strict=True):
@@ -243,14 +277,13 @@ def read_rows(path: Path, values: Sequence[str | None]) -> pd.DataFrame:
             fail(path, line, f"must have {len(header)} fields, found {len(row)}; {remedy}")
     if not rows:
         raise UserError(f"{path} must list at least one image, found only a header")
-    name_at = next(i for i, cell in enumerate(header) if cell in NAME_COLUMNS)
-    columns_found: dict[str, object] = {
-        "img_name": [row[name_at] for row in rows],
-        "line": np.array(lines, np.int64),
-    }
-    if value is not None:
-        columns_found[value] = [row[1 - name_at].strip() for row in rows]
-    return pd.DataFrame(columns_found)
+    columns_found: dict[str, object] = {}
+    for column, cells in zip(header, zip(*rows, strict=True), strict=True):
+        if column in NAME_COLUMNS:
+            columns_found["img_name"] = list(cells)
+        else:
+            columns_found[column] = [cell.strip() for cell in cells]
+    return pd.DataFrame({**columns_found, "line": np.array(lines, np.int64)})
 
 
 def fail(path: Path, line: int, problem: str) -> NoReturn:

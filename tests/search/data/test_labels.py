@@ -65,6 +65,7 @@ def test_reads_every_form_alike(content: str, images: Path, tmp_path: Path) -> N
             "path": [str(images / "a.jpg"), str(images / "b.jpg")],
             "target": [0, 1],
             "group": ["a.jpg", "b.jpg"],
+            "method": ["", ""],
         }
     )
     pd.testing.assert_frame_equal(table, expected)
@@ -261,6 +262,24 @@ def test_groups_are_joined_by_name(content: str, images: Path, tmp_path: Path) -
         ("img_name,group\na.jpg, \n", "line 2: an image must have a group, found none"),
         ("img_name,target\na.jpg,1\n", "line 1: header must be img_name,group or img_path,group"),
         ("img_name,group\na.jpg,x\na.jpg,y\n", "line 3: an image must have one group"),
+        (
+            "img_name,group,way\na.jpg,x,swap\n",
+            "header must be img_name,group or img_path,group, and may have method, found",
+        ),
+        ("img_name,method\na.jpg,swap\n", "line 1: header must be img_name,group"),
+        ("img_name,group,method\na.jpg,x\n", "line 2: must have 3 fields, found 2"),
+        (
+            "img_name,group,method\nb.jpg,x,swap\nb.jpg,x,splice\n",
+            "line 3: an image must have one method, found 'b.jpg' with splice here and swap on",
+        ),
+        (
+            "img_name,group,method\nc.jpg,x,swap\nb.jpg,x,swap\na.jpg,x,swap\n",
+            "line 4: a real image must have no method, or 'real', found 'a.jpg' with 'swap'",
+        ),
+        (
+            "img_name,group,method\na.jpg,x,\nb.jpg,x,Real\nc.jpg,x,swap\n",
+            "line 3: a fake must not have the method 'real', found 'b.jpg' with 'Real'",
+        ),
     ],
 )
 def test_wrong_group_files(content: str, expected: str, images: Path, tmp_path: Path) -> None:
@@ -269,6 +288,21 @@ def test_wrong_group_files(content: str, expected: str, images: Path, tmp_path: 
     message = error_of(labels, images, groups)
     assert message.startswith(str(groups))
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "img_name,group,method\na.jpg,x,\nb.jpg,y,swap\nc.jpg,y, splice \n",
+        "method\timg_path\tgroup\nswap\tb.jpg\ty\nReal\ta.jpg\tx\nsplice\tc.jpg\ty\n",
+    ],
+    ids=["empty", "real"],
+)
+def test_a_group_file_may_name_the_methods(content: str, images: Path, tmp_path: Path) -> None:
+    labels = write(tmp_path, "img_name,target\na.jpg,0\nb.jpg,1\nc.jpg,1\n")
+    table = read_labels(labels, images, write(tmp_path, content, "groups.csv"))
+    assert table["group"].tolist() == ["x", "y", "y"]
+    assert table["method"].tolist() == ["", "swap", "splice"]
 
 
 def test_groups_need_not_cover_skipped_images(images: Path, tmp_path: Path) -> None:
