@@ -20,6 +20,7 @@ from rich.console import Console
 from search.catalogue.backbones import DEFAULT_PATH
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
+from search.forgeries.contact_sheet import CONTACT_SHEET, write_contact_sheet
 from search.machine.files import BACKBONES, CANDIDATES, drop_unfinished_writes, short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
@@ -190,6 +191,8 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
             write_data(
                 run, plan.splits, study.study_name, budget, describe_canvas(canvas), plan.notes
             )
+            if not (run / CONTACT_SHEET).exists():
+                write_contact_sheet(plan.splits, run / CONTACT_SHEET, settings.seed)
             # Last: with it the folder is a run that can be resumed.
             write_settings(settings, run)
             recover(study, run)
