@@ -38,6 +38,7 @@ def has_history() -> bool:
             marks=pytest.mark.skipif(not has_history(), reason=f"commit {BEFORE} is not at hand"),
         ),
         ["bench_anytime.py", "seconds", "auc_select", "auc_report"],
+        ["bench_clusters.py", "purity", "information"],
         ["bench_memory.py"],
         ["bench_pipeline.py", "images_per_second", "times_challenge"],
     ],
