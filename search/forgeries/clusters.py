@@ -86,9 +86,9 @@ def reduce(changes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Directions of changes (N, D) on their principal components, (N, at most DIMENSIONS).
 
     Each number is counted in units of its usual size. Only the direction is kept: a method is
-    applied more strongly here and less there. (On a draft of the demo set, described by frequencies,
-    20 clusters: 0.67 of the fakes are of the commonest method in their cluster with directions, 0.55
-    with changes as they are.)
+    applied more strongly here and less there. (On a draft of the demo set, described by
+    frequencies, 20 clusters: 0.67 of the fakes are of the commonest method in their cluster with
+    directions, 0.55 with changes as they are.)
     """
     sizes = np.abs(changes)
     usual = np.median(sizes, axis=0)  # not the mean: one odd image would set the scale for all
