@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from search.data.assignment import SPLITS
 from search.data.demo import make_demo
 from search.data.generated import join
 from search.data.labels import NO_METHOD, read_labels
@@ -17,7 +18,6 @@ from search.data.splits import Splits, check_apart, make_splits, splits_of
 from search.data.unseen import (
     DIVISION_COLUMNS,
     LEFT_OUT,
-    SPLITS,
     Division,
     Found,
     divide_by_method,

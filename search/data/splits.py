@@ -14,9 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
+from search.data.assignment import SPLITS
 from search.data.generated import Generated
 from search.data.labels import NO_METHOD, check_two_classes
-from search.data.unseen import SPLITS, TRAIN, VAL, Division
+from search.data.unseen import TRAIN, VAL, Division
 from search.errors import UserError
 
 HELD_OUT = (3, 10)

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
+from search.data.assignment import SPLITS
 from search.data.splits import Splits
-from search.data.unseen import LEFT_OUT, SPLITS
+from search.data.unseen import LEFT_OUT
 from search.machine.files import write_atomically
 from search.pixels.images import BrokenImage, read_image
 

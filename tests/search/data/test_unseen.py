@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search.data.assignment import SPLITS
 from search.data.splits import Splits, splits_of
-from search.data.unseen import LEFT_OUT, SPLITS, Division, Found, divide_by_method
+from search.data.unseen import LEFT_OUT, Division, Found, divide_by_method
 from search.errors import UserError
 
 Group = list[str]  # "" is a real image, anything else a fake's method
@@ -155,7 +156,7 @@ def test_whatever_the_groups_nothing_is_shared(groups: list[Group], seed: int) -
     divide(table_of([*groups, *pairs("abc", 4)]), seed=seed)
 
 
-def test_many_kinds_of_groups_are_divided_by_a_part_of_them() -> None:
+def test_groups_of_many_kinds_are_divided_too() -> None:
     generator = np.random.default_rng(0)
     methods = [f"m{number:02d}" for number in range(20)]
     groups = [["", *generator.choice(methods, 4)] for _ in range(600)]
@@ -253,6 +254,12 @@ def test_images_without_a_method_that_was_found_are_left_out() -> None:
             "none in that of the val set",
         ),
         (
+            pairs("abc", 10),
+            pairs("c", 10),
+            "the validation set must have fakes of two methods or more, one each for select and "
+            "report, found c; use --split group",
+        ),
+        (
             [["", "", "", *"abcabcabc"]],
             None,
             "groups tie methods together (group 't-0' holds 9 of 9 fakes, of 3 of 3 methods); the "
@@ -264,7 +271,7 @@ def test_images_without_a_method_that_was_found_are_left_out() -> None:
             "groups tie methods together (group 't-0' holds 6 of 6 fakes, of 3 of 3 methods)",
         ),
     ],
-    ids=["few", "nameless", "nameless-val", "one-group", "one-group-of-fakes"],
+    ids=["few", "nameless", "nameless-val", "one-in-val", "one-group", "one-group-of-fakes"],
 )
 def test_what_cannot_be_held_out(
     train: list[Group], val: list[Group] | None, expected: str
