@@ -165,10 +165,9 @@ class _Program:
         """Kinds for given owners, (M,): with fakes by the split that their method belongs to."""
         kinds = self.kinds
         fakes = kinds.fakes @ _members(owners)
-        keys = np.column_stack([kinds.places, kinds.reals, fakes])
-        if self.is_few:
-            keys /= kinds.counts[:, None]
-        else:
+        images = np.column_stack([kinds.reals, fakes]) / kinds.counts[:, None]
+        keys = np.column_stack([kinds.places, images])
+        if not self.is_few:
             keys = np.sign(keys) @ 2.0 ** np.arange(keys.shape[1])  # sorted faster than rows
         return _joined(keys, kinds.counts, kinds.places, kinds.reals, fakes)
 

@@ -74,16 +74,18 @@ def test_every_group_lies_where_it_may_and_a_seed_repeats(count: int, val: bool)
     assert groups.places[np.arange(count), places].all()
 
 
-def test_groups_of_any_method_of_fit_are_seen_alike() -> None:
+@pytest.mark.parametrize("count", [200, 1000])
+def test_groups_of_any_method_of_fit_are_seen_alike(count: int) -> None:
     """What select and report show of fit's methods is a fair part of all of them."""
+    numbers = np.arange(count) % 10 % 7  # of some methods twice as many as of others
     groups = Groups(
-        np.ones(1000, np.int64),
-        np.eye(10, dtype=np.int64)[np.arange(1000) % 10],
-        np.zeros(1000, np.bool_),
+        np.ones(count, np.int64),
+        np.eye(7, dtype=np.int64)[numbers],
+        np.zeros(count, np.bool_),
         has_val=False,
     )
     owners, places = assign(groups, None, np.random.default_rng(0))
     of_fit = np.flatnonzero(owners == FIT)
     in_fit = [(places[groups.fakes[:, method] > 0] == FIT).mean() for method in of_fit]
-    assert min(in_fit) > 0.75
+    assert min(in_fit) > 0.6
     assert max(in_fit) < 1.0
