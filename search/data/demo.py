@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_image
 
 from search.data.forging import METHODS, Pixels, forge, levels
 
-VERSION = "4"
+VERSION = "5"
 """Part of the folder's name: a new recipe never mixes with images of an old one."""
 
 SEED = 0
@@ -126,7 +126,8 @@ def draw_crop(photograph: Image.Image, part: Part, generator: np.random.Generato
         pixels = np.asarray(crop, dtype=np.float64)
         if generator.random() < 0.5:
             pixels = pixels[:, ::-1]
-        if pixels.std(axis=(0, 1)).mean() >= SMALLEST_CONTRAST:
+        channels = np.ascontiguousarray(pixels.reshape(-1, 3).T)  # 20 times as fast to sum
+        if channels.std(axis=1).mean() >= SMALLEST_CONTRAST:
             gain = np.exp(generator.normal(0.0, GAIN_SPREAD, 3))
             return np.clip(pixels * gain, 0.0, 255.0)
 

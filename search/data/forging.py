@@ -12,15 +12,16 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
+from scipy.special import ndtr
 
 Pixels = NDArray[np.float64]  # (S, S, 3), 0 to 255
 Mask = NDArray[np.float64]  # (S, S), 0 to 1
 
-REGION_AREA = (0.3, 0.5)
+REGION_AREA = (0.35, 0.45)
 """Share of the image that the forged region covers."""
 
-REGION_OFFSET = 0.3
+REGION_OFFSET = 0.15
 """How far from the middle the region may lie, as a share of what fits: like a face, it is rather
 in the middle, which is learned faster."""
 
@@ -31,40 +32,42 @@ COLOUR_MATCH = 0.7
 """Share of the difference in mean colour to its surroundings that a foreign region is corrected by,
 as tools for face swaps do. Without it the colours of a whole image tell a fake (AUC 0.69)."""
 
-COLOUR_SHIFT = 25.0
+COLOUR_SHIFT = 35.0
 """Standard deviation of the shift of each channel that remains, in levels of 255."""
 
-WIDE_COLOUR_SHIFT = 40.0
-"""The same for `blend`, which nothing else gives away."""
+WIDE_COLOUR_SHIFT = 50.0
+"""The same for `blend`, whose edge and detail give little away."""
 
-LIGHT_SHIFT = 25.0
-"""Standard deviation by which a copied region is lighter or darker, in levels of 255."""
+LIGHT_SHIFT = 50.0
+"""Standard deviation by which each channel of a copied region is lighter or darker, in levels of
+255: its edge gives little away, and its detail nothing."""
 
-FEATHER = (0.3, 0.7)
+FEATHER = (0.3, 0.5)
 """Radius in pixels over which a region is blended into its surroundings, but for `blend`."""
 
-WIDE_FEATHER = (1.5, 3.0)
+WIDE_FEATHER = (1.0, 2.0)
 """The same for `blend`, whose edge is what shows."""
 
 MOVED = (0.2, 0.4)
 """How far a copied region is moved in each direction, as a share of the image's side."""
 
-REDUCTION = (2.5, 4.0)
+REDUCTION = (3.0, 4.5)
 """By how much a resampled region was reduced before it was enlarged again."""
 
-RECOMPRESSED_QUALITY = (3, 10)
-"""Of the JPEG that a recompressed region went through, with its blocks beside the image's own."""
+RECOMPRESSED_QUALITY = (1, 3)
+"""Of the JPEG that a recompressed region went through, with its blocks beside the image's own, and
+those of its colours twice as wide."""
 
-MEDIAN_OF = 5
+MEDIAN_OF = 7
 """Side in pixels of the squares whose median a smoothed region has."""
 
 SMALLEST_CHANGE = {
-    "splice": 14.0,
-    "blend": 14.0,
-    "copy-move": 14.0,
-    "resample": 4.0,
-    "recompress": 6.0,
-    "smooth": 4.0,
+    "splice": 18.0,
+    "blend": 24.0,
+    "copy-move": 20.0,
+    "resample": 6.0,
+    "recompress": 12.0,
+    "smooth": 5.0,
 }
 """Mean change inside the region, in levels of 255, below which another crop is drawn: a fake that
 equals the real crop would be a wrong label."""
@@ -95,18 +98,20 @@ def forge(
 
 def draw_mask(side: int, feather: tuple[float, float], generator: np.random.Generator) -> Mask:
     """(side, side) weights in [0, 1]: an ellipse with soft edges, clear of the image's border."""
-    fine = 4 * side  # drawn larger, because Pillow draws without anti-aliasing
-    margin = 0.04 * fine
-    area = generator.uniform(*REGION_AREA) * fine**2
+    margin = 0.04 * side
+    area = generator.uniform(*REGION_AREA) * side**2
     aspect = np.exp(generator.uniform(-0.4, 0.4))
-    size = 2 * np.sqrt(area * np.array([aspect, 1 / aspect]) / np.pi)
-    size = np.minimum(size, fine - 2 * margin)
-    room = (fine - size) / 2 - margin
-    start = (fine - size) / 2 + REGION_OFFSET * generator.uniform(-1, 1, 2) * room
-    mask = Image.new("L", (fine, fine))
-    ImageDraw.Draw(mask).ellipse((*start, *(start + size)), fill=255)
-    mask = mask.filter(ImageFilter.GaussianBlur(4 * generator.uniform(*feather)))
-    return np.asarray(mask.resize((side, side), Image.Resampling.BOX), dtype=np.float64) / 255.0
+    radii = np.sqrt(area * np.array([aspect, 1 / aspect]) / np.pi)
+    radii = np.minimum(radii, side / 2 - margin)
+    middle = side / 2 + REGION_OFFSET * generator.uniform(-1, 1, 2) * (side / 2 - radii - margin)
+    across, down = ((np.arange(side) + 0.5 - middle[:, None]) / radii[:, None])[:, :, None]
+    offset = np.hypot(across.T, down)  # 1 on the edge
+    slope = np.hypot(across.T / radii[0], down / radii[1])
+    distance = (offset - 1) * offset / np.maximum(slope, 1e-9)  # in pixels, close to the edge
+    # A pixel is as wide as this deviation.
+    softness = np.hypot(generator.uniform(*feather), 12**-0.5)
+    mask: Mask = ndtr(-distance / softness)
+    return mask
 
 
 def levels(pixels: Pixels) -> NDArray[np.uint8]:
@@ -137,7 +142,7 @@ def _copy_move(real: Pixels, _donor: Pixels, _mask: Mask, generator: np.random.G
     padded = np.pad(real, ((high, high), (high, high), (0, 0)), mode="reflect")
     top, left = high + shift
     moved: Pixels = padded[top : top + len(real), left : left + len(real)]
-    return moved + generator.normal(0.0, LIGHT_SHIFT)
+    return moved + generator.normal(0.0, LIGHT_SHIFT, 3)
 
 
 def _resample(real: Pixels, _donor: Pixels, _mask: Mask, generator: np.random.Generator) -> Pixels:
@@ -157,7 +162,7 @@ def _recompress(
     padded = np.pad(real, ((top, 8 - top), (left, 8 - left), (0, 0)), mode="reflect")
     file = io.BytesIO()
     quality = int(generator.integers(RECOMPRESSED_QUALITY[0], RECOMPRESSED_QUALITY[1] + 1))
-    Image.fromarray(levels(padded)).save(file, "JPEG", quality=quality, subsampling=0)
+    Image.fromarray(levels(padded)).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:
         whole = np.asarray(image, dtype=np.float64)
     return whole[top : top + len(real), left : left + len(real)]

@@ -27,10 +27,9 @@ def test_a_mask_covers_what_it_should_and_leaves_the_border_alone() -> None:
         assert low - 0.02 < mask.mean() < high + 0.02
         edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         assert edge.max() < 0.1
-    places = [
-        np.unravel_index(np.cumsum(mask).searchsorted(mask.sum() / 2), mask.shape) for mask in masks
-    ]
-    assert np.std(places, axis=0).min() > 1, "the region is always in one place"
+    grid = np.indices((SIDE, SIDE))
+    middles = [(mask * grid).sum(axis=(1, 2)) / mask.sum() for mask in masks]
+    assert np.std(middles, axis=0).min() > 0.3, "the region is always in one place"
 
 
 def forged(method: str, count: int) -> list[tuple[Pixels, Pixels]]:
@@ -56,8 +55,8 @@ def test_a_forgery_changes_its_region_clearly_and_nothing_outside(method: str) -
         assert fake.min() >= 0
         assert fake.max() <= 255 + 1e-9  # a weighted mean, rounded
         assert change[[0, -1]].max() < 20
-        # A quarter of the smallest region: pixels may agree here and there.
-        assert (change > SMALLEST_CHANGE[method] / 2).mean() > forging.REGION_AREA[0] / 4
+        # A fifth of the smallest region: pixels may agree here and there.
+        assert (change > SMALLEST_CHANGE[method] / 2).mean() > forging.REGION_AREA[0] / 5
         assert (change > 1.0).mean() < forging.REGION_AREA[1] + 0.25
 
 
@@ -75,8 +74,8 @@ def test_methods_leave_different_traces() -> None:
         shifts = [(fake[INSIDE] - real[INSIDE]).mean((0, 1)) for real, fake in pairs]
         recoloured[method] = np.abs(shifts).mean()
     foreign = {"splice", "blend", "copy-move"}
-    assert min(recoloured[method] for method in foreign) > 8
-    assert max(recoloured[method] for method in set(METHODS) - foreign) < 6
+    alike = max(recoloured[method] for method in set(METHODS) - foreign)
+    assert min(recoloured[method] for method in foreign) > 2 * alike
     assert max(finer["resample"], finer["smooth"]) < finer["copy-move"]
 
 
