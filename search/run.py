@@ -23,6 +23,7 @@ from search.catalogue.backbones import DEFAULT_PATH
 from search.data.generated import keep_record
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
+from search.forgeries.contact_sheet import CONTACT_SHEET, write_contact_sheet
 from search.machine.files import (
     BACKBONES,
     CANDIDATES,
@@ -206,6 +207,8 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
             write_data(run, plan.splits, study.study_name, budget, describe_canvas(canvas), notes)
             if settings.generated is not None:
                 keep_record(settings.generated, run)
+            if not (run / CONTACT_SHEET).exists():
+                write_contact_sheet(plan.splits, run / CONTACT_SHEET, settings.seed)
             # Last: with it the folder is a run that can be resumed.
             write_settings(settings, run)
             recover(study, run)

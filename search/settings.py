@@ -32,7 +32,7 @@ class DataSettings:
     """Folder of the training images."""
 
     train_groups: Path | None = None
-    """Group file (img_name,group): images of one group never part. Default: each its own."""
+    """Group file (img_name,group[,method]): images of one group stay together."""
 
     val_labels: Path | None = None
     """Label file of the validation images. Without it: a part of the training images."""
@@ -45,6 +45,12 @@ class DataSettings:
 
     skip_missing: bool = False
     """Go on without the listed images that are absent."""
+
+    split: Literal["random", "group", "unseen"] = "group"
+    """Keep groups whole, ignore them (random), or hold out forgery methods besides (unseen)."""
+
+    clusters: Annotated[int, Parameter(validator=Number(gte=3))] = 20
+    """Kinds of forgery that --split unseen tells apart where no group file names a method."""
 
     limit_train: Annotated[int | None, AtLeastOne] = None
     """Use at most so many training images: stratified, whole groups, drawn with the seed."""
@@ -556,6 +562,8 @@ def check_resumable(settings: SearchSettings, saved: Mapping[str, Any]) -> None:
         UserError: naming the first setting that differs.
     """
     wanted = settings.to_yaml()
+    # A run that began before there was a setting has what is the default since.
+    saved = {**SearchSettings().to_yaml(), **saved}
     for name in wanted.keys() | saved.keys():
         if name in FREE_ON_RESUME or wanted.get(name) == saved.get(name):
             continue

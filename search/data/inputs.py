@@ -10,23 +10,44 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from search.data.assignment import SPLITS
 from search.data.demo import make_demo
 from search.data.generated import join
-from search.data.labels import read_labels
-from search.data.splits import Splits, make_splits
+from search.data.labels import NO_METHOD, read_labels
+from search.data.splits import Splits, check_apart, make_splits, splits_of
+from search.data.unseen import (
+    DIVISION_COLUMNS,
+    LEFT_OUT,
+    Division,
+    Found,
+    divide_by_method,
+)
 from search.errors import UserError
-from search.machine.files import cache_folder, write_yaml_atomically
-from search.settings import DataSettings
+from search.machine.files import cache_folder, write_atomically, write_yaml_atomically
+from search.settings import SETTINGS, DataSettings, SearchSettings
 
 DATA = "data.yaml"
 
+DIVISION = "split.csv"
+"""Of a run whose forgeries are held out by method: which split each image is in."""
 
-def read_splits(settings: DataSettings, tell: Callable[[str], None] = lambda _: None) -> Splits:
+FindMethods = Callable[[pd.DataFrame], Found]
+"""Label table -> the methods of its fakes, by what they look like."""
+
+
+def read_splits(
+    settings: DataSettings,
+    tell: Callable[[str], None] = lambda _: None,
+    find: FindMethods | None = None,
+) -> Splits:
     """The fit, select and report tables that the settings name, the demo set made if need be.
 
+    How forgeries were held out by method is read from the run folder, once there is a run.
+
     Args:
-        settings: the label files, folders, groups and limits.
+        settings: the label files, folders, groups, limits and the kind of split.
         tell: given a line on what is left out.
+        find: finds the methods of a new run whose files name none.
 
     Raises:
         UserError: for label files, images or groups that break a rule.
@@ -61,17 +82,103 @@ def read_splits(settings: DataSettings, tell: Callable[[str], None] = lambda _: 
             skip_missing=skip,
             tell=tell,
         )
-    splits = make_splits(
-        train,
-        val,
-        limit_train=settings.limit_train,
-        limit_val=settings.limit_val,
-        seed=settings.seed,
-    )
+    splits = _divided(settings, train, val, tell, find)
     if settings.generated is None:
         return splits
     fit, generated = join(splits.fit, settings.generated, tell)
     return replace(splits, fit=fit, generated=generated)
+
+
+def _divided(
+    settings: DataSettings,
+    train: pd.DataFrame,
+    val: pd.DataFrame | None,
+    tell: Callable[[str], None],
+    find: FindMethods | None,
+) -> Splits:
+    """The splits, as --split and the run say."""
+    limit_train, limit_val, seed = settings.limit_train, settings.limit_val, settings.seed
+    if settings.split != "unseen":
+        return make_splits(
+            train,
+            val,
+            limit_train=limit_train,
+            limit_val=limit_val,
+            seed=seed,
+            kind=settings.split,
+        )
+    run = settings.out if isinstance(settings, SearchSettings) else None
+    if run is not None and (run / SETTINGS).exists():
+        division = _read_division(run)
+    else:
+        division = _divide(train, val, seed, find)
+        tell(describe_division(division))
+    return splits_of(division, train, val, limit_train=limit_train, limit_val=limit_val, seed=seed)
+
+
+def _divide(
+    train: pd.DataFrame, val: pd.DataFrame | None, seed: int, find: FindMethods | None
+) -> Division:
+    """A new division by forgery method."""
+    if val is not None:
+        check_apart(train, val)
+    rows = train if val is None else pd.concat([train, val], ignore_index=True)
+    found = None
+    if (rows["method"] == NO_METHOD).all():
+        if find is None:
+            raise UserError(
+                f"forgeries are held out by method once a run has its {DIVISION}; start one with "
+                "`python -m search run --split unseen`"
+            )
+        found = find(rows)
+    return divide_by_method(train, val, seed=seed, found=found)
+
+
+def describe_division(division: Division) -> str:
+    """Which methods each split has for its own, in a line."""
+    rows = division.rows
+    kept = rows[rows["split"] != LEFT_OUT]
+    told = []
+    for split in SPLITS:
+        own = kept[(kept["split"] == split) & (kept["target"] == 1)]
+        counts = own["method"].value_counts(sort=False).sort_index()
+        is_own = [division.methods[str(method)] == split for method in counts.index]
+        listed = ", ".join(f"{method} {count:,}" for method, count in counts[is_own].items())
+        seen = int(counts[[not own for own in is_own]].sum())
+        told.append(f"{split} {listed}" + (f" (and {seen:,} fakes of fit's)" if seen else ""))
+    source = "named in the group files" if division.by is None else f"found by {division.by}"
+    left = (
+        "no image is left out"
+        if not division.left_out
+        else f"{division.left_out:,} of {len(rows):,} images are left out, fakes whose group lies "
+        "in one split and whose method belongs to another"
+    )
+    return f"Forgeries held out by method, {source}: {'; '.join(told)}; {left}."
+
+
+def _read_division(run: Path) -> Division:
+    """
+    Raises:
+        UserError: if a run's division is missing or damaged.
+    """
+    path = run / DIVISION
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        rows["target"] = rows["target"].astype(int)
+        found = _read_data(run).get("division", {}).get("found_by")
+        return Division(rows[list(DIVISION_COLUMNS)], found)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} must say which split each image of the run is in, found: "
+            f"{' '.join(str(error).split())}; restore it from a copy"
+        ) from None
+
+
+def _write_division(run: Path, division: Division) -> None:
+    write_atomically(
+        run / DIVISION,
+        lambda temporary: division.rows.to_csv(temporary, index=False, lineterminator="\n"),
+    )
 
 
 def tables(splits: Splits) -> dict[str, pd.DataFrame]:
@@ -80,7 +187,8 @@ def tables(splits: Splits) -> dict[str, pd.DataFrame]:
 
 
 def describe_data(splits: Splits) -> dict[str, Any]:
-    """Sizes and class counts of the splits, their fingerprint, and what of fit was generated."""
+    """Sizes and class counts of the splits, their fingerprint, how they were divided, and what of
+    fit was generated."""
     described: dict[str, Any] = {
         name: {
             "images": len(table),
@@ -90,7 +198,21 @@ def describe_data(splits: Splits) -> dict[str, Any]:
         }
         for name, table in tables(splits).items()
     }
-    content = {"fingerprint": splits.fingerprint(), "splits": described}
+    division: dict[str, Any] = {"kind": splits.kind}
+    if splits.division is not None:
+        of_methods: dict[str, list[str]] = {name: [] for name in SPLITS}
+        for method, split in splits.division.methods.items():
+            of_methods[split].append(method)
+        division |= {
+            "methods": of_methods,
+            "found_by": splits.division.by,
+            "left_out": splits.division.left_out,
+        }
+    content: dict[str, Any] = {
+        "fingerprint": splits.fingerprint(),
+        "splits": described,
+        "division": division,
+    }
     if splits.generated is not None:
         content["generated"] = splits.generated.to_dict()
     return content
@@ -104,7 +226,8 @@ def write_data(
     canvas: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> None:
-    """Records in a run folder what its study is called and which images it is about.
+    """Records in a run folder what its study is called and which images it is about; of forgeries
+    that are held out by method, which image is in which split.
 
     Args:
         run: the folder.
@@ -114,13 +237,15 @@ def write_data(
         canvas: see `search.pixels.canvas.describe_canvas`.
         notes: what a reader of its figures should know.
     """
-    content = {
+    content: dict[str, Any] = {
         "study": study_name,
         "budget": budget,
         "canvas": dict(canvas),
         **describe_data(splits),
         "notes": list(notes),
     }
+    if splits.division is not None:
+        _write_division(run, splits.division)
     write_yaml_atomically(run / DATA, content)
 
 

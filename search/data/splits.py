@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,14 +14,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
+from search.data.assignment import SPLITS
 from search.data.generated import Generated
-from search.data.labels import check_two_classes
+from search.data.labels import NO_METHOD, check_two_classes
+from search.data.unseen import TRAIN, VAL, Division
 from search.errors import UserError
 
 HELD_OUT = (3, 10)
 """Share of the training set that select and report get together where no validation set is given,
 as so many folds of so many."""
 HALF = (1, 2)
+
+Kind = Literal["random", "group", "unseen"]
+"""How images are divided, see `SearchSettings.split`."""
 
 _Integers = NDArray[np.int64]
 
@@ -38,12 +43,15 @@ SEEN: Mapping[TrainedOn, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)  # tables do not compare to a bool; fingerprints do
 class Splits:
-    """Three label tables that share no image and no group."""
+    """Three label tables that share no image and, unless they were divided at random, no group."""
 
     fit: pd.DataFrame  # what networks are trained on
     select: pd.DataFrame  # what the search chooses by
     report: pd.DataFrame  # what nothing is chosen by
     generated: Generated | None = None  # what of fit was made of the rest of it
+    kind: Kind = "group"
+    division: Division | None = None
+    """Of all images, before limits; None unless forgeries are held out by method."""
 
     def seen_by(self, trained_on: TrainedOn) -> Splits:
         """The same images as a training sees them: fit is all that it is trained on, and what that
@@ -54,7 +62,16 @@ class Splits:
             return self
         fit = pd.concat([named[name] for name in seen], ignore_index=True)
         unseen = {name: table.iloc[:0] if name in seen else table for name, table in named.items()}
-        return Splits(fit, unseen["select"], unseen["report"])
+        return replace(
+            self, fit=fit, select=unseen["select"], report=unseen["report"], generated=None
+        )
+
+    def is_seen(self, table: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which rows of a split are fakes of a method that fit has, (N,); those that are neither
+        seen nor real are unseen. Where no method is known, none is seen."""
+        methods = set(self.fit["method"]) - {NO_METHOD}
+        seen: NDArray[np.bool_] = table["method"].isin(methods).to_numpy(np.bool_)
+        return seen
 
     def fingerprint(self) -> str:
         """SHA-256 in hex of the names, targets and groups of all splits, in their order; it does
@@ -75,6 +92,7 @@ def make_splits(
     limit_train: int | None,
     limit_val: int | None,
     seed: int,
+    kind: Literal["random", "group"] = "group",
 ) -> Splits:
     """Divides label tables by group, with the same share of fakes in every part.
 
@@ -90,44 +108,121 @@ def make_splits(
         limit_train: most images of fit; whole groups are drawn, so there may be a few less.
         limit_val: most images of select and report together, half each.
         seed: of the division and the draws.
+        kind: `random` divides image by image, whatever their groups: what was usual, and how much
+            it flatters. The groups stay in the tables.
 
     Raises:
-        UserError: if a set or a split holds one class only, an image or a group is in both sets,
-            there are too few images or groups to divide, or a limit is too small.
+        UserError: if a set or a split holds one class only, an image or (unless `random`) a group
+            is in both sets, there are too few images or groups to divide, or a limit is too small.
     """
-    _check_limit("--limit-train", limit_train, 2)
-    _check_limit("--limit-val", limit_val, 4)
+    _check_limits(limit_train, limit_val)
     check_two_classes(train, "the training set")
-    divide_seed, *limit_seeds = np.random.SeedSequence(abs(seed)).generate_state(4).tolist()
+    if kind == "random":
+        splits = make_splits(
+            _ungrouped(train),
+            None if val is None else _ungrouped(val),
+            limit_train=limit_train,
+            limit_val=limit_val,
+            seed=seed,
+        )
+        fit, select, report = map(_regrouped, (splits.fit, splits.select, splits.report))
+        return Splits(fit, select, report, kind=kind)
+    divide_seed, *limit_seeds = _seeds(seed)
     if val is None:
         fit, held_out = _divide(train, HELD_OUT, "the training set", divide_seed)
         select, report = _divide(held_out, HALF, "the held-out training images", divide_seed)
     else:
         check_two_classes(val, "the validation set")
-        _check_apart(train, val)
+        check_apart(train, val)
         fit = train
         select, report = _divide(val, HALF, "the validation set", divide_seed)
+    fit, select, report = _limited([fit, select, report], limit_train, limit_val, limit_seeds)
+    return Splits(fit, select, report, kind=kind)
+
+
+def splits_of(
+    division: Division,
+    train: pd.DataFrame,
+    val: pd.DataFrame | None,
+    *,
+    limit_train: int | None,
+    limit_val: int | None,
+    seed: int,
+) -> Splits:
+    """The splits of a division by forgery method, with its methods; limits as in `make_splits`.
+
+    Raises:
+        UserError: if an image is not in the division, a split holds one class only, or a limit is
+            too small.
+    """
+    _check_limits(limit_train, limit_val)
+    sets = [(TRAIN, train)] if val is None else [(TRAIN, train), (VAL, val)]
+    joined = []
+    for name, table in sets:
+        known = division.split_of(name, table)
+        unknown = table["img_name"][known["split"].isna()]
+        if len(unknown):
+            raise UserError(
+                f"every image must be in the division of the run, {len(unknown)} of {len(table)} "
+                f"of the {name} set are not, for example {unknown.iloc[0]}; restore the label "
+                "files, or choose another --out"
+            )
+        joined.append(table.assign(method=known["method"], split=known["split"]))
+    rows = pd.concat(joined, ignore_index=True)
+    parts = [rows[rows["split"] == split].drop(columns="split") for split in SPLITS]
+    _, *limit_seeds = _seeds(seed)
+    fit, select, report = _limited(parts, limit_train, limit_val, limit_seeds)
+    return Splits(fit, select, report, kind="unseen", division=division)
+
+
+def _ungrouped(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with each image as its own group; what groups it had is put aside."""
+    return table.assign(own_group=table["group"], group=table["path"])
+
+
+def _regrouped(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the groups that it had."""
+    return table.assign(group=table["own_group"]).drop(columns="own_group")
+
+
+def _seeds(seed: int) -> list[int]:
+    """Of the division, and of the draw from each of the three parts."""
+    seeds: list[int] = np.random.SeedSequence(abs(seed)).generate_state(4).tolist()
+    return seeds
+
+
+def _limited(
+    parts: list[pd.DataFrame],
+    limit_train: int | None,
+    limit_val: int | None,
+    seeds: list[int],
+) -> list[pd.DataFrame]:
+    """Fit, select and report, thinned out."""
     half = None if limit_val is None else limit_val // 2
     limits = (limit_train, None if half is None or limit_val is None else limit_val - half, half)
-    parts = [
-        draw_part(part, limit, limit_seed).reset_index(drop=True)
-        for part, limit, limit_seed in zip((fit, select, report), limits, limit_seeds, strict=True)
+    drawn = [
+        draw_part(part, limit, seed).reset_index(drop=True)
+        for part, limit, seed in zip(parts, limits, seeds, strict=True)
     ]
-    for part, name in zip(parts, ("fit", "select", "report"), strict=True):
+    for part, name in zip(drawn, SPLITS, strict=True):
         check_two_classes(part, f"the split '{name}'")
-    return Splits(parts[0], parts[1], parts[2])
+    return drawn
 
 
-def _check_limit(flag: str, limit: int | None, least: int) -> None:
-    if limit is not None and limit < least:
-        raise UserError(f"{flag} must be at least {least}, found {limit}")
+def _check_limits(limit_train: int | None, limit_val: int | None) -> None:
+    for flag, limit, least in (("--limit-train", limit_train, 2), ("--limit-val", limit_val, 4)):
+        if limit is not None and limit < least:
+            raise UserError(f"{flag} must be at least {least}, found {limit}")
 
 
-def _check_apart(train: pd.DataFrame, val: pd.DataFrame) -> None:
-    """No image and no group may be in both sets.
+def check_apart(train: pd.DataFrame, val: pd.DataFrame) -> None:
+    """Checks that no image and no group is in both sets.
 
     Equal names in different folders are different images; they make a common group only where a
     group file puts other images into it.
+
+    Raises:
+        UserError: naming the first one that is.
     """
     paths = val["path"][val["path"].isin(set(train["path"]))]
     if len(paths):

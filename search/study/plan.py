@@ -16,6 +16,7 @@ from search.catalogue.weights import check_weights
 from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.errors import UserError
+from search.forgeries.finding import finder
 from search.machine.device import (
     Runtime,
     check_training_precision,
@@ -128,14 +129,8 @@ def prepare(
     catalogue = load_backbones(catalogue_path or settings.backbones or DEFAULT_PATH)
     assert settings.pool is not None
     pool = [_sized(backbone, settings.image_size) for backbone in catalogue.pool(settings.pool)]
-    skipped: list[str] = []
-    splits = read_splits(settings, tell=skipped.append)
-    look = images_of_a_look(
-        splits.select,
-        settings.select_limit,
-        images_before=first_look(len(splits.fit)),
-        seed=settings.seed,
-    )
+    workers = default_workers(device) if settings.workers is None else settings.workers
+    runtime = Runtime(device, workers)
     check_writable(settings)
     source = settings.weights_source
     verdicts = [
@@ -147,6 +142,15 @@ def prepare(
     if not allowed:
         reasons = "; ".join(f"{b.name}: {', '.join(v.reasons)}" for b, v in rejected)
         raise UserError(f"pool '{settings.pool}' must have an allowed backbone, found {reasons}")
+    skipped: list[str] = []
+    find = finder(settings, allowed, runtime, console or Console(quiet=True))
+    splits = read_splits(settings, skipped.append, find)
+    look = images_of_a_look(
+        splits.select,
+        settings.select_limit,
+        images_before=first_look(len(splits.fit)),
+        seed=settings.seed,
+    )
     folder = settings.weights_dir
     check_weights(allowed, weights=source, weights_dir=folder, console=console)
     baseline, notes = _baseline(catalogue, allowed, settings, console)
@@ -180,7 +184,6 @@ def prepare(
         seed=settings.seed,
         with_many_trials=(settings.trials or 0) >= MANY_TRIALS,
     )
-    workers = default_workers(device) if settings.workers is None else settings.workers
     if source == "none":
         notes = ("All networks were trained from scratch: --weights none.", *notes)
     declared = [backbone.name for backbone in allowed if backbone.declared]
@@ -195,7 +198,7 @@ def prepare(
         splits=splits,
         space=space,
         rejected=rejected,
-        runtime=Runtime(device, workers),
+        runtime=runtime,
         images_of_a_look=len(look),
         notes=(*notes, *skipped),
     )

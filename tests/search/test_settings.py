@@ -164,3 +164,12 @@ def test_a_storage_password_is_never_repeated(tmp_path: Path) -> None:
         check_resumable(other, read_settings(tmp_path) or {})
     assert "secret" not in str(error.value)
     assert "geheim" not in str(error.value)
+
+
+def test_a_run_from_before_a_setting_has_its_default() -> None:
+    settings = SearchSettings(**DATA)
+    saved = settings.to_yaml()
+    del saved["split"]
+    check_resumable(settings, saved)
+    with pytest.raises(UserError, match="holds a search with --split group, found --split unseen"):
+        check_resumable(replace(settings, split="unseen"), saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ def label_table(
             "path": [f"/{name}/{image}" for image in names],
             "target": np.asarray(targets, np.int64),
             "group": names if groups is None else [f"{name}-{group}" for group in groups],
+            "method": "",
         }
     )
 
@@ -35,7 +37,7 @@ def random_table(rows: int, *, per_group: int = 0, name: str = "t", seed: int = 
     return label_table(targets, groups, name)
 
 
-def split(train: pd.DataFrame, val: pd.DataFrame | None = None, **options: int | None) -> Splits:
+def split(train: pd.DataFrame, val: pd.DataFrame | None = None, **options: Any) -> Splits:
     return make_splits(train, val, **{"limit_train": None, "limit_val": None, "seed": 0} | options)
 
 
@@ -49,7 +51,7 @@ def assert_sound(splits: Splits) -> None:
         seen = pd.concat([part[column].drop_duplicates() for part in parts(splits)])
         assert seen.is_unique
     for part in parts(splits):
-        assert part.columns.tolist() == ["img_name", "path", "target", "group"]
+        assert part.columns.tolist() == ["img_name", "path", "target", "group", "method"]
         assert part.index.tolist() == list(range(len(part)))
 
 
@@ -164,6 +166,29 @@ def test_the_seed_decides(per_group: int) -> None:
     prints = [split(train, seed=seed, limit_train=100).fingerprint() for seed in (0, 0, 1, 2**40)]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
+
+
+def test_random_parts_groups_and_keeps_their_names() -> None:
+    train, val = random_table(400, per_group=4), random_table(300, per_group=4, name="v", seed=1)
+    for validation in (None, val):
+        splits = split(train, validation, kind="random")
+        assert splits.kind == "random"
+        assert set(splits.select["group"]) & set(splits.report["group"])
+        whole = train if validation is None else pd.concat([train, val])
+        rows = pd.concat(parts(splits)).sort_values("path").reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, whole.sort_values("path").reset_index(drop=True))
+
+
+def test_random_is_the_same_where_there_are_no_groups() -> None:
+    train = random_table(400)
+    assert split(train, kind="random").fingerprint() == split(train).fingerprint()
+
+
+def test_the_fingerprint_of_a_seeded_division_stays_what_it_was() -> None:
+    """Runs that began earlier must find their images again."""
+    assert split(random_table(60, per_group=3), limit_train=20).fingerprint() == (
+        "d25685da3d1ff1258289ef6a583f46e2df8dded6d7250b1a6f9e6a1a1219ebeb"
+    )
 
 
 def test_the_seed_decides_what_a_limit_draws() -> None:

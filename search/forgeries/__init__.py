@@ -1,0 +1,1 @@
+"""Forgery methods that no file names: fakes described by their traces, and clustered."""

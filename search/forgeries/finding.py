@@ -1,0 +1,138 @@
+"""Label table -> methods of its fakes, where no file names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import nn
+
+from search.catalogue.backbones import Backbone
+from search.catalogue.weights import check_weights, locate_weights
+from search.data.inputs import FindMethods
+from search.data.labels import NO_METHOD
+from search.data.unseen import Found
+from search.errors import UserError
+from search.forgeries.clusters import check_enough, cluster
+from search.forgeries.describing import EarlyMaps, Frequencies, Together, describe
+from search.machine.device import Runtime
+from search.machine.progress import Bars, tell_line
+from search.pixels.canvas import choose_side, sample_sizes
+from search.pixels.epochs import eval_batches
+from search.pixels.quarantine import Quarantine
+from search.pixels.reading import Reader
+from search.settings import SearchSettings
+from search.training.network import build_network
+from search.training.recipe import Recipe
+
+LARGEST_SIDE = 224
+"""In pixels, of the squares that are described."""
+
+BATCH = 64
+
+
+def finder(
+    settings: SearchSettings, backbones: Sequence[Backbone], runtime: Runtime, console: Console
+) -> FindMethods:
+    """What finds the methods of a new run's fakes.
+
+    Args:
+        settings: the number of clusters, where weights come from, and the seed.
+        backbones: that may be used; the first whose weights are at hand looks at the images.
+        runtime: the device to compute on, and how many processes read.
+        console: shows how far it is.
+    """
+
+    def find(rows: pd.DataFrame) -> Found:
+        fakes = np.flatnonzero(rows["target"] == 1)
+        groups = rows["group"].iloc[fakes].nunique()
+        check_enough(len(fakes), groups, settings.clusters)
+        with_fakes = rows["group"].isin(set(rows["group"].iloc[fakes]))
+        # A real image without a fake of its group says nothing of what a forgery changed.
+        looked_at = np.flatnonzero(with_fakes)
+        table = rows.iloc[looked_at].reset_index(drop=True)
+        side = choose_side(sample_sizes(table["path"].tolist()), LARGEST_SIDE)
+        descriptor = Together(_descriptors(settings, backbones, side, console))
+        described = _described(descriptor, table, side, runtime, console)
+        changes = changes_of(described, table)
+        is_whole = np.isfinite(changes).all(axis=1)
+        clusters = cluster(changes[is_whole], settings.clusters, settings.seed)
+        methods = np.full(len(rows), NO_METHOD, object)
+        methods[looked_at[np.flatnonzero(table["target"] == 1)[is_whole]]] = clusters.names
+        by = f"{settings.clusters} clusters of {descriptor.name}"
+        return Found(methods.tolist(), clusters.likeness, by)
+
+    return find
+
+
+def changes_of(described: NDArray[np.float64], table: pd.DataFrame) -> NDArray[np.float64]:
+    """What forging changed: the description of each fake, in the table's order, minus the mean of
+    the real images of its group. Where its group has none that can be read, that of all real images
+    stands for it; where there are none at all, that of all fakes.
+
+    Args:
+        described: (N, D); rows of images that cannot be read are NaN.
+        table: its N rows have `target` and `group`.
+    """
+    columns = pd.DataFrame(described)
+    is_real = (table["target"] == 0).to_numpy()
+    reals = columns[is_real]
+    own = reals.groupby(table["group"][is_real].to_numpy()).mean()
+    before = own.reindex(table["group"][~is_real]).to_numpy()
+    everywhere = (columns if reals.dropna().empty else reals).mean().to_numpy()
+    before = np.where(np.isnan(before), everywhere, before)
+    changes: NDArray[np.float64] = described[~is_real] - before
+    return changes
+
+
+def _descriptors(
+    settings: SearchSettings, backbones: Sequence[Backbone], side: int, console: Console
+) -> list[EarlyMaps | Frequencies]:
+    """Frequencies, and the first maps of the first backbone whose weights are at hand. (With random
+    weights the maps made clusters less pure on a draft of the demo set than frequencies did.)"""
+    for backbone in backbones if settings.weights_source != "none" else ():
+        try:
+            check_weights(
+                (backbone,),
+                weights=settings.weights_source,
+                weights_dir=settings.weights_dir,
+                console=console,
+            )
+        except UserError:
+            continue
+        if backbone.fixed_size is not None:
+            continue  # it takes no square of another side
+        file = locate_weights(
+            backbone, weights=settings.weights_source, weights_dir=settings.weights_dir
+        )
+        recipe = Recipe(
+            backbone=backbone.name,
+            architecture=backbone.architecture,
+            model_args=backbone.create_args(side),
+            mean=backbone.mean,
+            std=backbone.std,
+            image_size=side,
+            canvas=side,
+            weights=settings.weights_source,
+            weights_file=None if file is None else str(file),
+        )
+        network = build_network(recipe)
+        if hasattr(network.trunk, "forward_intermediates"):
+            return [Frequencies(), EarlyMaps(network, backbone.name)]
+    return [Frequencies()]
+
+
+def _described(
+    descriptor: nn.Module, table: pd.DataFrame, side: int, runtime: Runtime, console: Console
+) -> NDArray[np.float64]:
+    quarantine = Quarantine(None, tell=lambda line: tell_line(console, line))
+    reader = Reader(
+        side, workers=runtime.workers, pin_memory=runtime.on_cuda, quarantine=quarantine
+    )
+    with reader, Bars(console, time_left=True, transient=True) as bars:
+        bar = bars.add("describing forgeries", len(table), unit="images", plain="described")
+        batches = eval_batches(reader, table, batch_size=BATCH)
+        return describe(descriptor, batches, len(table), runtime, bar.update)

@@ -1,0 +1,299 @@
+"""Held-out methods: whole methods, whole groups, little left out, and a line where none can be."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from search.data.assignment import SPLITS
+from search.data.splits import Splits, splits_of
+from search.data.unseen import LEFT_OUT, Division, Found, divide_by_method
+from search.errors import UserError
+
+Group = list[str]  # "" is a real image, anything else a fake's method
+
+
+def table_of(groups: list[Group], name: str = "t") -> pd.DataFrame:
+    rows = [
+        (f"{name}{number}-{place}.jpg", int(method != ""), f"{name}-{number}", method)
+        for number, group in enumerate(groups)
+        for place, method in enumerate(group)
+    ]
+    table = pd.DataFrame(rows, columns=["img_name", "target", "group", "method"])
+    table.insert(1, "path", f"/{name}/" + table["img_name"])
+    return table
+
+
+def pairs(methods: str, each: int) -> list[Group]:
+    """A real image and one fake of it, `each` times for every method."""
+    return [["", method] for method in methods for _ in range(each)]
+
+
+def divide(
+    train: pd.DataFrame, val: pd.DataFrame | None = None, seed: int = 0
+) -> tuple[Division, Splits]:
+    division = divide_by_method(train, val, seed=seed)
+    splits = splits_of(division, train, val, limit_train=None, limit_val=None, seed=seed)
+    assert_held_out(division, splits)
+    return division, splits
+
+
+def fake_methods(table: pd.DataFrame) -> set[str]:
+    return set(table["method"][table["target"] == 1])
+
+
+def assert_held_out(division: Division, splits: Splits) -> None:
+    """No group is in two splits; what select and report have beside fit's methods they share with
+    no other; every image is in a split or left out."""
+    parts = (splits.fit, splits.select, splits.report)
+    assert pd.concat([part["group"].drop_duplicates() for part in parts]).is_unique
+    fit, select, report = map(fake_methods, parts)
+    assert select - fit
+    assert report - fit
+    assert not (select - fit) & (report - fit)
+    assert sum(map(len, parts)) + division.left_out == len(division.rows)
+    # A real image shows no forgery.
+    assert (division.rows["split"][division.rows["target"] == 0] != LEFT_OUT).all()
+    for part in (splits.select, splits.report):
+        seen = splits.is_seen(part)
+        assert set(part["method"][seen]) <= fit
+        assert not set(part["method"][~seen]) & fit
+
+
+def test_groups_of_one_method_lose_nothing() -> None:
+    division, splits = divide(table_of(pairs("abcdefghij", 40)))
+    assert division.left_out == 0
+    sizes = [len(part) for part in (splits.fit, splits.select, splits.report)]
+    assert sizes == pytest.approx([560, 120, 120], abs=4)
+    for part in (splits.select, splits.report):
+        unseen = (part["target"] == 1) & ~splits.is_seen(part)
+        assert unseen.sum() == pytest.approx(40, abs=2)
+        assert splits.is_seen(part).sum() == pytest.approx(20, abs=2)
+
+
+def test_single_images_are_divided_too() -> None:
+    """As most data sets have them: no groups, more fakes than reals."""
+    division, splits = divide(table_of([[m] for m in "abcdefghij" * 40] + [[""]] * 100))
+    assert division.left_out == 0
+    assert [(part["target"] == 0).sum() for part in (splits.fit, splits.select, splits.report)] == [
+        70,
+        15,
+        15,
+    ]
+
+
+def test_groups_that_tie_all_methods_lose_what_they_must() -> None:
+    """A real clip and its fakes by four methods, as in FaceForensics++ (arXiv:1901.08971)."""
+    division, splits = divide(table_of([["", *"abcd"]] * 100))
+    assert [(part["target"] == 0).sum() for part in (splits.fit, splits.select, splits.report)] == [
+        70,
+        15,
+        15,
+    ]
+    # Two methods each in fit's 70 groups; in select's and in report's 15, those two and their own.
+    assert division.left_out == 70 * 2 + 15 + 15
+
+
+def test_what_is_left_out_is_the_least_that_can_be() -> None:
+    """Methods that come together belong together."""
+    groups = [["", *"ab"]] * 80 + [["", *"cd"]] * 10 + [["", *"ef"]] * 10
+    division, _ = divide(table_of(groups))
+    assert division.left_out == 0
+    owners = division.methods
+    assert owners["a"] == owners["b"] == "fit"
+    assert owners["c"] == owners["d"] != owners["e"] == owners["f"]
+
+
+def least_left_out(groups: list[Group]) -> int:
+    """By trying every way to give methods and groups away."""
+    methods = sorted({method for group in groups for method in group} - {""})
+    best = len(groups) * 10
+    for owners in product(SPLITS, repeat=len(methods)):
+        if set(owners) != set(SPLITS):
+            continue
+        of = dict(zip(methods, owners, strict=True))
+        for places in product(SPLITS, repeat=len(groups)):
+            kept = [
+                (place, of[method], method)
+                for group, place in zip(groups, places, strict=True)
+                for method in group
+                if method and (of[method] == place or (of[method] == "fit" and place != "fit"))
+            ]
+            own = [place for place, owner, _ in kept if place == owner]
+            reals = [place for group, place in zip(groups, places, strict=True) if "" in group]
+            if min(own.count(s) for s in SPLITS) >= 2 and min(reals.count(s) for s in SPLITS) >= 2:
+                fakes = sum(method != "" for group in groups for method in group)
+                best = min(best, fakes - len(kept))
+    return best
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [["", "a"], ["", "a"], ["", "b"], ["", "b"], ["", "c"], ["", "c"]],
+        [["", "a", "b"], ["", "a"], ["", "b"], ["", "b"], ["", "c"], ["", "c", "a"]],
+    ],
+    ids=["apart", "tied"],
+)
+def test_small_sets_lose_no_more_than_trying_everything_does(groups: list[Group]) -> None:
+    division, _ = divide(table_of(groups))
+    assert division.left_out == least_left_out(groups)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    groups=st.lists(
+        st.lists(st.sampled_from(["", *"abcde"]), min_size=1, max_size=4), min_size=5, max_size=20
+    ),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_whatever_the_groups_nothing_is_shared(groups: list[Group], seed: int) -> None:
+    divide(table_of([*groups, *pairs("abc", 4)]), seed=seed)
+
+
+def test_groups_of_many_kinds_are_divided_too() -> None:
+    generator = np.random.default_rng(0)
+    methods = [f"m{number:02d}" for number in range(20)]
+    groups = [["", *generator.choice(methods, 4)] for _ in range(600)]
+    division, splits = divide(table_of(groups))
+    assert len(set(map(tuple, map(sorted, groups)))) > 400
+    reals = [(part["target"] == 0).sum() for part in (splits.fit, splits.select, splits.report)]
+    assert reals == pytest.approx([420, 90, 90], abs=6)
+    assert len(division.methods) == 20
+
+
+def test_the_seed_chooses_what_is_held_out() -> None:
+    train = table_of(pairs("abcdefghij", 20))
+    held_out = [
+        tuple(m for m, split in divide(train, seed=seed)[0].methods.items() if split != "fit")
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert held_out[0] == held_out[1]
+    assert len(set(held_out)) > 2
+
+
+def test_with_a_validation_set_each_split_takes_from_its_own_set() -> None:
+    train, val = table_of(pairs("abcdef", 20)), table_of(pairs("abcdef", 10), "v")
+    division, splits = divide(train, val)
+    assert set(splits.fit["path"]) <= set(train["path"])
+    assert set(splits.select["path"]) | set(splits.report["path"]) == set(val["path"])
+    # Two of six methods are held out from fit, and nothing else is lost.
+    assert division.left_out == 40
+    assert len(splits.select) == len(splits.report) == 60
+
+
+def test_methods_that_one_set_alone_has_stay_where_they_are() -> None:
+    train = table_of(pairs("abc", 20))
+    val = table_of(pairs("cxy", 10), "v")
+    division, splits = divide(train, val)
+    assert division.left_out == 0
+    assert fake_methods(splits.fit) == {"a", "b", "c"}
+    assert division.methods == {
+        "a": "fit",
+        "b": "fit",
+        "c": "fit",
+        **{m: s for m, s in division.methods.items() if m in "xy"},
+    }
+    assert {division.methods["x"], division.methods["y"]} == {"select", "report"}
+
+
+def test_what_is_alike_is_held_out_together() -> None:
+    """Ten clusters of equal size in five pairs of twins: none is parted."""
+    names = [f"cluster-{number:02d}" for number in range(10)]
+    train = table_of([["", method] for method in names for _ in range(20)])
+    order = np.random.default_rng(1).permutation(10)
+    likeness = np.full((10, 10), 0.1)
+    for first, second in order.reshape(5, 2):
+        likeness[first, second] = likeness[second, first] = 0.9
+    np.fill_diagonal(likeness, 0.9)
+    found = Found(
+        train["method"].tolist(), pd.DataFrame(likeness, index=names, columns=names), "a test"
+    )
+    val = table_of([["", method] for method in names for _ in range(20)], "v")
+    both = Found(found.methods + val["method"].tolist(), found.likeness, found.by)
+    owners = divide_by_method(train, val, seed=0, found=both).methods
+    for split in SPLITS:
+        own = [number for number, name in enumerate(names) if owners[name] == split]
+        for first, second in order.reshape(5, 2):
+            if split != "fit" and first in own and len(own) > 1:
+                assert second in own
+
+
+def test_images_without_a_method_that_was_found_are_left_out() -> None:
+    train = table_of(pairs("abcdef", 10))
+    methods = train["method"].tolist()
+    methods[1] = ""  # a broken file
+    likeness = pd.DataFrame(np.eye(6), index=list("abcdef"), columns=list("abcdef"))
+    division = divide_by_method(train, None, seed=0, found=Found(methods, likeness, "a test"))
+    assert division.rows["split"].iloc[1] == LEFT_OUT
+    assert division.left_out == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        (
+            pairs("ab", 10),
+            None,
+            "three methods or more, one each for fit, select and report, found a, b; use",
+        ),
+        (
+            [*pairs("abc", 10), ["", "nameless"]],
+            None,
+            "a method must be named for every fake or for none, 1 of 31 have none, for example t30",
+        ),
+        (
+            pairs("abc", 10),
+            [["", "nameless"]] * 10,
+            "the group files of both sets must name the methods of the fakes, or neither, found "
+            "none in that of the val set",
+        ),
+        (
+            pairs("abc", 10),
+            pairs("c", 10),
+            "the validation set must have fakes of two methods or more, one each for select and "
+            "report, found c; use --split group",
+        ),
+        (
+            [["", "", "", *"abcabcabc"]],
+            None,
+            "groups tie methods together (group 't-0' holds 9 of 9 fakes, of 3 of 3 methods); the "
+            "nearest division has fit",
+        ),
+        (
+            [["", *"aabbcc"], ["", ""], ["", ""]],
+            None,
+            "groups tie methods together (group 't-0' holds 6 of 6 fakes, of 3 of 3 methods)",
+        ),
+    ],
+    ids=["few", "nameless", "nameless-val", "one-in-val", "one-group", "one-group-of-fakes"],
+)
+def test_what_cannot_be_held_out(
+    train: list[Group], val: list[Group] | None, expected: str
+) -> None:
+    tables = [
+        None if groups is None else table_of(groups, name)
+        for groups, name in ((train, "t"), (val, "v"))
+    ]
+    for table in tables:
+        if table is not None:
+            table.loc[table["method"] == "nameless", "method"] = ""
+    assert tables[0] is not None
+    with pytest.raises(UserError) as raised:
+        divide_by_method(tables[0], tables[1], seed=0)
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_order_of_the_rows_loses_as_little() -> None:
+    groups = [["", *"ab"], ["", *"bc"], ["", *"ca"], ["", "a"], ["", "b"], ["", "c"], ["", "d"]] * 2
+    lost = {
+        divide(table_of([*order, *groups[4:]]))[0].left_out
+        for order in list(permutations(groups[:4]))[:6]
+    }
+    assert len(lost) == 1
