@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks.bench_epoch import BEFORE
+from tests.processes import Process
 
 FOLDER = Path(__file__).parent
 
@@ -53,14 +53,9 @@ def test_it_runs(command: list[str], tmp_path: Path) -> None:
     name, *columns = command
     output = tmp_path / "found.csv"
     written = ["--output", str(output)] if columns else []
-    told = subprocess.run(
-        [sys.executable, "-m", f"tests.benchmarks.{Path(name).stem}", "--quick", *written],
-        cwd=FOLDER.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert told.returncode == 0, told.stderr[-2000:]
+    module = f"tests.benchmarks.{Path(name).stem}"
+    process = Process(tmp_path / "told.txt", module, "--quick", *written)
+    assert process.wait() == 0, process.told[-2000:]
     if columns:
         figures = pd.read_csv(output)
         assert len(figures)
