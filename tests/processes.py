@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 240.0
 
 
 class Process:
-    """`python -m module arguments`, in a group of processes of its own.
+    """`python -m module arguments`, or `python program.py`, in a group of processes of its own.
 
     Not for what is told of the import itself: `subprocess` starts a new interpreter.
     """
@@ -26,7 +26,7 @@ class Process:
         """
         Args:
             output: file that gets the standard output and error.
-            module: with a `__main__` or a part for being one.
+            module: with a `__main__` or a part for being one; or the path of a program.
             arguments: of its command line.
         """
         self.output = output
@@ -94,4 +94,7 @@ def _live(
         os.dup2(file, number)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
