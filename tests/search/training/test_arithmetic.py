@@ -26,12 +26,14 @@ from search.training.candidate import copy_state
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.train import train
+from tests.search.training.small import SMALL
 from tests.stopping import StopAfter
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",
-    architecture="test_resnet",
+    # A processor without bf16 takes long over every layer.
+    architecture=SMALL,
     image_size=32,
     canvas=32,
     weights="none",
@@ -67,17 +69,11 @@ class Clock:
 
 
 class Timed(Network):
-    """Tells the clock of each forward pass; may spoil its logits in bf16.
-
-    A few layers: a processor without bf16 takes long over every one.
-    """
+    """Tells the clock of each forward pass; may spoil its logits in bf16."""
 
     def __init__(self, clock: Clock, spoil: Callable[[Tensor], Tensor]) -> None:
         nn.Module.__init__(self)
-        self.image_size = 32
-        self.inner = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
-        )
+        self.inner, self.image_size = build_network(RECIPE), 32
         self.clock, self.spoil = clock, spoil
 
     def __deepcopy__(self, _: Any) -> Timed:
@@ -93,7 +89,7 @@ class Timed(Network):
     def parameter_groups(
         self, weight_decay: float, lowest_layer_scale: float
     ) -> list[dict[str, Any]]:
-        return [{"params": list(self.inner.parameters()), "weight_decay": weight_decay}]
+        return self.inner.parameter_groups(weight_decay, lowest_layer_scale)
 
 
 def choose(
@@ -141,7 +137,9 @@ def fail(_: Tensor) -> Tensor:
     raise RuntimeError("not implemented for 'BFloat16'")
 
 
-@pytest.mark.parametrize("spoil", [lambda x: x * 3 + 1, lambda x: x * float("nan"), fail])
+@pytest.mark.parametrize(
+    "spoil", [lambda x: x + torch.tensor([1.0, 0.0]), lambda x: x * float("nan"), fail]
+)
 def test_an_arithmetic_that_fails_or_disagrees_never_wins(
     spoil: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

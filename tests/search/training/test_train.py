@@ -32,12 +32,13 @@ from search.training.metrics import Metrics
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation
 from search.training.train import Classification, Watch, train, unfinished_training
+from tests.search.training.small import SMALL
 from tests.stopping import StopAfter
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",
-    architecture="test_resnet",
+    architecture=SMALL,
     image_size=32,
     canvas=32,
     weights="none",
