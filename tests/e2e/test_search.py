@@ -663,7 +663,7 @@ def test_a_search_that_is_told_its_time_alone_trains_on_what_it_began(
 ) -> None:
     monkeypatch.setattr("search.run.RESULTS_SECONDS", 1.0)
     run = tmp_path / "run"
-    assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "15s"]) == 0
+    assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "10s"]) == 0
     told = capsys.readouterr().out
     assert "about 20 configurations, for " in told
     # What a piece of work was to reach is reached: none comes again.
