@@ -24,7 +24,7 @@ def has_history() -> bool:
     return found.returncode == 0
 
 
-@pytest.mark.timeout(900)  # the longest takes 93 s on two slow cores
+@pytest.mark.timeout(900)  # the longest takes 40 s on two slow cores
 @pytest.mark.parametrize(
     "command",
     [

@@ -40,7 +40,9 @@ def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "artifacts")
-    assert main(["report", "--out", str(run)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.report.figure.DPI", 50)
+        assert main(["report", "--out", str(run)]) == 0
     return run
 
 
