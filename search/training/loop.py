@@ -319,6 +319,9 @@ class Training:
             self.step.scaler.load_state_dict(state["scaler"])
         self.step.micro_batch_size = min(self.step.micro_batch_size, state["micro_batch_size"])
         self.epoch, self.batch = state["epoch"], state["batch"]
+        if self.batch == self.steps:
+            # Stopped before the schedule was told of the epoch, whose look records its rate.
+            self.epoch, self.batch = self.epoch + 1, 0
         sums: dict[str, Any] = {
             name: value.to(self.runtime.device) if isinstance(value, Tensor) else value
             for name, value in state["sums"].items()

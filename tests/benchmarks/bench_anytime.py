@@ -76,9 +76,10 @@ def main(
         seeds: of the order, the views and the start.
         quick: a few images: whether it works at all.
     """
-    settings = settings or SearchSettings()
+    settings, resamplings = settings or SearchSettings(), RESAMPLINGS
     if quick:
-        settings, seeds = replace(settings, limit_train=64, image_size=32, epochs=2), 2
+        few = replace(settings, limit_train=64, limit_val=64, image_size=32, epochs=2)
+        settings, seeds, resamplings = few, 2, 20
     settings, console = settings.resolved(), Console()
     backbone = load_backbones(settings.backbones or DEFAULT_PATH).pool(settings.pool or "demo")[0]
     size = settings.image_size or backbone.image_sizes[0]
@@ -108,7 +109,7 @@ def main(
                     last = rows[rows["scores_select"] != ""]
                     last[[*KEY, *SCORES]].to_csv(_scores_of(output), index=False)
                     rows.drop(columns=SCORES).to_csv(output, index=False)
-        told = differences(rows, splits)
+        told = differences(rows, splits, resamplings)
     console.print(told.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:
         told.to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
@@ -213,7 +214,7 @@ def curve(
         scoring += time.perf_counter() - began
 
 
-def differences(rows: pd.DataFrame, splits: Splits) -> pd.DataFrame:
+def differences(rows: pd.DataFrame, splits: Splits, resamplings: int) -> pd.DataFrame:
     """Each arm's AUC at the end, the mean over the seeds, and its difference from REFERENCE with an
     interval."""
     last = rows[rows["images"] == rows["images"].max()]
@@ -235,7 +236,7 @@ def differences(rows: pd.DataFrame, splits: Splits) -> pd.DataFrame:
             drawn = [
                 _mean_auc(mine[:, index], targets[index])
                 - _mean_auc(reference[:, index], targets[index])
-                for index in resampled_groups(table)
+                for index in resampled_groups(table, resamplings)
             ]
             row[f"low_{split}"], row[f"high_{split}"] = np.quantile(drawn, (0.025, 0.975))
         told.append(row)
@@ -245,14 +246,16 @@ def differences(rows: pd.DataFrame, splits: Splits) -> pd.DataFrame:
 _SPLITS = ("select", "report")
 
 
-def resampled_groups(table: pd.DataFrame) -> Iterator[NDArray[np.int64]]:
-    """Rows of as many groups as there are, drawn with replacement, RESAMPLINGS times; draws of one
+def resampled_groups(
+    table: pd.DataFrame, resamplings: int = RESAMPLINGS
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of as many groups as there are, drawn with replacement, so many times; draws of one
     class are left out."""
     generator = np.random.default_rng(0)
     groups, names = pd.factorize(table["group"])
     members = [np.flatnonzero(groups == number) for number in range(len(names))]
     targets = table["target"].to_numpy()
-    for _ in range(RESAMPLINGS):
+    for _ in range(resamplings):
         chosen = generator.integers(0, len(members), len(members))
         index = np.concatenate([members[number] for number in chosen])
         if 0 < targets[index].sum() < len(index):

@@ -49,7 +49,7 @@ def main(
     """
     settings = settings or SearchSettings()
     if quick:
-        settings = replace(settings, limit_train=64, image_size=32)
+        settings = replace(settings, limit_train=64, limit_val=64, image_size=32)
     settings = settings.resolved()
     if measure is not None:
         state, _, backbone = measure.partition(":")

@@ -9,20 +9,22 @@ mostly.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
-from cyclopts import App
+import torch
+from cyclopts import run
 from rich.console import Console
 from rich.table import Table
 
+from search.machine.device import keep_freed_memory
+from search.training.network import build_network
+from search.training.recipe import Recipe
+
 BATCH_SIZE = 32
-app = App()
 
 
-@app.default
 def compare(
     *,
     architecture: str = "mobilenetv2_100",
@@ -34,30 +36,21 @@ def compare(
     """Measures both ways `rounds` times; with `quick` a small network once, to see it run."""
     if quick:
         architecture, image_size, rounds, steps = "test_resnet", 32, 1, 2
+    # A process of its own each, that need not import torch: memory is kept once and for all.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["search.training.network"])
     results = Table("round", "freed memory", "images/s", "kernel", title=f"{architecture}")
     for number in range(rounds):
         for way in ("returned", "kept"):
-            arguments = ["steps", way, architecture, str(image_size), str(steps)]
-            told = subprocess.run(
-                [sys.executable, Path(__file__), *arguments],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            speed, kernel = told.stdout.split()
-            results.add_row(str(number + 1), way, f"{float(speed):.1f}", f"{float(kernel):.0%}")
+            with ProcessPoolExecutor(1, mp_context=context) as own:
+                taken = own.submit(take_steps, way, architecture, image_size, steps)
+                speed, kernel = taken.result()
+            results.add_row(str(number + 1), way, f"{speed:.1f}", f"{kernel:.0%}")
     Console().print(results)
 
 
-@app.command
-def steps(way: str, architecture: str, image_size: int, count: int, /) -> None:
-    """Trains for some steps, and prints images a second and the kernel's share."""
-    import torch
-
-    from search.machine.device import keep_freed_memory
-    from search.training.network import build_network
-    from search.training.recipe import Recipe
-
+def take_steps(way: str, architecture: str, image_size: int, count: int) -> tuple[float, float]:
+    """Trains for some steps: images a second, and the kernel's share."""
     if way == "kept":
         keep_freed_memory()
     recipe = Recipe(
@@ -84,8 +77,8 @@ def steps(way: str, architecture: str, image_size: int, count: int, /) -> None:
         step()
     seconds, now = time.perf_counter() - started, os.times()
     system, user = now.system - used.system, now.user - used.user
-    print(BATCH_SIZE * count / seconds, system / (system + user))
+    return BATCH_SIZE * count / seconds, system / (system + user)
 
 
 if __name__ == "__main__":
-    app()
+    run(compare)

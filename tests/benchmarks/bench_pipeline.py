@@ -227,12 +227,12 @@ def images_per_second(epoch: Epoch) -> float:
     return delivered / (time.perf_counter() - started)
 
 
-def make_images(folder: Path, count: int) -> None:
-    """JPEG files of 512 px: smooth shapes and a little noise, which decode as photographs do."""
+def make_images(folder: Path, count: int, side: int) -> None:
+    """Square JPEG files: smooth shapes and a little noise, which decode as photographs do."""
     generator = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((512, 512), Image.Resampling.BICUBIC), np.float32)
+        smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float32)
         pixels = (smooth + generator.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
 
@@ -256,15 +256,16 @@ def main(
         workers: processes that load.
         quick: a few images once: whether it works at all.
     """
+    side = 512
     if quick:
-        count, repetitions, workers = 2 * BATCH, 1, (1,)
+        count, repetitions, workers, side = 2 * BATCH, 1, (1,), 64
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
-        made, cache = Path(temporary) / "made-512px", Path(temporary) / "cache"
+        made, cache = Path(temporary) / f"made-{side}px", Path(temporary) / "cache"
         folder = images or made
         if images is None:
             made.mkdir()
-            make_images(made, count)
+            make_images(made, count, side)
         paths = [str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
         paths = paths[:count]
         rows = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks.bench_epoch import BEFORE
+from tests.processes import Process
 
 FOLDER = Path(__file__).parent
 
@@ -24,7 +24,7 @@ def has_history() -> bool:
     return found.returncode == 0
 
 
-@pytest.mark.timeout(900)  # the longest takes 93 s on two slow cores
+@pytest.mark.timeout(900)  # the longest takes 40 s on two slow cores
 @pytest.mark.parametrize(
     "command",
     [
@@ -42,6 +42,8 @@ def has_history() -> bool:
         ["bench_audit.py"],
         ["bench_clusters.py", "purity", "mutual_information"],
         ["bench_coverage.py", "coverage", "median_width", "milliseconds"],
+        ["bench_criteria.py", "auc_unseen", "auc_stress", "report_unseen"],
+        ["bench_options.py", "auc_seen", "auc_unseen", "auc_stress"],
         ["bench_memory.py"],
         ["bench_pipeline.py", "images_per_second", "times_challenge"],
         ["bench_probe.py", "auc", "seconds"],
@@ -54,15 +56,10 @@ def test_it_runs(command: list[str], tmp_path: Path) -> None:
     name, *columns = command
     output = tmp_path / "found.csv"
     written = ["--output", str(output)] if columns else []
-    told = subprocess.run(
-        [sys.executable, "-m", f"tests.benchmarks.{Path(name).stem}", "--quick", *written],
-        cwd=FOLDER.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert told.returncode == 0, told.stderr[-2000:]
-    assert "A new study" not in told.stderr
+    module = f"tests.benchmarks.{Path(name).stem}"
+    process = Process(tmp_path / "told.txt", module, "--quick", *written)
+    assert process.wait() == 0, process.told[-2000:]
+    assert "A new study" not in process.told
     if columns:
         figures = pd.read_csv(output)
         assert len(figures)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from search.cli import main
@@ -72,16 +70,9 @@ is for the test to set."""
 
 
 @pytest.fixture(autouse=True)
-def quick_projections(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run draws dozens of figures, a fifth of a second each: one pixel will do, after those
-    of `finished_run`. Nor is a speed measured for long."""
-    stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "PNG")
-
-    def write(_figure: Figure, path: Path, **_options: object) -> None:
-        path.write_bytes(stream.getvalue())
-
-    monkeypatch.setattr(Figure, "savefig", write)
+def quick_projections(blank_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run draws dozens of figures: those of `finished_run`, which is made before, are enough.
+    Nor is a speed measured for long."""
     monkeypatch.setattr("ensemble.compare.speed.SECONDS_PER_MEASUREMENT", 0.01)
 
 
@@ -106,5 +97,7 @@ def finished_run(
     the others stay paused. Tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "finished"
     arguments = ["run", *data_set.flags, *quick, "--trials", "9", "--epochs", "4"]
-    assert main([*arguments, "--out", str(run)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.report.figure.DPI", 50)
+        assert main([*arguments, "--out", str(run)]) == 0
     return run

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from search.cli import main
+from tests.processes import Process
 
 FLAGS = (
     "--headless=new",
@@ -40,20 +40,20 @@ def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "artifacts")
-    assert main(["report", "--out", str(run)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.report.figure.DPI", 50)
+        assert main(["report", "--out", str(run)]) == 0
     return run
 
 
 @pytest.fixture(scope="module")
-def address(run: Path) -> Iterator[str]:
+def address(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A dashboard of the run on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "search", "dashboard", "--out", str(run)]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    told = tmp_path_factory.mktemp("dashboard") / "told.txt"
+    process = Process(told, "search", "dashboard", "--out", str(run), "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + WAIT_SECONDS
@@ -62,13 +62,12 @@ def address(run: Path) -> Iterator[str]:
                 urllib.request.urlopen(url, timeout=2).close()
                 break
             except OSError:
-                assert process.poll() is None, "the dashboard ended"
+                assert process.is_alive, process.told
                 assert time.monotonic() < deadline, "the dashboard does not answer"
                 time.sleep(0.3)
         yield url
     finally:
-        process.terminate()
-        process.wait(10)
+        process.kill(signal.SIGTERM)
 
 
 @pytest.fixture

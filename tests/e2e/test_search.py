@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from search.training.loop import StepRecord
 from search.training.scoring import predict
 from search.training.train import Watch
 from tests.e2e.conftest import QUICK, DataSet, make_data_set
+from tests.processes import Process
 
 MEASURED = [*SECONDS, "images_per_second"]
 
@@ -312,17 +311,10 @@ def test_a_killed_process_leaves_a_run_that_goes_on(
 ) -> None:
     run = tmp_path / "run"
     arguments = ["run", *data_set.flags, *quick, "--epochs", "300", "--trials", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "search", *arguments, "--out", str(run)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    assert any(line.startswith("trial 0001 goes on to its end") for line in process.stdout)
+    process = Process(tmp_path / "told.txt", "search", *arguments, "--out", str(run))
+    process.wait_for("\ntrial 0001 goes on to its end")
     assert (run / "candidates" / "0001" / "checkpoint.pt").exists()
-    process.kill()
-    process.communicate()
+    assert process.kill() == -signal.SIGKILL
     assert study_of(run).trials[1].state.name == "RUNNING"
     assert main(["report", "--out", str(run)]) == 0
     assert leaderboard(run)["state"].tolist() == ["complete", "paused"]
@@ -337,22 +329,13 @@ def test_a_signal_to_the_workers_as_well_saves_the_training(
     run, flags = tmp_path / "run", [*quick]
     flags[flags.index("--workers") + 1] = "2"
     arguments = ["run", *data_set.flags, *flags, "--epochs", "300", "--trials", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "search", *arguments, "--out", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert any("epoch 4/300" in line for line in process.stdout)
-    assert any("epoch 8/300" in line for line in process.stdout)
+    process = Process(tmp_path / "told.txt", "search", *arguments, "--out", str(run))
+    process.wait_for("epoch 4/300")
+    process.wait_for("epoch 8/300")
     os.killpg(process.pid, signal.SIGTERM)
-    out, error = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    assert "resume with" in out
+    assert process.wait() == 130
+    assert "Traceback" not in process.told
+    assert "resume with" in process.told
     table = leaderboard(run)
     assert table["state"].tolist() == ["complete", "paused"]
     assert table["reason"].iloc[1] == "interrupted by the user"
@@ -680,7 +663,7 @@ def test_a_search_that_is_told_its_time_alone_trains_on_what_it_began(
 ) -> None:
     monkeypatch.setattr("search.run.RESULTS_SECONDS", 1.0)
     run = tmp_path / "run"
-    assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "15s"]) == 0
+    assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "10s"]) == 0
     told = capsys.readouterr().out
     assert "about 20 configurations, for " in told
     # What a piece of work was to reach is reached: none comes again.

@@ -134,16 +134,15 @@ def test_every_way_to_a_network_shows_it_the_same_pixels(
             assert torch.equal(found, pixels)
 
 
-@pytest.mark.parametrize("fused", [False, True])
 def test_an_exported_model_scores_what_a_plain_function_makes_of_the_files(
-    fused: bool, networks: tuple[Network, Network], table: pd.DataFrame, tmp_path: Path
+    networks: tuple[Network, Network], table: pd.DataFrame, tmp_path: Path
 ) -> None:
     for name in NEEDED:
         pytest.importorskip(name)
     import onnxruntime
     from rich.console import Console
 
-    model = fuse_networks(networks, HeadSpec("weights")) if fused else networks[1]
+    model = fuse_networks(networks, HeadSpec("weights"))
     expected = score_images(model, table, runtime=CPU, console=Console(quiet=True)).table["y_pred"]
     export_onnx(model, tmp_path / "model.onnx")
     made: dict[str, Any] = {}

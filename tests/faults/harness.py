@@ -336,7 +336,8 @@ class Harness:
         self.server.start(Order(command.program, command.arguments, victim, *files))
         started = time.monotonic()
         seen, moment, struck = 0, None, None
-        while (status := self.server.wait(0.001)) is None:
+        pause = 0.05 if target is None else 0.002
+        while (status := self.server.wait(pause)) is None:
             for event in trace.new():
                 if target is None or event.kind != "begin" or event.phase != target.phase.name:
                     continue

@@ -15,7 +15,7 @@ PHASES = (
 )
 
 
-@pytest.mark.timeout(900)  # 150 s on two slow cores, without coverage
+@pytest.mark.timeout(900)  # 90 s on two slow cores, without coverage
 def test_nothing_is_lost_wherever_a_process_is_killed(tmp_path: Path) -> None:
     output = tmp_path / "faults.csv"
     told = ("--kills", str(len(PHASES)), "--phases", ",".join(PHASES), "--signals", "KILL")

@@ -9,6 +9,7 @@ a moment of a millisecond would hardly ever be hit.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -49,6 +50,8 @@ CONSTANTS = {
     "ensemble.distill.distill:EVALUATION_BATCH": 16,
     # No phase that is struck, and most of a merge's time.
     "ensemble.compare.speed:SECONDS_PER_MEASUREMENT": 0.001,
+    # A figure that is as large as in a report takes twice as long, and as many renames.
+    "search.report.figure:DPI": 40,
 }
 """What is another number in a victim."""
 
@@ -77,6 +80,8 @@ def serve() -> None:
     for a signal, at its end."""
     for module in (*HEAVY, *PROGRAMS.values()):
         importlib.import_module(module)
+    # A search collects garbage after every piece of a trial, and need not look through torch.
+    gc.freeze()
     _tell({"ready": True})
     for line in sys.stdin:
         order = Order(**json.loads(line))

@@ -15,6 +15,7 @@ import pytest
 from search.cli import main
 from search.errors import Interrupted
 from search.settings import SearchSettings, write_settings
+from tests.processes import Process
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,20 +92,13 @@ def test_ctrl_c_ends_the_dashboard(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "search", "dashboard", "--out", str(tmp_path), "--port", str(port)],
-        env=environment(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    while process.poll() is None:
+    dashboard = ("dashboard", "--out", str(tmp_path), "--port", str(port))
+    process = Process(tmp_path / "told.txt", "search", *dashboard)
+    while process.is_alive:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert errors.endswith("stopped\n")
+    assert process.kill(signal.SIGINT) == 130
+    assert "Traceback" not in process.told
+    assert process.told.endswith("stopped\n")

@@ -43,6 +43,9 @@ class Files:
     groups: Path
 
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     """24 images of no run, in twelve groups of a real and a fake."""
@@ -87,7 +90,7 @@ def test_every_model_is_scored_and_nothing_is_chosen_by_it(pool: Pool, files: Fi
     own = pd.read_csv(pool.run / "elsewhere" / "celeb" / "comparison.csv").set_index("model")
     assert list(own.index) == before["model"].tolist()  # in the order of select
     for name in ("comparison.png", "comparison-dark.png"):
-        assert (pool.run / "elsewhere" / "celeb" / name).stat().st_size > 1000
+        assert (pool.run / "elsewhere" / "celeb" / name).exists()
 
     labels = read_labels(files.labels, files.images, files.groups)
     loader = eval_batches(Reader(pool.reader.side), labels, batch_size=5)

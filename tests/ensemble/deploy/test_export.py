@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,26 @@ class TwoSizes(nn.Module):
         return (self.large(images) + self.small(images)) / 2
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def onnx_installed() -> None:
     for name in export.NEEDED:
         pytest.importorskip(name)
 
 
-@pytest.mark.usefixtures("onnx_installed")
-def test_the_file_scores_as_torch_does_whatever_the_batch(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(
+    onnx_installed: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TwoSizes, Path]:
+    """A model and its file: a translation takes seconds."""
+    model, path = TwoSizes(), tmp_path_factory.mktemp("export") / "new" / "model.onnx"
+    assert export_onnx(model, path) <= 1e-4
+    return model, path
+
+
+def test_the_file_scores_as_torch_does_whatever_the_batch(exported: tuple[TwoSizes, Path]) -> None:
     import onnxruntime
 
-    model, path = TwoSizes(), tmp_path / "new" / "model.onnx"
-    assert export_onnx(model, path) <= 1e-4
+    model, path = exported
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(path)
     generator = torch.Generator().manual_seed(0)
@@ -65,19 +74,26 @@ def test_the_file_scores_as_torch_does_whatever_the_batch(tmp_path: Path) -> Non
         assert found == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-@pytest.mark.usefixtures("onnx_installed")
-def test_the_comparison_sees_other_weights(tmp_path: Path) -> None:
-    model, path = build_network(recipe("test_resnet", 48)), tmp_path / "model.onnx"
-    export_onnx(model, path)
+def test_the_comparison_sees_other_weights(exported: tuple[TwoSizes, Path]) -> None:
+    model, path = deepcopy(exported[0]), exported[1]
     with torch.no_grad():
-        model.trunk.get_classifier().weight[1].add_(0.01)  # type: ignore[operator]
+        model.small.trunk.get_classifier().weight[1].add_(0.01)  # type: ignore[operator]
     assert compare(Scorer(model), 64, path) > 1e-4
+
+
+class Program:
+    """Stands for a translation."""
+
+    def save(self, path: Path, *, external_data: bool) -> None:
+        assert not external_data
+        path.write_bytes(b"onnx")
 
 
 @pytest.mark.usefixtures("onnx_installed")
 def test_a_file_that_scores_otherwise_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(export, "_translate", lambda *_: Program())
     monkeypatch.setattr(export, "compare", lambda *_: float("nan"))
     with pytest.raises(UserError, match="must equal torch's"):
         export_onnx(build_network(recipe("test_resnet", 48)), tmp_path / "model.onnx")

@@ -141,10 +141,9 @@ def assert_same(first: Candidate, second: Candidate) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"epochs": 3},
-        {"epochs": 3, "feature_weight": 0.5, "augmentation": "strong"},
-        {"epochs": 2, "live_teacher": True},
-        {"epochs": 2, "live_teacher": True, "feature_weight": 0.5, "teachers": "0002,0003"},
+        {},
+        {"feature_weight": 0.5, "augmentation": "strong"},
+        {"live_teacher": True, "feature_weight": 0.5, "teachers": "0002,0003"},
     ],
 )
 def test_going_on_from_any_batch_equals_never_having_stopped(
@@ -158,7 +157,7 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     while broken is None:
         pieces += 1
         try:
-            broken = distil(StopAfter(generator.randint(3, 8)), **changes)
+            broken = distil(StopAfter(generator.randint(3, 6)), **changes)
         except Interrupted:
             assert not distil.folder.exists()
             assert merged_models(distil.pool.run) == ()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ensemble.network.model import HeadSpec, ModelSpec, build_model
 from ensemble.settings import SubmitSettings
-from ensemble.submission.manifest import write_manifest
+from ensemble.submission.manifest import find_changes, write_manifest
 from ensemble.submission.submit import run_submit
 from ensemble.submission.verify import run_verify, verify
 from search.errors import UserError
@@ -258,7 +258,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
 def test_tampering_is_found(name: str, folder: Path, submitted: tuple[Path, Path]) -> None:
     tamper, expected = TAMPERINGS[name]
     tamper(folder)
-    assert "files" in failed(folder)
+    assert find_changes(folder)  # what the check of the files tells, without the others
     write_manifest(folder)
     assert set(failed(folder, submitted[1])) == expected
 

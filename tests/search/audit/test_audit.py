@@ -25,6 +25,9 @@ BESIDE = {
 """Findings that follow from what is planted."""
 
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+
 def audited(settings: AuditSettings) -> tuple[Audit, str]:
     """An audit, and what was printed."""
     text = io.StringIO()
@@ -72,7 +75,8 @@ def test_the_demo_set_is_clean_although_its_fakes_take_fewer_bytes(tmp_path: Pat
     assert audit.headers.signals[0].carrier == "bytes"
 
 
-def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
+def test_what_is_written_is_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # it is drawn
     settings = make_set(tmp_path, "conflict")
     audit, _ = audited(settings)
     text = (tmp_path / "out" / AUDIT).read_text("utf-8")

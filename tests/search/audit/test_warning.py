@@ -14,6 +14,7 @@ from search.audit.warning import LEAK, leak_warnings
 from search.cli import main
 from search.data.inputs import DATA, read_splits
 from search.settings import SearchSettings
+from tests.e2e.conftest import BACKBONES
 from tests.search.audit.planted import make_set
 
 
@@ -64,12 +65,17 @@ FLAGS = [
 ]
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_run_tells_of_a_leak_once_and_keeps_it_in_its_notes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = make_set(tmp_path, "format"), tmp_path / "run"
+    # Without a ResNet-18, which the baseline would be.
+    catalogue = tmp_path / "backbones.yaml"
+    catalogue.write_text(BACKBONES)
+    flags = [*FLAGS, "--backbones", str(catalogue)]
     images = ["--train-labels", str(data.train_labels), "--train-images", str(data.train_images)]
-    assert main(["run", *images, *FLAGS, "--trials", "1", "--out", str(run)]) == 0
+    assert main(["run", *images, *flags, "--trials", "1", "--out", str(run)]) == 0
     told = capsys.readouterr().out
     assert told.count(f"{LEAK}file format alone") == 1
     assert told.index(LEAK) < told.index("trial 0000")

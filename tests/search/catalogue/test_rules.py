@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from dataclasses import replace
+from importlib.metadata import distributions, packages_distributions, version
 from io import StringIO
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from search.catalogue.rules import (
 )
 from search.catalogue.timm_models import build_on_meta
 from search.errors import UserError
+from tests.processes import Process
 
 CATALOGUE = load_backbones()
 BUDGET = CATALOGUE.budget
@@ -280,39 +280,48 @@ def test_an_unwritable_cache_only_costs_time(
 def test_the_counter_is_the_one_that_the_rule_names() -> None:
     assert counter().startswith("thop 0.1.1")
     assert "ultralytics" not in counter()
+    names = sorted(set(packages_distributions()["thop"]))
+    assert counter() == ", ".join(f"{name} {version(name)}" for name in names)
 
 
-def test_the_counter_tells_a_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = {"thop": ["ultralytics-thop", "thop", "thop"]}
-    monkeypatch.setattr(search.catalogue.rules, "packages_distributions", lambda: both)
+def test_the_counter_tells_a_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {
+        "thop-1": {"RECORD": "thop/__init__.py,,\nthop-1.dist-info/METADATA,,\n"},
+        "ultralytics_thop-2": {"RECORD": "README,,\n", "top_level.txt": "tests\nthop\n"},
+        "thopper-3": {"RECORD": "thopper/__init__.py,,\nother/thop/__init__.py,,\n"},
+        "nothing-4": {},
+    }
+    for name, files in installed.items():
+        folder = tmp_path / f"{name}.dist-info"
+        folder.mkdir()
+        project, _, number = name.replace("_", "-").rpartition("-")
+        metadata = f"Metadata-Version: 2.1\nName: {project}\nVersion: {number}\n"
+        for file, content in {"METADATA": metadata, **files}.items():
+            (folder / file).write_text(content)
     monkeypatch.setattr(
-        search.catalogue.rules, "version", lambda name: {"thop": "1"}.get(name, "2")
+        search.catalogue.rules, "distributions", lambda: distributions(path=[str(tmp_path)])
     )
     counter.cache_clear()
     try:
         assert counter() == "thop 1, ultralytics-thop 2"
     finally:
-        monkeypatch.undo()
         counter.cache_clear()
 
 
-def test_thop_is_imported_late_and_without_a_word(tmp_path: Path) -> None:
-    program = (
-        "import sys, search.catalogue.rules as rules, search.catalogue.backbones as b\n"
-        "assert 'thop' not in sys.modules\n"
+def test_thop_is_imported_late_and_without_a_word(tmp_path: Path, own_cache: Path) -> None:
+    """After all that the commands import."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, warnings\n"
+        "import search.catalogue.rules as rules, search.catalogue.backbones as b\n"
+        "warnings.filterwarnings('always', category=DeprecationWarning, module='thop.profile')\n"
+        "assert 'search.run' in sys.modules and 'thop' not in sys.modules\n"
         "backbone = b.load_backbones().get('test_resnet.r160_in1k')\n"
         "assert rules.judge(backbone, 64, 10**9, weights='none').allowed\n"
         "assert 'thop' in sys.modules\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-W", "always::DeprecationWarning:thop.profile", "-c", program],
-        env={"PATH": "", "ONEFOLD_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    process = Process(tmp_path / "told.txt", str(program))
+    assert (process.wait(), process.told) == (0, "")
 
 
 def printed(budget: int, pool: str | None, weights: str) -> str:

@@ -6,10 +6,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -144,17 +143,27 @@ def test_a_filling_that_was_stopped_goes_on(
     assert sorted(caching.read) == [f"{number}.png" for number in range(4, IMAGES)]
 
 
-def test_a_filling_that_was_killed_goes_on(caching: Caching, expected: torch.Tensor) -> None:
-    program = f"""
-import os, signal
-import search.pixels.cache as module
-module.CHUNK = 2
-cache = module.open_cache({str(caching.root)!r}, {caching.table["path"].tolist()!r}, {SIDE}, print)
-kill = lambda done, _: done == 6 and os.kill(os.getpid(), signal.SIGKILL)
-module.fill_cache(cache, print, kill)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
+def fill_until_killed(root: str, paths: list[str]) -> None:
+    """The life of a process."""
+
+    def kill(done: int, _missing: int) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    cache = open_cache(root, paths, SIDE, print)
+    assert cache is not None
+    fill_cache(cache, print, kill)
+
+
+def test_a_filling_that_was_killed_goes_on(
+    caching: Caching, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    arguments = (str(caching.root), caching.table["path"].tolist())
+    process = get_context("fork").Process(target=fill_until_killed, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     caching.fill()
     assert sorted(caching.read) == ["6.png", "7.png", "8.png"]
     caching.read.clear()

@@ -23,7 +23,7 @@ from search.report.terminal import Problems
 from search.study.storage import open_storage
 from tests.search.report.conftest import HandMadeRun
 
-pytestmark = pytest.mark.usefixtures("coarse")
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 ALL = ["history.csv", "history.png", "roc.png"]
 
@@ -66,7 +66,10 @@ def counting_writes(run: HandMadeRun, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield keys
 
 
-def test_every_trial_has_its_note_and_what_it_left(night: HandMadeRun) -> None:
+def test_every_trial_has_its_note_and_what_it_left(
+    night: HandMadeRun, coarse: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # it is drawn
     assert publish_and_tell(night) == []
     assert [list(artifacts(night, number)) for number in range(6)] == [
         ALL,
@@ -135,7 +138,10 @@ def test_lost_artifacts_are_made_again(lost: str, night: HandMadeRun) -> None:
     assert len(list(folder.iterdir())) == sum(map(len, before)), "none beside the old ones"
 
 
-def test_a_trial_that_went_on_is_published_as_it_ended(night: HandMadeRun) -> None:
+def test_a_trial_that_went_on_is_published_as_it_ended(
+    night: HandMadeRun, coarse: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # it is drawn, and drawn anew
     publish_and_tell(night)
     paused = artifacts(night, 5)
     trial = night.study.ask()

@@ -91,6 +91,11 @@ def coarse() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def quick(blank_figures: None) -> None:
+    """But for `mixed`, which is made before."""
+
+
 @pytest.fixture
 def run(make_run: Callable[[str], HandMadeRun]) -> HandMadeRun:
     return make_run("night-1")

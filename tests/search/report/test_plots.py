@@ -101,8 +101,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return caught
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("size", [0, 1, 7])
+@pytest.mark.parametrize(("size", "theme"), [(0, LIGHT), (1, LIGHT), (7, LIGHT), (7, DARK)])
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_figure_is_drawn(name: str, size: int, theme: Theme, tmp_path: Path) -> None:
     path = tmp_path / "plots" / f"{name}.png"

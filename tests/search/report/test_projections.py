@@ -20,7 +20,7 @@ from search.report.projections import write_after_trial, write_projections
 from search.study.storage import open_storage
 from tests.search.report.conftest import HandMadeRun
 
-pytestmark = pytest.mark.usefixtures("coarse")
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 def project(
@@ -41,7 +41,10 @@ def page(run: HandMadeRun) -> str:
     return (run.folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_all_is_written_and_nothing_told(night: HandMadeRun) -> None:
+def test_all_is_written_and_nothing_told(
+    night: HandMadeRun, coarse: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # it is drawn
     paths, told = project(night)
     assert told == []
     assert paths == [night.folder / name for name in ("leaderboard.csv", "report.html", "plots")]

@@ -19,11 +19,12 @@ from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, evaluate, predict, show
 from search.training.step import split_batch
+from tests.search.training.small import SMALL
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",
-    architecture="test_resnet",
+    architecture=SMALL,
     image_size=32,
     canvas=32,
     weights="none",

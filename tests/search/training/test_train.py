@@ -32,12 +32,13 @@ from search.training.metrics import Metrics
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation
 from search.training.train import Classification, Watch, train, unfinished_training
+from tests.search.training.small import SMALL
 from tests.stopping import StopAfter
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",
-    architecture="test_resnet",
+    architecture=SMALL,
     image_size=32,
     canvas=32,
     weights="none",
@@ -47,15 +48,23 @@ RECIPE = Recipe(
     augmentation="light",
 )
 SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"optimizer": "adam", "schedule": "step", "step_size_epochs": 1, "warmup_fraction": 0.0},
-    {"ema_decay": 0.9},
-    {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "label_smoothing": 0.1},
-    {"class_balance": "loss", "lowest_layer_scale": 0.7, "drop_path": 0.1},
-    {"class_balance": "sampler", "augmentation": "randaugment"},
-    {"micro_batch_size": 3, "gradient_clip": None},
+    {
+        "optimizer": "adam",
+        "schedule": "step",
+        "step_size_epochs": 1,
+        "warmup_fraction": 0.0,
+        "class_balance": "sampler",
+        "augmentation": "randaugment",
+    },
+    {
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+        "label_smoothing": 0.1,
+        "lowest_layer_scale": 0.7,
+        "drop_path": 0.1,
+    },
+    {"micro_batch_size": 3, "gradient_clip": None, "freeze_norm_fraction": 0.5},
     {"precision": "bf16", "channels_last": True},
-    {"freeze_norm_fraction": 0.5},
     {"select_limit": 8, "ema_decay": 0.9},
     {"schedule": "constant", "warmup_images": 16, "average_power": 7.0},
     {
@@ -67,6 +76,7 @@ SETTINGS: list[dict[str, Any]] = [
         "patch_masking": 0.2,
     },
 ]
+"""What is independent stands in one, since each is trained twice."""
 
 
 class Told(Watch):
@@ -104,6 +114,12 @@ def complete(splits: Splits, folder: Path, recipe: Recipe = RECIPE, **arguments:
     assert candidate.is_complete
     assert not (folder / CHECKPOINT).exists()
     return candidate
+
+
+@pytest.fixture(scope="module")
+def unbroken(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+    """A training by RECIPE that nothing stopped."""
+    return complete(splits, tmp_path_factory.mktemp("unbroken") / "a")
 
 
 def assert_same(first: Candidate, second: Candidate) -> None:
@@ -166,7 +182,26 @@ def test_going_on_after_one_or_two_batches(splits: Splits, tmp_path: Path) -> No
     assert_same(unbroken, Candidate(tmp_path / "broken"))
 
 
-def test_a_kill_repeats_what_came_after_the_last_save(splits: Splits, tmp_path: Path) -> None:
+def test_a_stop_after_an_epochs_last_batch_records_the_rate_that_comes_next(
+    splits: Splits, tmp_path: Path
+) -> None:
+    """The schedule is told of the epoch after that batch: the look recorded the rate of before."""
+
+    class Ends(Watch):
+        def step(self, record: StepRecord) -> None:
+            if record.step == record.steps:
+                raise Interrupted("stopped by the test")
+
+    recipe = replace(RECIPE, epochs=2, schedule="step", step_size_epochs=1, warmup_fraction=0.0)
+    unbroken = complete(splits, tmp_path / "unbroken", recipe)
+    with pytest.raises(Interrupted):
+        train(recipe, splits, tmp_path / "broken", runtime=CPU, watch=Ends())
+    assert_same(unbroken, complete(splits, tmp_path / "broken", recipe))
+
+
+def test_a_kill_repeats_what_came_after_the_last_save(
+    splits: Splits, unbroken: Candidate, tmp_path: Path
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -182,7 +217,7 @@ def test_a_kill_repeats_what_came_after_the_last_save(splits: Splits, tmp_path: 
     going_on = complete(splits, folder, watch=told)
     # The first epoch was saved at its evaluation, the three steps after it were not.
     assert [(record.epoch, record.step) for record in told.steps][:2] == [(1, 1), (1, 2)]
-    assert_same(complete(splits, tmp_path / "unbroken"), going_on)
+    assert_same(unbroken, going_on)
 
 
 def test_the_state_is_saved_when_it_is_due(splits: Splits, tmp_path: Path) -> None:
@@ -202,12 +237,12 @@ def test_the_state_is_saved_when_it_is_due(splits: Splits, tmp_path: Path) -> No
     assert saved == []
 
 
-def test_until_pauses_and_goes_on(splits: Splits, tmp_path: Path) -> None:
+def test_until_pauses_and_goes_on(splits: Splits, unbroken: Candidate, tmp_path: Path) -> None:
     told = Told()
     paused = train(RECIPE, splits, tmp_path / "a", 96, runtime=CPU, watch=told)
     assert not paused.is_complete
     assert paused.history["epoch"].tolist() == [1, 2]
-    assert_same(complete(splits, tmp_path / "a", watch=told), complete(splits, tmp_path / "b"))
+    assert_same(complete(splits, tmp_path / "a", watch=told), unbroken)
     assert [record.epoch for record in told.looks] == [1, 2, 3]
     assert [record.images for record in told.looks] == [48, 96, 144]
     assert [metrics.auc for metrics in told.best] == [
@@ -378,7 +413,7 @@ def test_another_training_is_not_gone_on_with(splits: Splits, tmp_path: Path) ->
 
 
 def test_a_damaged_checkpoint_is_told_and_the_training_starts_anew(
-    splits: Splits, tmp_path: Path
+    splits: Splits, unbroken: Candidate, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
         train(RECIPE, splits, tmp_path / "a", None, StopAfter(5), runtime=CPU)
@@ -389,11 +424,11 @@ def test_a_damaged_checkpoint_is_told_and_the_training_starts_anew(
     restarted = complete(splits, tmp_path / "a", watch=told)
     assert len(told.lines) == 1
     assert "starts anew" in told.lines[0]
-    assert_same(restarted, complete(splits, tmp_path / "b"))
+    assert_same(restarted, unbroken)
 
 
 def test_a_half_written_candidate_is_finished_from_its_checkpoint(
-    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    splits: Splits, unbroken: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
@@ -406,7 +441,7 @@ def test_a_half_written_candidate_is_finished_from_its_checkpoint(
     told = Told()
     finished = complete(splits, tmp_path / "a", watch=told)
     assert told.steps == []
-    assert_same(finished, complete(splits, tmp_path / "b"))
+    assert_same(finished, unbroken)
 
 
 def test_a_broken_image_does_not_shift_what_comes_after_it(tmp_path: Path, splits: Splits) -> None:
@@ -439,7 +474,9 @@ def test_a_loss_that_is_not_finite_ends_the_training(
         train(RECIPE, splits, tmp_path, runtime=CPU, task=WithLoss(splits, RECIPE, broken))
 
 
-def test_what_is_kept_is_the_part_that_the_task_names(splits: Splits, tmp_path: Path) -> None:
+def test_what_is_kept_is_the_part_that_the_task_names(
+    splits: Splits, unbroken: Candidate, tmp_path: Path
+) -> None:
     class Wrapped(nn.Module):
         def __init__(self, inner: Any) -> None:
             super().__init__()
@@ -464,7 +501,7 @@ def test_what_is_kept_is_the_part_that_the_task_names(splits: Splits, tmp_path: 
 
     task = Wrapping(RECIPE, splits, Reader(RECIPE.canvas))
     wrapped = complete(splits, tmp_path / "a", task=task)
-    assert_same(wrapped, complete(splits, tmp_path / "b"))
+    assert_same(wrapped, unbroken)
 
 
 def test_starting_weights_are_not_needed_to_go_on(splits: Splits, tmp_path: Path) -> None:
@@ -523,19 +560,24 @@ def test_other_schedules_end_where_they_began_to(splits: Splits, tmp_path: Path)
         train(replace(RECIPE, epochs=5), splits, tmp_path, runtime=CPU)
 
 
+PAUSED = replace(CONSTANT, epochs=4, drop_path=0.1)
+
+
+@pytest.fixture(scope="module")
+def straight(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+    """A training by PAUSED that was not paused."""
+    return complete(splits, tmp_path_factory.mktemp("straight") / "a", PAUSED)
+
+
 @pytest.mark.parametrize("images", [8, 40, 56, 104])
 def test_a_pause_in_the_middle_of_an_epoch_changes_nothing(
-    images: int, splits: Splits, tmp_path: Path
+    images: int, splits: Splits, straight: Candidate, tmp_path: Path
 ) -> None:
     """But that it is looked at there, which may be the best look."""
-    recipe = replace(CONSTANT, epochs=4, drop_path=0.1)
-    paused = train(recipe, splits, tmp_path / "a", images, runtime=CPU)
+    paused = train(PAUSED, splits, tmp_path, images, runtime=CPU)
     assert not paused.is_complete
     torch.manual_seed(images)
-    found, straight = (
-        complete(splits, tmp_path / "a", recipe),
-        complete(splits, tmp_path / "b", recipe),
-    )
+    found = complete(splits, tmp_path, PAUSED)
     looks = timeless(found)
     assert len(looks) == len(straight.history) + 1
     same = looks.drop(columns="train_loss")
