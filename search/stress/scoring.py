@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from search.machine.device import Runtime
+from search.pixels.altering import SUBSET, Alteration
 from search.pixels.batches import Batch
 from search.pixels.canvas import to_canvas
 from search.pixels.images import BrokenImage, read_image
 from search.pixels.quarantine import Quarantine
 from search.pixels.workers import PREFETCHED, as_it_is, start_worker
-from search.stress.alterations import SUBSET, Alteration
 from search.training.metrics import roc_auc
 from search.training.scoring import SCORING_BATCH, predict
 

@@ -21,10 +21,10 @@ from search.errors import UserError
 from search.machine.device import Runtime, default_workers, resolve_device
 from search.machine.files import short_path, write_atomically
 from search.machine.progress import Bars, tell_line
+from search.pixels.altering import ALTERATIONS, CLEAN, KINDS, SUBSET
 from search.pixels.opening import open_quarantine
 from search.pixels.quarantine import Quarantine
 from search.settings import SETTINGS, StressSettings, load_settings
-from search.stress.alterations import ALTERATIONS, CLEAN, KINDS, SUBSET
 from search.stress.figure import PLOT, draw_heat_maps
 from search.stress.scoring import score_altered
 from search.training.candidate import RECIPE, Candidate

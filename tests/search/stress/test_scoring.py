@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from search.errors import UserError
 from search.machine.device import Runtime
+from search.pixels.altering import ALTERATIONS, CLEAN, SUBSET, Alteration
 from search.pixels.canvas import read_canvas, to_canvas
 from search.pixels.images import read_image
 from search.pixels.quarantine import Quarantine
-from search.stress.alterations import ALTERATIONS, CLEAN, SUBSET, Alteration
 from search.stress.scoring import AlteredImages, auc_stress, score_altered
 
 SIDE = 24

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from search.cli import main
 from search.data.inputs import read_splits, write_data
+from search.pixels.altering import ALTERATIONS, CLEAN
 from search.pixels.canvas import describe_canvas
 from search.settings import SearchSettings, StressSettings, write_settings
-from search.stress.alterations import ALTERATIONS, CLEAN
 from search.stress.figure import DARK_PLOT, PLOT
 from search.stress.stress import (
     COLUMNS,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.stress.alterations import (
+from search.pixels.altering import (
     ALTERATIONS,
     CLEAN,
     KINDS,
