@@ -18,7 +18,9 @@ from ensemble.pool.pool import Pool
 from search.errors import UserError
 from search.machine.files import MERGED, file_sha256
 from search.training.candidate import WEIGHTS, Candidate
-from search.training.metrics import Metrics, measure, roc_auc
+from search.training.metrics import Metrics
+from search.training.objective import Yardstick, value_of
+from search.training.scoring import Predictions, described, measure_predictions, with_altered
 
 FUSED = "fused"
 AUTO = "auto"
@@ -144,7 +146,6 @@ def _fused_teacher(pool: Pool, allow_tainted: bool) -> TeacherPlan:
 
 
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 ROUNDS = 50
 """Of the greedy selection."""
@@ -158,10 +159,11 @@ class TeacherEnsemble:
     names: tuple[str, ...]
     weights: tuple[float, ...]  # positive, summing to 1
     select: Metrics
+    objective: float  # on select, which it was chosen by
 
     @property
     def select_auc(self) -> float:
-        """AUC on select, which it was chosen by."""
+        """AUC on select."""
         return self.select.auc
 
     def scores(self, aligned: pd.DataFrame) -> Floats:
@@ -196,15 +198,18 @@ def choose_teachers(
         chosen = tuple(dict.fromkeys(pool.get(name).name for name in names))
         weights = (1 / len(chosen),) * len(chosen)
     else:
-        found = greedy_ensemble(pool.select_scores(pool.names), pool.select_targets, rounds)
+        found = greedy_ensemble(pool.judged_scores(pool.names), pool.yardstick, rounds)
         pairs = [(n, float(w)) for n, w in zip(pool.names, found, strict=True) if w > 0]
         chosen, weights = tuple(n for n, _ in pairs), tuple(w for _, w in pairs)
-    scores, table = _mean_scores(pool.select, chosen, weights), pool.select
-    measured = measure(scores, table["target"].to_numpy(), table["group"])
-    return TeacherEnsemble(chosen, weights, measured)
+    table = with_altered(pool.select, pool.altered)
+    scores, targets = _mean_scores(table, chosen, weights), table["target"].to_numpy(np.int64)
+    predictions = Predictions(np.arange(len(table)), scores, targets)
+    measured = measure_predictions(described(predictions, table))
+    value = value_of(measured.to_dict(), pool.objective)
+    return TeacherEnsemble(chosen, weights, measured, value)
 
 
-def greedy_ensemble(scores: Floats, targets: Integers, rounds: int = ROUNDS) -> Floats:
+def greedy_ensemble(scores: Floats, yardstick: Yardstick, rounds: int = ROUNDS) -> Floats:
     """Greedy selection with replacement (Caruana et al. 2004, doi:10.1145/1015330.1015432).
 
     Every round adds the model that makes the mean of the probabilities best; the best bag of all
@@ -212,7 +217,7 @@ def greedy_ensemble(scores: Floats, targets: Integers, rounds: int = ROUNDS) -> 
 
     Args:
         scores: (M, N) probabilities of M models; of equally good models the first is taken.
-        targets: (N,) 0 or 1.
+        yardstick: says how good N scores are.
         rounds: how often a model is added, at least 1.
 
     Returns:
@@ -221,7 +226,7 @@ def greedy_ensemble(scores: Floats, targets: Integers, rounds: int = ROUNDS) -> 
     counts, total = np.zeros(len(scores), np.int64), np.zeros(scores.shape[1])
     best, best_counts = (-np.inf, -np.inf), counts
     for size in range(1, rounds + 1):
-        reached = [quality((total + added) / size, targets) for added in scores]
+        reached = [yardstick.quality((total + added) / size) for added in scores]
         pick = max(range(len(scores)), key=lambda index: reached[index])
         counts = counts + (np.arange(len(scores)) == pick)
         total = total + scores[pick]
@@ -229,13 +234,6 @@ def greedy_ensemble(scores: Floats, targets: Integers, rounds: int = ROUNDS) -> 
             best, best_counts = reached[pick], counts
     weights: Floats = best_counts / best_counts.sum()
     return weights
-
-
-def quality(scores: Floats, targets: Integers) -> tuple[float, float]:
-    """What ensembles are chosen by: AUC, and between equal AUCs, as on a split that is solved, the
-    lower log loss; higher is better for both numbers."""
-    likelihood = np.where(targets == 1, scores, 1 - scores)
-    return roc_auc(scores, targets), float(np.log(likelihood.clip(1e-15)).mean())
 
 
 def _mean_scores(table: pd.DataFrame, names: Sequence[str], weights: Sequence[float]) -> Floats:

@@ -34,7 +34,7 @@ from search.machine.files import (
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
-from search.pixels.opening import fill, open_quarantine, open_reader
+from search.pixels.opening import add_altered, fill, open_quarantine, open_reader
 from search.pixels.reading import Reader
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
@@ -282,6 +282,7 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
         console,
         None if baseline_alone else plan.rules.trials,
         begun=sum(one.state != "waiting" for one in known),
+        objective=plan.settings.objective,
         best=max((trial.value or 0.0 for trial in complete_trials(study)), default=math.nan),
         seconds_ahead=lambda: _seconds_ahead(opened),
     )
@@ -341,8 +342,8 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
 
 
 def _prepared(opened: _Opened, *, baseline_alone: bool) -> _Opened:
-    """All that comes before the first trial: canvases are cached, the pool is probed, and what is
-    tried first waits; each is done once in a run.
+    """All that comes before the first trial: canvases are cached, images of select are altered, the
+    pool is probed, and what is tried first waits; each is done once in a run.
 
     Raises:
         Interrupted: if it was interrupted; it goes on from there the next time.
@@ -350,11 +351,26 @@ def _prepared(opened: _Opened, *, baseline_alone: bool) -> _Opened:
     study, interruption, console = opened.study, opened.interruption, opened.console
     if baseline_alone or not isinstance(_next(opened), Stop):
         fill(opened.reader, console, interruption.check)
+        opened = replace(opened, plan=_with_altered(opened))
         if not baseline_alone and not is_begun(study):
             opened = _probed(opened)
     if not baseline_alone:
         enqueue_first_trials(study, opened.plan)
     return opened
+
+
+def _with_altered(opened: _Opened) -> SearchPlan:
+    """With the altered images that `auc_stress` is of."""
+    plan = opened.plan
+    splits = add_altered(
+        plan.splits,
+        plan.space.canvas,
+        cache=plan.settings.cache,
+        seed=plan.settings.seed,
+        console=opened.console,
+        check=opened.interruption.check,
+    )
+    return replace(plan, splits=splits)
 
 
 def _probed(opened: _Opened) -> _Opened:

@@ -19,6 +19,9 @@ from search.machine.files import BACKBONES, write_yaml_atomically
 AtLeastOne = Parameter(validator=Number(gte=1))
 AtLeastZero = Parameter(validator=Number(gte=0))
 
+Objective = Literal["auc", "auc_unseen", "auc_stress", "mean"]
+"""What candidates are compared by, see `search.training.objective`."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,9 @@ class SearchSettings(DataSettings):
 
     select_limit: int | Literal["auto", "all"] = "auto"
     """Compare candidates on so many images of select at most; auto: for a tenth of the time."""
+
+    objective: Objective = "auc"
+    """What is chosen by, on select: all fakes, unseen methods, altered images, or their mean."""
 
     backbones: Path | None = None
     """File of the allowed backbones and the budget. Default: the backbones.yaml of onefold."""

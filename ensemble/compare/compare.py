@@ -36,6 +36,7 @@ from search.machine.progress import tell_line
 from search.report.figure import DARK, LIGHT
 from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.metrics import Metrics, PairedTest, delong_test, holm, measure
+from search.training.objective import value_of
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +52,11 @@ COLUMNS = (
     "auc",
     "auc_low",
     "auc_high",
+    "auc_seen",
+    "auc_unseen",
     "auc_select",
+    "auc_stress",
+    "objective",
     "difference",
     "p_value",
     "p_value_holm",
@@ -68,10 +73,11 @@ COLUMNS = (
     "reason",
     "trained_on",
 )
-"""Figures are on report, but for auc_select. Intervals are those of `delong_interval` over groups;
-difference and p_value (paired DeLong test over groups) are against the best single model, and
-p_value_holm is corrected for the number of such tests in the table. What is blank, a model was
-trained on."""
+"""Figures are on report, but for auc_select, auc_stress and objective, which are on select: by the
+last, which is what the search went by, models are ranked. Intervals are those of `delong_interval`
+over groups; difference and p_value (paired DeLong test over groups) are against the best single
+model, and p_value_holm is corrected for the number of such tests in the table. What is blank, a
+model was trained on."""
 
 
 ELSEWHERE_COLUMNS = (
@@ -93,7 +99,9 @@ class Contestant:
     path: str  # relative to the run; empty for the teacher ensemble
     scores: Floats | None  # (N,) on report, in the pool's order; None if it was trained on it
     metrics: Metrics | None  # on report, likewise
-    auc_select: float  # NaN if it was trained on select
+    auc_select: float  # this and the next two: NaN if it was trained on select
+    objective: float
+    auc_stress: float  # NaN as well if it was not measured
     breaches: tuple[str, ...]  # rules that it breaks
     trained_on: TrainedOn = "fit"
     network: nn.Module | None = None
@@ -107,7 +115,7 @@ def run_compare(
     source: Elsewhere | None = None,
 ) -> pd.DataFrame:
     """Compares all models of a run on report, writes comparison.csv and its plot, and recommends
-    the one that is best on select.
+    the one that is best on select by the search's objective.
 
     Sets from elsewhere that these models were scored on are columns `auc@NAME`, `auc_low@NAME` and
     `auc_high@NAME`.
@@ -225,6 +233,8 @@ def gather(pool: Pool, on_batch: Callable[[], None] = lambda: None) -> list[Cont
         scores=scores,
         metrics=_measured(pool, scores),
         auc_select=teachers.select_auc,
+        objective=teachers.objective,
+        auc_stress=_or_nan(teachers.select.auc_stress),
         breaches=(
             f"{len(teachers.names)} models, and the rules allow one"
             if len(teachers.names) > 1
@@ -268,6 +278,8 @@ def compare(
                 "kind": contestant.kind,
                 "path": contestant.path,
                 "auc_select": contestant.auc_select,
+                "auc_stress": contestant.auc_stress,
+                "objective": contestant.objective,
                 **test,
                 **{
                     f"images_per_second_{size}": speeds.get(size, {}).get(contestant.model)
@@ -281,9 +293,9 @@ def compare(
         )
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     table = table.sort_values(
-        ["auc_select", "params_exact"], ascending=[False, True], kind="stable", ignore_index=True
+        ["objective", "params_exact"], ascending=[False, True], kind="stable", ignore_index=True
     )
-    allowed = table[table["allowed"] & table["auc_select"].notna()]
+    allowed = table[table["allowed"] & table["objective"].notna()]
     if not allowed.empty:
         winner = allowed.index[0]
         table.loc[winner, "recommended"] = True
@@ -320,7 +332,13 @@ def paired_tests(
 
 def _measured(pool: Pool, scores: Floats) -> Metrics:
     """On report."""
-    return measure(scores, pool.report["target"].to_numpy(np.int64), pool.report["group"])
+    table = pool.report
+    unseen = table["unseen"].to_numpy(np.bool_) if "unseen" in table else None
+    return measure(scores, table["target"].to_numpy(np.int64), table["group"], unseen=unseen)
+
+
+def _or_nan(figure: float | None) -> float:
+    return math.nan if figure is None else float(figure)
 
 
 def _contestant(pool: Pool, candidate: Candidate, name: str, kind: str | None = None) -> Contestant:
@@ -329,14 +347,16 @@ def _contestant(pool: Pool, candidate: Candidate, name: str, kind: str | None = 
     networks = record_networks(spec, declared)
     counts = count_parameters(network, network.image_size)
     scores = None if candidate.has_seen("report") else _aligned(pool, candidate, name)
-    seen_select = candidate.has_seen("select")
+    on_select = {} if candidate.has_seen("select") else candidate.metrics
     return Contestant(
         model=name,
         kind=kind or spec.method,
         path=candidate.path.relative_to(pool.run).as_posix(),
         scores=scores,
         metrics=None if scores is None else _measured(pool, scores),
-        auc_select=math.nan if seen_select else float(candidate.metrics["auc"]),
+        auc_select=_or_nan(on_select.get("auc")),
+        objective=value_of(on_select, pool.objective) if on_select else math.nan,
+        auc_stress=_or_nan(on_select.get("auc_stress")),
         trained_on=candidate.recipe.trained_on,
         breaches=tuple(find_breaches(counts, pool.catalogue.budget, spec, networks)),
         network=network,

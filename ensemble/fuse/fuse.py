@@ -32,6 +32,7 @@ from search.machine.interruption import Interruption
 from search.pixels.opening import fill
 from search.training.candidate import WEIGHTS, Candidate, Look
 from search.training.loss import training_batches
+from search.training.objective import NAMES, Yardstick
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES
 
@@ -54,7 +55,7 @@ def run_fuse(
 
     Args:
         pool: the candidates.
-        members: names; None chooses the set with the best AUC on select that fits the budget.
+        members: names; None chooses the set that is best on select and fits the budget.
         head: see `ensemble.network.heads`.
         finetune_epochs: epochs of training trunks and head together; the result is kept only if it
             is better on select.
@@ -132,7 +133,7 @@ def find_members(pool: Pool, names: Sequence[str] | None, head: HeadSpec) -> tup
         UserError: if the named ones, or any two, do not fit the budget together with the head.
     """
     everyone = pool.candidates if names is None else pool.choose(names)
-    scores = pool.select_scores([c.name for c in everyone])
+    scores = pool.judged_scores([c.name for c in everyone])
     averages_logits = head.kind == "weights"
     if averages_logits:
         # A margin above 36 is a probability of 1 in double precision.
@@ -141,7 +142,7 @@ def find_members(pool: Pool, names: Sequence[str] | None, head: HeadSpec) -> tup
         names=tuple(c.name for c in everyone),
         scores=scores,
         is_log_odds=averages_logits,
-        targets=pool.select_targets,
+        yardstick=pool.yardstick,
         costs=np.array([_cost(c, head) for c in everyone], np.int64),
         room=pool.catalogue.budget - head_overhead(head.kind, head.hidden_size),
     )
@@ -171,11 +172,12 @@ def _fit_head(
     on_fit = trunk_outputs(model, loader, pool.runtime, check, limit=MOST_IMAGES)
     select = pool.loader("select")
     on_select = trunk_outputs(model, select, pool.runtime, check)
-    found = fit_head(model.head, on_fit, on_select, seed=pool.settings.seed)
+    yardstick = Yardstick.for_table(select.table, pool.objective)
+    found = fit_head(model.head, on_fit, on_select, yardstick, seed=pool.settings.seed)
     console.print(
-        f"head fitted on {len(on_fit.targets):,} images: AUC {found.select_auc:.4f} on select, "
-        f"{found.start_auc:.4f} with equal weights",
+        f"head fitted on {len(on_fit.targets):,} images: {NAMES[pool.objective]} "
+        f"{found.reached:.4f} on select, {found.start:.4f} with equal weights",
         highlight=False,
         soft_wrap=True,
     )
-    return {"head_epoch": found.best_epoch, "equal_weights_auc": found.start_auc}
+    return {"head_epoch": found.best_epoch, "equal_weights": found.start}

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from ensemble.network.heads import Head, WeightsHead
 from ensemble.network.model import FusedNetwork
-from ensemble.teachers import quality
 from search.machine.device import Runtime, exact_float32
 from search.pixels.batches import Images
 from search.pixels.epochs import Loader
 from search.training.candidate import copy_state
 from search.training.network import margin
+from search.training.objective import Yardstick
 from search.training.scoring import MemoryBackOff, show
 
 EPOCHS = 30
@@ -39,6 +39,7 @@ class TrunkOutputs:
     logits: Tensor  # (K, N, 2)
     features: tuple[Tensor, ...]  # K tensors (N, D of the trunk); none if the head needs none
     targets: Tensor  # (N,) int64, 1 = fake
+    indices: Tensor  # (N,) int64, rows of the table
 
     def rows(self, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Logits and features of some images, as `Head.forward` takes them."""
@@ -50,8 +51,8 @@ class HeadFit:
     """How the fitting of a head went; the head holds the state of the best epoch."""
 
     best_epoch: int  # 0: as it started, no better epoch came
-    start_auc: float  # on select
-    select_auc: float
+    start: float  # the objective on select, as it started
+    reached: float
 
 
 def trunk_outputs(
@@ -74,6 +75,7 @@ def trunk_outputs(
     logits: list[Tensor] = []
     features: list[list[Tensor]] = []
     targets: list[Tensor] = []
+    indices: list[Tensor] = []
     back_off = MemoryBackOff()
 
     def ask(images: Images) -> tuple[list[Tensor], Tensor]:
@@ -89,6 +91,7 @@ def trunk_outputs(
                 features.append(given)
                 logits.append(said)
             targets.append(batch.targets.clone())  # see `predict`
+            indices.append(batch.indices.clone())
             on_batch()
             if limit is not None and sum(map(len, targets)) >= limit:
                 break
@@ -96,11 +99,18 @@ def trunk_outputs(
         logits=torch.cat(logits, dim=1),
         features=tuple(torch.cat(parts) for parts in zip(*features, strict=True)),
         targets=torch.cat(targets),
+        indices=torch.cat(indices),
     )
 
 
 def fit_head(
-    head: Head, fit: TrunkOutputs, select: TrunkOutputs, *, seed: int, epochs: int = EPOCHS
+    head: Head,
+    fit: TrunkOutputs,
+    select: TrunkOutputs,
+    yardstick: Yardstick,
+    *,
+    seed: int,
+    epochs: int = EPOCHS,
 ) -> HeadFit:
     """Trains a head by cross entropy and leaves in it the epoch that is best on select, which may
     be its start: a fitted head is never worse there than equal weights are.
@@ -109,11 +119,13 @@ def fit_head(
         head: on the CPU afterwards; one without parameters stays as it is.
         fit: outputs on the images to train on.
         select: outputs on the images to choose by.
+        yardstick: of the whole table that these are rows of.
         seed: of the order and the dropout.
         epochs: passes over `fit`.
     """
     head.cpu()
-    best = start = _select_quality(head, select)
+    yardstick = yardstick.of(select.indices.numpy())
+    best = start = _quality(head, select, yardstick)
     best_epoch, best_state = 0, copy_state(head)
     if list(head.parameters()):
         with torch.random.fork_rng(devices=[]):
@@ -121,7 +133,7 @@ def fit_head(
             optimizer = _optimizer(head)
             for epoch in range(1, epochs + 1):
                 _run_epoch(head, fit, optimizer)
-                reached = _select_quality(head, select)
+                reached = _quality(head, select, yardstick)
                 if reached > best:
                     best, best_epoch, best_state = reached, epoch, copy_state(head)
             # Of the last batch: a joint training would add it to its first one's.
@@ -147,7 +159,7 @@ def _run_epoch(head: Head, fit: TrunkOutputs, optimizer: torch.optim.Optimizer) 
         optimizer.step()
 
 
-def _select_quality(head: Head, select: TrunkOutputs) -> tuple[float, float]:
+def _quality(head: Head, select: TrunkOutputs, yardstick: Yardstick) -> tuple[float, float]:
     head.eval()
     with torch.inference_mode():
         logits = head(*select.rows(torch.arange(len(select.targets))))
@@ -155,4 +167,4 @@ def _select_quality(head: Head, select: TrunkOutputs) -> tuple[float, float]:
     # A head that diverged is no choice, whatever order NaN would give.
     if not np.isfinite(scores).all():
         return (-math.inf, -math.inf)
-    return quality(scores, select.targets.numpy())
+    return yardstick.quality(scores)

@@ -22,6 +22,7 @@ from search.training.candidate import (
     load_weights,
     save_weights,
 )
+from search.training.objective import NAMES, value_of
 from search.training.recipe import Recipe
 from search.training.train import CHECKPOINT_MINUTES, Classification
 
@@ -80,8 +81,8 @@ class FusedClassification(Classification):
 class JointTraining:
     """One joint training of a fused network, from its start to the decision to keep it.
 
-    The start, a fitted head and its AUC on select, is kept in the training's folder: it is made
-    once, however often the training stops.
+    The start, a fitted head and its objective on select, is kept in the training's folder: it is
+    made once, however often the training stops.
 
     Attributes:
         training: see `MergeTraining`.
@@ -127,7 +128,7 @@ class JointTraining:
         state = copy_state(self.model)
         candidate = self.training.complete(console, interruption, checkpoint_minutes)
         metrics = candidate.metrics
-        reached = metrics["auc"]
+        reached = value_of(metrics, self.pool.objective)
         kept = reached > start
         # As if an earlier process had trained it: rounding depends on the layout, and scores must
         # not depend on when the training stopped.
@@ -138,7 +139,8 @@ class JointTraining:
         else:
             self.model.load_state_dict(state)
         console.print(
-            f"joint training: AUC {reached:.4f} on select after {start:.4f}, "
+            f"joint training: {NAMES[self.pool.objective]} {reached:.4f} on select after "
+            f"{start:.4f}, "
             f"{'kept' if kept else 'not kept'}",
             highlight=False,
             soft_wrap=True,
@@ -166,7 +168,7 @@ class JointTraining:
         self, fit: Callable[[], Mapping[str, Any]], console: Console, interruption: Interruption
     ) -> tuple[dict[str, Any], float]:
         """Makes the model the start of the training, or takes up the one that was kept; returns
-        the figures of its fitting, and its AUC on select."""
+        the figures of its fitting, and its objective on select."""
         folder = self.training.folder
         kept = self._kept_start()
         if kept is None:
@@ -179,15 +181,15 @@ class JointTraining:
             figures = dict(fit())
             folder.mkdir(parents=True, exist_ok=True)
             save_weights(folder / HEAD, copy_state(self.model.head))
-            kept = {"training": self.training.wanted, "figures": figures, "auc": None}
+            kept = {"training": self.training.wanted, "figures": figures, "objective": None}
             # Last: with it the head is taken up.
             write_json_atomically(folder / START, kept)
         else:
             load_weights(folder / HEAD, self.model.head)
-        if kept["auc"] is None:
-            kept["auc"] = self._evaluate(interruption)
+        if kept["objective"] is None:
+            kept["objective"] = self._evaluate(interruption)
             write_json_atomically(folder / START, kept)
-        return kept["figures"], kept["auc"]
+        return kept["figures"], kept["objective"]
 
     def _kept_start(self) -> dict[str, Any] | None:
         """start.json, of whichever training; None if there is none that can be read."""
@@ -195,7 +197,8 @@ class JointTraining:
             content = read_json(self.training.folder / START)
         except (OSError, ValueError):
             return None
-        return content if content.keys() == {"training", "figures", "auc"} else None
+        return content if content.keys() == {"training", "figures", "objective"} else None
 
     def _evaluate(self, interruption: Interruption) -> float:
-        return self.pool.evaluate(self.model, "select", interruption.check).metrics.auc
+        found = self.pool.evaluate(self.model, "select", interruption.check)
+        return value_of(found.metrics.to_dict(), self.pool.objective)

@@ -1,4 +1,4 @@
-"""Which candidates to fuse: the set with the best AUC on select whose parameters fit the budget."""
+"""Which candidates to fuse: the set that is best on select whose parameters fit the budget."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ensemble.pool.eligibility import FEWEST
-from ensemble.teachers import quality
 from search.errors import UserError
+from search.training.objective import Yardstick
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -29,7 +29,7 @@ class Knapsack:
 
     names: tuple[str, ...]  # M candidates, best first
     scores: Floats  # (M, N) on select: what the head averages, probabilities or log-odds
-    targets: Integers  # (N,) 1 = fake
+    yardstick: Yardstick  # of the N scores of a mean
     costs: Integers  # (M, 2) parameters by thop and exactly, those of its part of the head included
     room: int  # for both sums: the budget less what the head costs anyway
     is_log_odds: bool = False
@@ -44,10 +44,10 @@ class Knapsack:
         return bool((self.cost(subset) <= self.room).all())
 
     def value(self, subset: Sequence[int]) -> tuple[float, float, int]:
-        """AUC of the mean; of equals the lower log loss, then the smaller set wins."""
+        """The objective of the mean; of equals the lower log loss, then the smaller set wins."""
         mean = self.scores[list(subset)].mean(axis=0)
-        auc, likelihood = quality(expit(mean) if self.is_log_odds else mean, self.targets)
-        return auc, likelihood, -int(self.cost(subset)[1])
+        value, likelihood = self.yardstick.quality(expit(mean) if self.is_log_odds else mean)
+        return value, likelihood, -int(self.cost(subset)[1])
 
 
 def choose_members(knapsack: Knapsack, exact_limit: int = EXACT_LIMIT) -> Subset:
@@ -87,7 +87,7 @@ def check_members(knapsack: Knapsack, subset: Subset) -> None:
     named = Knapsack(
         names=tuple(knapsack.names[index] for index in subset),
         scores=knapsack.scores[list(subset)],
-        targets=knapsack.targets,
+        yardstick=knapsack.yardstick,
         costs=knapsack.costs[list(subset)],
         room=knapsack.room,
         is_log_odds=knapsack.is_log_odds,

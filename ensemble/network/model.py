@@ -41,8 +41,10 @@ from search.training.candidate import (
     load_weights,
     save_candidate,
     score_table,
+    score_tables,
 )
 from search.training.network import Network, build_network
+from search.training.objective import value_of
 from search.training.recipe import Recipe
 
 SPEC = "model.yaml"
@@ -331,7 +333,7 @@ def keep_merged(
         UserError: if either count of its parameters is over the budget.
     """
     counts = check_budget(model, pool.catalogue.budget, f"the model of {name}")
-    select = pool.evaluate(model, "select", on_batch)
+    select = pool.evaluate(model, "select", on_batch, whole=True)
     report = pool.evaluate(model, "report", on_batch)
     metrics = {
         **_row(pool, spec, counts, model.image_size),
@@ -340,6 +342,7 @@ def keep_merged(
         "versions": library_versions(),
         **(figures or {}),
         **select.metrics.to_dict(),
+        "objective": value_of(select.metrics.to_dict(), pool.objective),
         "report": report.metrics.to_dict(),
     }
     folder = merged_folder(pool.run, name)
@@ -351,12 +354,14 @@ def keep_merged(
     spec.save(new / SPEC)
     scores = score_table(pool.splits.report, report.predictions)
     write_atomically(new / REPORT_SCORES, lambda path: scores.to_csv(path, index=False))
+    on_select, on_altered = score_tables(pool.splits, select.predictions)
     save_candidate(
         new,
         recipe=recipe,
         metrics=metrics,
         history=history,
-        scores=score_table(pool.splits.select, select.predictions),
+        scores=on_select,
+        altered_scores=on_altered,
         weights=copy_state(model),
     )
     finish_replacing(folder)

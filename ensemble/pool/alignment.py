@@ -8,6 +8,9 @@ import pandas as pd
 
 from search.errors import UserError
 
+COLUMNS = ("img_name", "target", "group", "unseen", "alteration")
+"""Of a split, as far as it has them."""
+
 
 def align_scores(
     scores: Mapping[str, pd.DataFrame],
@@ -31,13 +34,15 @@ def align_scores(
         tell: given a line on the images that are left out because a model lacks them.
 
     Returns:
-        img_name, target, group, and y_pred of each model under its name, in the split's order.
+        img_name, target, group, what else the split tells of an image (unseen, alteration), and
+        y_pred of each model under its name, in the split's order.
 
     Raises:
         UserError: if a model was scored on other images, or with other targets, or too many images
             are lacking.
     """
-    wanted = split.loc[~split["img_name"].isin(left_out), ["img_name", "target", "group"]]
+    columns = [name for name in COLUMNS if name in split]
+    wanted = split.loc[~split["img_name"].isin(left_out), columns]
     allowed = limit_fraction * len(split)
     found = {
         name: table[~table["img_name"].isin(left_out)].set_index("img_name")
@@ -86,3 +91,31 @@ def _check(name: str, found: pd.DataFrame, wanted: pd.DataFrame, allowed: float)
         f"candidates must be scored on the same split of {len(targets)} images, but candidate "
         f"{name} has {problem}; move its folder away, or search again"
     )
+
+
+def align_altered(
+    scores: Mapping[str, pd.DataFrame | None], altered: pd.DataFrame | None
+) -> pd.DataFrame | None:
+    """The same for altered images, which are told apart by their alteration as well.
+
+    Args:
+        scores: tables img_name, alteration, target, y_pred by the model's name; None of a model
+            that was not scored on them.
+        altered: the images; None if there are none.
+
+    Returns:
+        None if a model has no scores.
+
+    Raises:
+        UserError: as `align_scores`.
+    """
+    found = {name: table for name, table in scores.items() if table is not None}
+    if altered is None or len(found) < len(scores):
+        return None
+    aligned = align_scores({n: _keyed(table) for n, table in found.items()}, _keyed(altered))
+    names = aligned["img_name"].str.rsplit("/", n=1).str[0]
+    return aligned.assign(img_name=names)
+
+
+def _keyed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(img_name=table["img_name"] + "/" + table["alteration"].astype(str))

@@ -13,8 +13,9 @@ from search.catalogue.backbones import Catalogue
 from search.catalogue.provenance import IMAGENET_1K, provenance
 from search.errors import UserError
 from search.machine.files import CANDIDATES, LEADERBOARD
-from search.settings import SearchSettings
+from search.settings import Objective, SearchSettings
 from search.training.candidate import METRICS, Candidate
+from search.training.objective import value_of
 from search.training.recipe import Recipe
 
 FEWEST = 2
@@ -45,16 +46,17 @@ def trial_states(run: Path) -> dict[str, str]:
     return dict(zip(names, states, strict=True))
 
 
-def finished_candidates(run: Path, console: Console) -> list[Candidate]:
+def finished_candidates(run: Path, console: Console, objective: Objective) -> list[Candidate]:
     """Candidates that the study calls complete, with or without weights, best on select first.
 
     Args:
         run: the folder of the search.
         console: is told which others lie there: a copy, say, or one whose process died before the
             study knew of it.
+        objective: what the search went by.
 
     Raises:
-        UserError: as `trial_states`.
+        UserError: as `trial_states`, or if a candidate was not measured by the objective.
     """
     states = trial_states(run)
     folders = sorted(path.parent for path in (run / CANDIDATES).glob(f"*/{METRICS}"))
@@ -68,8 +70,9 @@ def finished_candidates(run: Path, console: Console) -> list[Candidate]:
         )
     finished = [Candidate(path) for path in folders if states.get(path.name) == COMPLETE]
     metrics = {c.name: c.metrics for c in finished}
+    values = {name: value_of(found, objective) for name, found in metrics.items()}
     return sorted(
-        finished, key=lambda c: (-metrics[c.name]["auc"], metrics[c.name]["params_exact"], c.name)
+        finished, key=lambda c: (-values[c.name], metrics[c.name]["params_exact"], c.name)
     )
 
 

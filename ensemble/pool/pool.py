@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from ensemble.pool.alignment import align_scores
+from ensemble.pool.alignment import align_altered, align_scores
 from ensemble.pool.eligibility import (
     COMPLETE,
     FEWEST,
@@ -30,15 +31,15 @@ from search.machine.device import Runtime, default_workers, resolve_device
 from search.machine.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
 from search.machine.progress import tell_line
 from search.pixels.epochs import Loader, eval_batches
-from search.pixels.opening import open_quarantine, open_reader
+from search.pixels.opening import add_altered, open_quarantine, open_reader
 from search.pixels.quarantine import Quarantine
 from search.pixels.reading import Reader
-from search.settings import SearchSettings, load_settings
+from search.settings import Objective, SearchSettings, load_settings
 from search.training.candidate import Candidate, complete_refits, score_on_report
-from search.training.scoring import SCORING_BATCH, Evaluation, evaluate
+from search.training.objective import Yardstick, needs_altered
+from search.training.scoring import SCORING_BATCH, Evaluation, evaluate, with_altered
 
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,9 @@ class Pool:
     """img_name, target, group, and a column of probabilities for each candidate by its name."""
     report: pd.DataFrame
     """Likewise; nothing chooses by it."""
+    altered: pd.DataFrame | None
+    """As select, of altered images of it, with their `alteration`; None if not all candidates were
+    scored on them."""
     tainted: Mapping[str, str]
     """Why the rules forbid a candidate, by its name."""
     allow_tainted: bool = False
@@ -68,7 +72,7 @@ class Pool:
 
     @property
     def best(self) -> Candidate:
-        """The candidate with the highest AUC on select."""
+        """The candidate that is best on select."""
         return self.candidates[0]
 
     def get(self, name: str) -> Candidate:
@@ -130,24 +134,50 @@ class Pool:
             if name in self.tainted
         )
 
-    def select_scores(self, names: Sequence[str]) -> Floats:
-        """Probabilities on select, (M, N)."""
-        return self.select[list(names)].to_numpy(np.float64).T
-
     @property
-    def select_targets(self) -> Integers:
-        """(N,) 1 = fake."""
-        return self.select["target"].to_numpy(np.int64)
+    def objective(self) -> Objective:
+        """What the search went by, and merging goes by."""
+        return self.settings.objective
 
-    def loader(self, split: str) -> Loader:
-        """The images of "fit", "select" or "report" as they are, in the table's order."""
-        return eval_batches(self.reader, tables(self.splits)[split], batch_size=SCORING_BATCH)
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        """What candidates are chosen by: select, and after it its altered images, if the objective
+        needs them."""
+        altered = self.altered if needs_altered(self.objective) else None
+        return with_altered(self.select, altered)
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """What scores of `judged` are worth."""
+        return Yardstick.for_table(self.judged, self.objective)
+
+    def judged_scores(self, names: Sequence[str]) -> Floats:
+        """Probabilities on `judged`, (M, N)."""
+        return self.judged[list(names)].to_numpy(np.float64).T
+
+    def loader(self, split: str, *, whole: bool = False) -> Loader:
+        """The images of "fit", "select" or "report", in the table's order; after those of select
+        its altered ones, if the objective needs them.
+
+        Args:
+            split: its name.
+            whole: with them in any case.
+        """
+        table = tables(self.splits)[split]
+        if split == "select" and (whole or needs_altered(self.objective)):
+            table = with_altered(table, self.splits.altered)
+        return eval_batches(self.reader, table, batch_size=SCORING_BATCH)
 
     def evaluate(
-        self, model: nn.Module, split: str, on_batch: Callable[[], None] = lambda: None
+        self,
+        model: nn.Module,
+        split: str,
+        on_batch: Callable[[], None] = lambda: None,
+        *,
+        whole: bool = False,
     ) -> Evaluation:
-        """Scores a model on a split."""
-        loader = self.loader(split)
+        """Scores a model on the images of `loader`."""
+        loader = self.loader(split, whole=whole)
         return evaluate(model, loader, self.runtime, on_batch, table=loader.table)
 
 
@@ -196,7 +226,7 @@ def open_pool(
         quarantine=quarantine,
         console=console,
     )
-    finished = finished_candidates(run, console)
+    finished = finished_candidates(run, console, settings.objective)
     verdicts = {c.name: judge_origin(c, catalogue) for c in finished}
     tainted = {name: origin.reason for name, origin in verdicts.items() if not origin.allowed}
     candidates = [c for c in finished if c.has_weights and (allow_tainted or c.name not in tainted)]
@@ -207,6 +237,16 @@ def open_pool(
             f"candidate {name} is tainted, {fate}: {reason}", highlight=False, soft_wrap=True
         )
     _score_on_report(candidates, splits.report, runtime, reader, console, on_batch)
+    altered_scores = {c.name: c.altered_scores for c in candidates}
+    if all(scores is not None for scores in altered_scores.values()):
+        splits = add_altered(
+            splits,
+            reader.side,
+            cache=settings.cache if cache is None else cache,
+            seed=settings.seed,
+            console=console,
+            check=on_batch,
+        )
     return Pool(
         run=run,
         settings=settings,
@@ -222,6 +262,7 @@ def open_pool(
             quarantine,
             console,
         ),
+        altered=align_altered(altered_scores, splits.altered),
         tainted=tainted,
         allow_tainted=allow_tainted,
     )

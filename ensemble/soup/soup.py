@@ -19,6 +19,7 @@ from search.machine.interruption import Interruption
 from search.pixels.epochs import train_batches
 from search.training.candidate import Candidate, copy_state
 from search.training.network import Network
+from search.training.objective import NAMES, value_of
 from search.training.recipe import Recipe
 
 SoupMethod = Literal["greedy", "uniform"]
@@ -165,24 +166,25 @@ class _Cooking:
         """Adds members, best first, as long as select does not suffer; returns those used."""
         self.network = members[0].load()
         best_state = total = copy_state(self.network)
-        best_auc = start = self._auc()
+        best = start = self._value()
         used = [members[0]]
         for member in members[1:]:
             tried = add_states(total, member.load().state_dict())
             self._pour(divide_state(tried, len(used) + 1))
-            auc = self._auc()
-            added = auc >= best_auc
+            value = self._value()
+            added = value >= best
             self.console.print(
-                f"  with {member.name}: AUC {auc:.4f} on select after {best_auc:.4f}, "
+                f"  with {member.name}: {NAMES[self.pool.objective]} {value:.4f} on select after "
+                f"{best:.4f}, "
                 f"{'added' if added else 'left out'}",
                 highlight=False,
                 soft_wrap=True,
             )
             if added:
-                best_auc, best_state, total = auc, copy_state(self.network), tried
+                best, best_state, total = value, copy_state(self.network), tried
                 used.append(member)
         self.network.cpu().load_state_dict(best_state)
-        self.figures |= {"best_member_auc": start, "tried": [c.name for c in members]}
+        self.figures |= {"best_member": start, "tried": [c.name for c in members]}
         return tuple(used)
 
     def _pour(self, state: dict[str, Tensor]) -> None:
@@ -200,8 +202,9 @@ class _Cooking:
         )
         self.figures["norm_images"] = seen
 
-    def _auc(self) -> float:
-        return self.pool.evaluate(self.network, "select", self.check).metrics.auc
+    def _value(self) -> float:
+        found = self.pool.evaluate(self.network, "select", self.check)
+        return value_of(found.metrics.to_dict(), self.pool.objective)
 
 
 def _starting_weights(recipe: Recipe) -> tuple[Any, ...]:

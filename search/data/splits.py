@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,6 +52,8 @@ class Splits:
     kind: Kind = "group"
     division: Division | None = None
     """Of all images, before limits; None unless forgeries are held out by method."""
+    altered: pd.DataFrame | None = None
+    """Some images of select once more, altered, see `search.pixels.altered`."""
 
     def seen_by(self, trained_on: TrainedOn) -> Splits:
         """The same images as a training sees them: fit is all that it is trained on, and what that
@@ -62,16 +64,15 @@ class Splits:
             return self
         fit = pd.concat([named[name] for name in seen], ignore_index=True)
         unseen = {name: table.iloc[:0] if name in seen else table for name, table in named.items()}
+        select, report = told_apart(fit, [unseen["select"], unseen["report"]])
         return replace(
-            self, fit=fit, select=unseen["select"], report=unseen["report"], generated=None
+            self,
+            fit=fit,
+            select=select,
+            report=report,
+            generated=None,
+            altered=None if "select" in seen else self.altered,
         )
-
-    def is_seen(self, table: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows of a split are fakes of a method that fit has, (N,); those that are neither
-        seen nor real are unseen. Where no method is known, none is seen."""
-        methods = set(self.fit["method"]) - {NO_METHOD}
-        seen: NDArray[np.bool_] = table["method"].isin(methods).to_numpy(np.bool_)
-        return seen
 
     def fingerprint(self) -> str:
         """SHA-256 in hex of the names, targets and groups of all splits, in their order; it does
@@ -206,7 +207,18 @@ def _limited(
     ]
     for part, name in zip(drawn, SPLITS, strict=True):
         check_two_classes(part, f"the split '{name}'")
-    return drawn
+    return [drawn[0], *told_apart(drawn[0], drawn[1:])]
+
+
+def told_apart(fit: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Parts with a column `unseen`: fakes of a method that fit lacks. Without it where no method is
+    known; a fake without a known method counts as seen."""
+    if "method" not in fit or not (set(fit["method"]) - {NO_METHOD}):
+        return [part.drop(columns="unseen", errors="ignore") for part in parts]
+    seen = {*fit["method"], NO_METHOD}
+    return [
+        part.assign(unseen=(part["target"] == 1) & ~part["method"].isin(seen)) for part in parts
+    ]
 
 
 def _check_limits(limit_train: int | None, limit_val: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from search.data.splits import Splits
 from search.machine.device import Runtime
 from search.machine.files import QUARANTINE
 from search.machine.progress import Bars, tell_line
+from search.pixels.altered import altered_part
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.canvas import choose_side, sample_sizes
 from search.pixels.quarantine import Quarantine
@@ -22,6 +24,36 @@ def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
     """The side of a new run's canvas, from its images and the sizes of its networks."""
     paths = [path for table in tables(splits).values() for path in table["path"]]
     return choose_side(sample_sizes(paths), max(image_sizes))
+
+
+def add_altered(
+    splits: Splits,
+    canvas: int,
+    *,
+    cache: str,
+    seed: int,
+    console: Console,
+    check: Callable[[], None] = lambda: None,
+) -> Splits:
+    """Splits with some images of select altered, made with a bar where they are missing.
+
+    Args:
+        splits: the images.
+        canvas: side in pixels.
+        cache: see `altered_part`.
+        seed: of the run.
+        console: shows the bar.
+        check: called now and then; what it raises ends it, and the next time goes on from there.
+    """
+    with Bars(console, time_left=True, transient=True) as bars:
+        bar = bars.add("altering images of select", unit="images", plain="altered")
+
+        def on_done(done: int, missing: int) -> None:
+            bar.update(done, missing)
+            check()
+
+        part = altered_part(splits.select, canvas, cache=cache, seed=seed, on_done=on_done)
+    return replace(splits, altered=part)
 
 
 def open_quarantine(run: Path, console: Console) -> Quarantine:

@@ -13,12 +13,12 @@ import pandas as pd
 from rich.console import Console
 
 from search.data.inputs import canvas_of
-from search.data.splits import SEEN
+from search.data.splits import SEEN, Splits
 from search.machine.files import short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import Bars, tell_line
 from search.machine.seconds import SECONDS
-from search.pixels.opening import fill, open_quarantine, open_reader
+from search.pixels.opening import add_altered, fill, open_quarantine, open_reader
 from search.pixels.reading import Reader
 from search.refit.plan import Refit, plan_refit
 from search.report.page import auc_text
@@ -93,12 +93,28 @@ def _completed(refit: Refit, console: Console, interruption: Interruption) -> Ca
     ) as reader:
         if not Candidate(refit.folder).is_complete:
             fill(reader, console, interruption.check)
+            if not unseen.select.empty:
+                refit = replace(refit, splits=_with_altered(refit, reader, console, interruption))
         candidate = _train(refit, reader, console, interruption)
         interruption.reserved_seconds = min(interruption.reserved_seconds, RESULTS_SECONDS)
         if not unseen.report.empty:
             options = (refit.runtime, reader, console, interruption, run)
             score_best_on_report([candidate], unseen.report, *options)
     return candidate
+
+
+def _with_altered(
+    refit: Refit, reader: Reader, console: Console, interruption: Interruption
+) -> Splits:
+    """The splits with the altered images that `auc_stress` is of."""
+    return add_altered(
+        refit.splits,
+        reader.side,
+        cache=refit.search.cache,
+        seed=refit.search.seed,
+        console=console,
+        check=interruption.check,
+    )
 
 
 def _train(refit: Refit, reader: Reader, console: Console, interruption: Interruption) -> Candidate:

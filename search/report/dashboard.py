@@ -44,7 +44,17 @@ trial, which Optuna's `upload_artifact` writes, are closed once the trial has be
 DELETED = "null"
 """What the dashboard leaves there of an artifact that a user has deleted."""
 
-FIGURES = ("auc", "auc_low", "auc_high", "tpr_at_fpr_1e-2", "accuracy", "log_loss")
+FIGURES = (
+    "objective",
+    "auc",
+    "auc_low",
+    "auc_high",
+    "auc_unseen",
+    "auc_stress",
+    "tpr_at_fpr_1e-2",
+    "accuracy",
+    "log_loss",
+)
 
 
 def serve(run: Path, storage_url: str | None, host: str = "127.0.0.1", port: int = 8080) -> None:

@@ -31,9 +31,14 @@ COLUMNS = (
     *("learning_rate", "weight_decay", "augmentation", "batch_size"),
     *SECONDS,
     *("images_per_second", "peak_memory_mb", "seed", "reason", "path"),
-    "trial",
+    *("trial", "auc_seen", "auc_unseen", "auc_stress", "objective"),
 )
-"""auc_low to auc_high is DeLong's 95% interval over groups: images of one source count together."""
+"""auc_low to auc_high is DeLong's 95% interval over groups: images of one source count together.
+auc_seen and auc_unseen are of fakes of methods that fit has or lacks, auc_stress is the mean over
+alterations of select; objective is what --objective says, on select."""
+
+SINCE_OBJECTIVES = ("auc_seen", "auc_unseen", "auc_stress", "objective")
+"""Columns that a leaderboard may lack, because an earlier version wrote it; then it goes by auc."""
 
 STATES = ("complete", "paused", "pruned", "failed", "rejected")
 """In the order of the table."""
@@ -44,9 +49,9 @@ def rows_from_study(
 ) -> pd.DataFrame:
     """The leaderboard of a study.
 
-    Complete trials come first, by AUC, then by fewer parameters, then by trial number; they alone
-    have a rank. Paused and pruned trials follow by the AUC they had reached, then failed, then
-    rejected ones.
+    Complete trials come first, by objective, then by fewer parameters, then by trial number; they
+    alone have a rank. Paused and pruned trials follow by the objective they had reached, then
+    failed, then rejected ones.
 
     Args:
         study: its trials tell their outcome in the user attributes `state`, `reason` and `row`.
@@ -71,6 +76,8 @@ def read_leaderboard(path: Path) -> pd.DataFrame:
     try:
         # The name "NA" is a name.
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if "objective" not in table and "auc" in table:
+            table = table.assign(**dict.fromkeys(SINCE_OBJECTIVES, ""), objective=table["auc"])
         missing = [name for name in COLUMNS if name not in table]
         if missing:
             raise ValueError(f"column {missing[0]} is missing")
@@ -106,12 +113,12 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     keys = pd.DataFrame(
         {
             "state": table["state"].map(STATES.index),
-            "auc": -table["auc"],
+            "objective": -table["objective"],
             "params_exact": table["params_exact"],
             "trial": table["trial"],
         }
     )
-    table = table.loc[keys.sort_values(["state", "auc", "params_exact", "trial"]).index]
+    table = table.loc[keys.sort_values(["state", "objective", "params_exact", "trial"]).index]
     complete = table["state"] == "complete"
     table = table.assign(rank=complete.cumsum().where(complete).astype("Int64"))
     return table.set_index(pd.Index(table["trial"], name="trial", dtype="int64"))
@@ -130,7 +137,9 @@ def write_leaderboard(frame: pd.DataFrame, path: Path) -> None:
 def _row(
     trial: FrozenTrial, state: str, reason: str, run: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    row = {"auc": trial.value, **trial.user_attrs.get("row", {})}
+    row = trial.user_attrs.get("row", {})
+    # A study that began before there were objectives goes by the AUC.
+    row = {"auc": trial.value, "objective": row.get("auc", trial.value), **row}
     name = f"{trial.number:04d}"
     folder = run / CANDIDATES / name
     is_there = has_candidate(folder)

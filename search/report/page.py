@@ -48,6 +48,7 @@ from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET
 from search.study.trials import RESTING
 from search.training.candidate import HISTORY, REFIT_OF, SCORES, complete_refits
+from search.training.objective import NAMES
 
 if TYPE_CHECKING:
     import optuna
@@ -58,6 +59,9 @@ REPORT = "report.html"
 HIGHLIGHTED = ("notes",)
 """Facts that stand out on the page: with them, figures mean something else than without."""
 
+MORE_FIGURES = {"auc_seen": "seen methods", "auc_unseen": "unseen methods", "auc_stress": "stress"}
+"""AUCs of a leaderboard that are shown where they were measured, and what they are of."""
+
 ON = "auc@"
 """How the columns of comparison.csv begin that tell of sets from elsewhere, by their names."""
 
@@ -67,7 +71,10 @@ UNFINISHED = ("paused", "pruned", "failed", "rejected")
 """States of trials whose reason is shown."""
 
 FORMATS = {
-    **dict.fromkeys(("auc", "auc_low", "auc_high", "auc_report", "accuracy", "log_loss"), ".4f"),
+    **dict.fromkeys(
+        ("auc", "auc_low", "auc_high", "auc_report", *MORE_FIGURES, "objective"), ".4f"
+    ),
+    **dict.fromkeys(("accuracy", "log_loss"), ".4f"),
     **dict.fromkeys(("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"), ".4f"),
     **dict.fromkeys(("params_thop", "params_exact"), ","),
     **dict.fromkeys(("gmacs", "epochs"), ".3g"),
@@ -149,6 +156,8 @@ def write_report(
         continued=continued(looks),
         probes=probes,
         probes_were_right=how_right(probes, rows, looks),
+        more={name: head for name, head in MORE_FIGURES.items() if leaderboard[name].notna().any()},
+        objective=facts.get("objective", NAMES["auc"]),
         seconds=SECONDS,
         texts=TEXTS,
         formats=FORMATS,

@@ -16,6 +16,7 @@ from search.errors import UserError
 from search.machine.files import CANDIDATES, load_yaml, read_json
 from search.settings import SearchSettings, load_settings
 from search.training.candidate import HISTORY, METRICS
+from search.training.objective import NAMES
 
 MISSING = "\N{EN DASH}"
 """Stands for what is not known."""
@@ -107,6 +108,7 @@ def describe_run(run: Path, tell: Tell = lambda _: None) -> dict[str, str]:
             else MISSING
         ),
         "epochs of a finished candidate": _text(settings and settings.epochs),
+        "objective": MISSING if settings is None else NAMES[settings.objective],
         "seed": _text(settings and settings.seed),
         **describe_machines(run, tell),
     }

@@ -17,7 +17,9 @@ from search.data.inputs import tables
 from search.errors import UserError
 from search.machine.files import short_path
 from search.machine.progress import Bars, tell_line
+from search.settings import Objective
 from search.training.candidate import describe_look
+from search.training.objective import NAMES
 
 if TYPE_CHECKING:
     from search.study.plan import SearchPlan
@@ -40,6 +42,7 @@ class StudyProgress:
         *,
         begun: int = 0,
         best: float = math.nan,
+        objective: Objective = "auc",
         seconds_ahead: Callable[[], float | None] = lambda: None,
     ) -> None:
         """
@@ -47,13 +50,14 @@ class StudyProgress:
             console: where to write; bars only if it is a terminal.
             trials: how many configurations shall be begun; None if the time will tell.
             begun: how many were.
-            best: their best AUC; NaN without one.
+            best: their best objective; NaN without one.
+            objective: what candidates are compared by.
             seconds_ahead: how long the search will go on; None if that is not known.
         """
         self.console = console
         self.trials, self.begun = trials, begun
         self.seconds_ahead = seconds_ahead
-        self.best = best
+        self.best, self.value = best, NAMES[objective]
         self.epochs: float | None = None
         self.bars = Bars(console)
         self.study_bar = self.bars.add("configurations", trials)
@@ -111,11 +115,11 @@ class StudyProgress:
         """One line for a look."""
         self.console.print(f"  {describe_look(record, self.epochs)}", highlight=False)
 
-    def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
-        """Told of every trial that came to an end."""
-        if state == "complete" and auc is not None and not auc <= self.best:
-            self.best = auc
-        self._tell_end(state + ("" if auc is None else f", AUC {auc:.4f}"), reason)
+    def trial_finished(self, state: str, value: float | None, reason: str = "") -> None:
+        """Told of every trial that came to an end, with its objective."""
+        if state == "complete" and value is not None and not value <= self.best:
+            self.best = value
+        self._tell_end(state + ("" if value is None else f", {self.value} {value:.4f}"), reason)
 
     def tell(self, line: str) -> None:
         """Told what a user should know."""
@@ -140,7 +144,7 @@ class StudyProgress:
         of = "" if self.trials is None else f" of {self.trials}"
         parts = [f"{self.begun}{of} begun"] if not self.bars.live else []
         if not math.isnan(self.best):
-            parts.append(f"best complete AUC {self.best:.4f}")
+            parts.append(f"best complete {self.value} {self.best:.4f}")
         ahead = self.seconds_ahead()
         if ahead is not None:
             parts.append(f"about {format_seconds(max(0.0, ahead))} left")
@@ -209,6 +213,9 @@ MOST_CHARACTERS = 200
 
 TOP_ROWS = 10
 
+MORE_FIGURES = {"auc_unseen": "unseen", "auc_stress": "stress"}
+"""Columns of a leaderboard that are shown where they were measured, and their short heads."""
+
 
 def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
     """The best ten complete trials as a table."""
@@ -223,7 +230,8 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
         pad_edge=False,
         title_justify="left",
     )
-    columns = ("", "trial", "backbone", "params", "select", "95%", "report")
+    more = {n: told for n, told in MORE_FIGURES.items() if complete[n].notna().any()}
+    columns = ("", "trial", "backbone", "params", "select", "95%", *more.values(), "report")
     for column in columns:
         is_text = column == "backbone"
         table.add_column(
@@ -238,6 +246,7 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
             f"{row['params_exact'] / 1e6:.1f}M",
             f"{row['auc']:.4f}",
             f"{row['auc_low']:.3f}-{row['auc_high']:.3f}",
+            *("" if pd.isna(row[name]) else f"{row[name]:.4f}" for name in more),
             "" if pd.isna(report) else f"{report:.4f}",
         )
     console.print(table)
@@ -270,7 +279,8 @@ def introduce(
         f"'{plan.settings.pool}'{baseline}, on {plan.runtime.device} in {precision}, canvases of "
         f"{plan.space.canvas} px",
         f"candidates are compared on {plan.images_of_a_look:,} of {len(plan.splits.select):,} "
-        "images of select (--select-limit), the weights that are kept are scored on all in fp32",
+        f"images of select (--select-limit) by {NAMES[plan.settings.objective]} (--objective), the "
+        "weights that are kept are scored on all in fp32",
         *(f"rejected {one.name}: {'; '.join(verdict.reasons)}" for one, verdict in plan.rejected),
         *plan.notes,
     ]

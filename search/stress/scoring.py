@@ -14,49 +14,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from search.machine.device import Runtime
-from search.pixels.altering import SUBSET, Alteration
+from search.pixels.altering import Alteration
 from search.pixels.batches import Batch
 from search.pixels.canvas import to_canvas
 from search.pixels.images import BrokenImage, read_image
 from search.pixels.quarantine import Quarantine
 from search.pixels.workers import PREFETCHED, as_it_is, start_worker
-from search.training.metrics import roc_auc
 from search.training.scoring import SCORING_BATCH, predict
 
 Floats = NDArray[np.float64]
 Levels = NDArray[np.uint8]
-
-
-def auc_stress(
-    network: nn.Module,
-    table: pd.DataFrame,
-    runtime: Runtime,
-    *,
-    quarantine: Quarantine | None = None,
-    on_batch: Callable[[], None] = lambda: None,
-) -> float:
-    """The mean AUC of a network over the alterations of SUBSET: how well it does on images that
-    were altered on their way.
-
-    Args:
-        network: maps canvases, RGB in [0, 1], to logits (N, 2), and has their side as `canvas`.
-        table: label table; of select, or a part of it.
-        runtime: where to compute, and how many processes decode.
-        quarantine: see `score_altered`.
-        on_batch: called after every batch; what it raises ends the scoring.
-
-    Returns:
-        NaN if a class is absent among the images that can be read.
-
-    Raises:
-        UserError: as `score_altered`.
-    """
-    scores = score_altered(
-        network, table, SUBSET, runtime, quarantine=quarantine, on_batch=on_batch
-    )
-    is_read = ~np.isnan(scores[0])
-    targets = table["target"].to_numpy()[is_read]
-    return float(np.mean([roc_auc(row[is_read], targets) for row in scores]))
 
 
 def score_altered(

@@ -49,6 +49,7 @@ from search.study.trials import (
 from search.training.candidate import CHECKPOINT, HISTORY, Candidate, Look
 from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.metrics import Metrics
+from search.training.objective import value_of
 from search.training.recipe import Recipe
 from search.training.train import HOW_NOT_WHAT, Watch, train
 
@@ -79,8 +80,8 @@ class Progress(Protocol):
     def tell(self, line: str) -> None:
         """Told what a user should know."""
 
-    def trial_finished(self, state: str, auc: float | None, reason: str = "") -> None:
-        """Told of every trial that counts."""
+    def trial_finished(self, state: str, value: float | None, reason: str = "") -> None:
+        """Told of every trial that counts, with its objective."""
 
     def trial_paused(self, reason: str = "") -> None:
         """Told of a trial that will go on, or may: then without a reason."""
@@ -254,8 +255,8 @@ class Search:
             put_back(self.study, trial)
             self.progress.trial_paused()
             return None
-        auc = tell_complete(self.study, trial, candidate)
-        self.progress.trial_finished("complete", auc)
+        value = tell_complete(self.study, trial, candidate)
+        self.progress.trial_finished("complete", value)
         return None
 
     def _recipe(self, trial: optuna.Trial) -> Recipe:
@@ -306,7 +307,7 @@ class Search:
         record_outcome(trial, state, reason, {**row, "path": ""})
         self.study.tell(trial, state=told)
         Candidate(self.folder(trial)).drop_checkpoint()
-        self.progress.trial_finished(state, row.get("auc"), reason)
+        self.progress.trial_finished(state, row.get("objective"), reason)
 
     def _fail(self, trial: optuna.Trial, reason: str, row: dict[str, Any]) -> str:
         self._close(trial, "failed", TrialState.FAIL, reason, row=row)
@@ -346,7 +347,10 @@ class _TrialWatch(Watch):
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """The trial's row with the figures it has reached."""
-        figures = {} if self.best is None else self.best.to_dict()
+        figures: dict[str, Any] = {}
+        if self.best is not None:
+            figures = self.best.to_dict()
+            figures["objective"] = value_of(figures, self.search.plan.space.objective)
         history = self._history()
         sums = history.reindex(columns=SECONDS).sum()
         if not history.empty:
@@ -363,7 +367,10 @@ class _TrialWatch(Watch):
         if history.empty:
             return
         seconds = history.reindex(columns=SECONDS).sum(axis=1).cumsum()
-        looks = list(zip(history["images"], seconds, history["select_auc"], strict=True))
+        # A history that began before there were objectives is of AUCs.
+        values = history.reindex(columns=["select_objective"])["select_objective"]
+        values = values.fillna(history["select_auc"])
+        looks = list(zip(history["images"], seconds, values, strict=True))
         others = sum(
             one.seconds
             for one in known_trials(self.search.study)
@@ -371,14 +378,14 @@ class _TrialWatch(Watch):
         )
         told = looks_of(self.trial)
         told += [
-            [int(images), round(float(taken), 3), float(auc), round(float(taken) + others, 3)]
-            for images, taken, auc in looks[len(told) :]
+            [int(images), round(float(taken), 3), float(value), round(float(taken) + others, 3)]
+            for images, taken, value in looks[len(told) :]
         ]
         self.trial.set_user_attr(LOOKS, told)
-        for images, _, auc in looks:
+        for images, _, value in looks:
             if int(images) not in self.told:
                 self.told.add(int(images))
-                self.trial.report(float(auc), step=int(images))
+                self.trial.report(float(value), step=int(images))
 
 
 def _best_auc(one: Known) -> float:

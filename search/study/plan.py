@@ -30,6 +30,7 @@ from search.study.pace import ended
 from search.study.scheduler import Rules
 from search.study.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
 from search.training.candidate import CHECKPOINT
+from search.training.objective import check_objective
 from search.training.recipe import Recipe
 from search.training.scoring import first_look, images_of_a_look
 
@@ -151,6 +152,7 @@ def prepare(
         images_before=first_look(len(splits.fit)),
         seed=settings.seed,
     )
+    check_objective(settings.objective, splits, look)
     folder = settings.weights_dir
     check_weights(allowed, weights=source, weights_dir=folder, console=console)
     baseline, notes = _baseline(catalogue, allowed, settings, console)
@@ -178,6 +180,7 @@ def prepare(
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         select_limit=settings.select_limit,
+        objective=settings.objective,
         precision=precision,
         channels_last=True,
         compile=settings.compile,

@@ -18,6 +18,7 @@ from optuna.distributions import (
 from search.catalogue.backbones import Backbone
 from search.catalogue.dimensions import Dimension
 from search.machine.device import Precision
+from search.settings import Objective
 from search.training.recipe import Recipe, SelectLimit
 
 BASELINE = "baseline"
@@ -67,6 +68,7 @@ class Space:
     batch_size: int
     micro_batch_size: int | None
     select_limit: SelectLimit
+    objective: Objective
     precision: Precision | Literal["auto"]
     channels_last: bool
     compile: bool
@@ -215,6 +217,7 @@ class Space:
             "epochs": self.epochs,
             "micro_batch_size": self.micro_batch_size,
             "select_limit": self.select_limit,
+            "objective": self.objective,
             "precision": self.precision,
             "channels_last": self.channels_last,
             "compile": self.compile,

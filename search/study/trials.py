@@ -36,7 +36,7 @@ RESTING = "others are trained first"
 """Why a trial is paused that was not stopped."""
 
 LOOKS = "looks"
-"""[images, seconds, AUC, seconds of all trials by then] of each look so far."""
+"""[images, seconds, objective, seconds of all trials by then] of each look so far."""
 
 UNTIL = "until"
 """Images at which the piece of work that was begun last ends; None: at the trial's end."""
@@ -67,13 +67,14 @@ def record_outcome(
 
 
 def tell_complete(study: optuna.Study, trial: optuna.Trial, candidate: Candidate) -> float:
-    """Tells the study of a candidate that is complete on disk; returns its AUC on select."""
+    """Tells the study of a candidate that is complete on disk; returns its objective on select."""
     metrics = candidate.metrics
     row = {name: value for name, value in metrics.items() if name not in NOT_IN_ROW}
     record_outcome(trial, "complete", row=row)
-    auc = float(metrics["auc"])
-    study.tell(trial, auc)
-    return auc
+    # A candidate that was trained before there were objectives goes by its AUC.
+    value = float(metrics.get("objective", metrics["auc"]))
+    study.tell(trial, value)
+    return value
 
 
 def put_back(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:

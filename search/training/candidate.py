@@ -6,7 +6,7 @@ import errno
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from search.data.splits import SEEN
+from search.data.splits import SEEN, Splits
 from search.errors import UserError
 from search.machine.device import Runtime
 from search.machine.files import REFITS, read_json, write_atomically, write_json_atomically
@@ -37,6 +37,9 @@ CHECKPOINT = "checkpoint.pt"
 
 REPORT_SCORES = "scores_report.csv"
 
+ALTERED_SCORES = "scores_altered.csv"
+"""Of altered images of select, where the run has some."""
+
 REFIT_OF = "refit_of"
 """Entry of a refit's metrics.json: the candidate whose recipe it was trained by."""
 
@@ -55,6 +58,7 @@ class Look:
     score_seconds: float = 0.0
     save_seconds: float = 0.0
     wait_seconds: float = 0.0
+    select_objective: float = math.nan  # what looks are compared by; NaN as select_auc
 
     @property
     def seconds(self) -> float:
@@ -66,6 +70,8 @@ def describe_look(look: Look, epochs: float | None) -> str:
     """A look in one line: how far of so many epochs, if that is known, and how good."""
     end = "" if epochs is None else f"/{epochs:.3g}"
     auc = "" if math.isnan(look.select_auc) else f", AUC {look.select_auc:.4f}"
+    if not math.isnan(look.select_objective) and look.select_objective != look.select_auc:
+        auc += f", objective {look.select_objective:.4f}"
     return f"epoch {look.epoch:.3g}{end}: loss {look.train_loss:.3f}{auc}, {look.seconds:.1f} s"
 
 
@@ -105,6 +111,12 @@ class Candidate:
     def scores(self) -> pd.DataFrame:
         """Scores on select: img_name, target, y_pred (probability of fake)."""
         return load_table(self.path / SCORES)
+
+    @property
+    def altered_scores(self) -> pd.DataFrame | None:
+        """The same of altered images of select, with their `alteration`; None without any."""
+        path = self.path / ALTERED_SCORES
+        return load_table(path) if path.exists() else None
 
     @property
     def report_scores(self) -> pd.DataFrame | None:
@@ -182,6 +194,7 @@ def save_candidate(
     history: Sequence[Look],
     scores: pd.DataFrame,
     weights: Mapping[str, Tensor] | None,
+    altered_scores: pd.DataFrame | None = None,
 ) -> Candidate:
     """Writes a candidate's folder.
 
@@ -192,9 +205,12 @@ def save_candidate(
         history: one record a look.
         scores: see `score_table`.
         weights: the network's state dict; None writes no weights.
+        altered_scores: see `score_tables`; None writes none.
     """
     save_progress(folder, recipe, history)
     _write_csv(folder / SCORES, scores)
+    if altered_scores is not None:
+        _write_csv(folder / ALTERED_SCORES, altered_scores)
     if weights is not None:
         save_weights(folder / WEIGHTS, weights)
     # Last: a folder with metrics.json is complete.
@@ -244,6 +260,21 @@ def score_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
             "y_pred": predictions.scores,
         }
     )
+
+
+def score_tables(
+    splits: Splits, predictions: Predictions
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """`score_table` of predictions on `with_altered(splits.select, splits.altered)`: of the images
+    as they are, and of the altered ones with their `alteration`; None without any."""
+    if splits.altered is None or predictions.alterations is None:
+        return score_table(splits.select, predictions), None
+    is_altered = predictions.alterations >= 0
+    altered = predictions.of(is_altered)
+    rows = altered.indices - len(splits.select)
+    found = score_table(splits.altered, replace(altered, indices=rows))
+    found.insert(1, "alteration", splits.altered["alteration"].to_numpy()[rows])
+    return score_table(splits.select, predictions.of(~is_altered)), found
 
 
 def load_table(path: Path) -> pd.DataFrame:

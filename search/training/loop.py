@@ -26,6 +26,7 @@ from search.pixels.batches import Batch
 from search.training.candidate import Look, copy_state
 from search.training.loss import Loss
 from search.training.network import mend_batch_norm, set_batch_norm
+from search.training.objective import value_of
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, Predictions, first_look, measure_predictions
 from search.training.step import (
@@ -252,17 +253,20 @@ class Training:
             learning_rate=max(float(group["lr"]) for group in self._optimizer.param_groups),
             select_auc=math.nan if evaluation is None else evaluation.metrics.auc,
             select_log_loss=math.nan if evaluation is None else evaluation.metrics.log_loss,
+            select_objective=math.nan
+            if evaluation is None
+            else value_of(evaluation.metrics.to_dict(), self.recipe.objective),
             train_seconds=taken.train,
             score_seconds=taken.score,
             save_seconds=taken.save,
             wait_seconds=taken.wait,
         )
-        best_before = max((row.select_auc for row in self.history), default=-math.inf)
+        best_before = max((row.select_objective for row in self.history), default=-math.inf)
         self.history.append(record)
         self.looked = self.done
         self.images_seen += sums.images
         self._sums = self._no_sums()
-        if evaluation is None or record.select_auc > best_before or not self.best_state:
+        if evaluation is None or record.select_objective > best_before or not self.best_state:
             self.best_epoch, self.best = record.epoch, evaluation
             self.best_state = copy_state(self.averaged)
         return record
@@ -328,7 +332,10 @@ class Training:
         }
         self._sums = _Sums(**sums)
         self._random = state["random"]
-        self.history = [Look(**row) for row in state["history"]]
+        # Before there were objectives, looks were compared by their AUC.
+        self.history = [
+            Look(**{"select_objective": row["select_auc"], **row}) for row in state["history"]
+        ]
         self.looked = state["looked"]
         self.seconds = Seconds(**state["seconds"])
         self._recorded = Seconds(**state["recorded"])

@@ -58,10 +58,18 @@ class Metrics:
     fn: int
     n: int
     groups: int  # that the interval takes as independent
+    auc_seen: float | None = None  # real images against fakes of methods that fit has
+    auc_unseen: float | None = None  # against those of methods that it lacks
+    auc_stress: float | None = None  # mean over alterations of the images
 
     def to_dict(self) -> dict[str, float | int]:
-        """The figures under their names in leaderboard.csv, as in `tpr_at_fpr_1e-2`."""
-        return {name.replace("e_", "e-"): value for name, value in asdict(self).items()}
+        """The figures under their names in leaderboard.csv, as in `tpr_at_fpr_1e-2`, without those
+        that were not measured."""
+        return {
+            name.replace("e_", "e-"): value
+            for name, value in asdict(self).items()
+            if value is not None
+        }
 
 
 def measure(
@@ -70,13 +78,15 @@ def measure(
     groups: ArrayLike | None = None,
     *,
     threshold: float = 0.5,
+    unseen: NDArray[np.bool_] | None = None,
 ) -> Metrics:
-    """All figures of one split.
+    """All figures of one split, but for `auc_stress`.
 
     Args:
         scores: (N,) probabilities of fake.
         targets: (N,) 0 or 1.
         groups: (N,) equal where images are of one source; None: each image is its own.
+        unseen: (N,) fakes of methods that fit lacks; None: that is not known.
         threshold: an image is called fake from this score on.
 
     Raises:
@@ -90,6 +100,9 @@ def measure(
     tn = n - tp - fp - fn
     numbers = _numbered(groups, n)
     interval = delong_interval(values, is_fake, numbers)
+    of_seen, of_unseen = None, None
+    if unseen is not None:
+        of_seen, of_unseen = split_by_novelty(values, is_fake, unseen)
     return Metrics(
         auc=roc_auc(values, is_fake),
         auc_low=interval.low,
@@ -106,7 +119,46 @@ def measure(
         fn=fn,
         n=n,
         groups=int(numbers.max()) + 1 if n else 0,
+        auc_seen=of_seen,
+        auc_unseen=of_unseen,
     )
+
+
+def split_by_novelty(
+    scores: ArrayLike, targets: ArrayLike, unseen: NDArray[np.bool_]
+) -> tuple[float | None, float | None]:
+    """AUC of fakes of methods that fit has, and of those that it lacks, each against all real
+    images; None where there are no such fakes, or no real images.
+
+    Args:
+        scores: (N,) any finite ones.
+        targets: (N,) 0 or 1.
+        unseen: (N,) fakes of methods that fit lacks.
+    """
+    values, is_fake = _checked(scores, targets)
+
+    def of(fakes: NDArray[np.bool_]) -> float | None:
+        if not fakes.any() or is_fake.all():
+            return None
+        shown = fakes | ~is_fake
+        return roc_auc(values[shown], is_fake[shown])
+
+    return of(is_fake & ~unseen), of(is_fake & unseen)
+
+
+def mean_auc_of_alterations(
+    scores: Floats, targets: Integers, alterations: Integers
+) -> float | None:
+    """The mean AUC over alterations; None if there are none, or one lacks a class.
+
+    Args:
+        scores: (N,) any finite ones.
+        targets: (N,) 0 or 1.
+        alterations: (N,) which one; -1: the image as it is, which does not count.
+    """
+    numbers = np.unique(alterations[alterations >= 0])
+    found = [roc_auc(scores[alterations == n], targets[alterations == n]) for n in numbers]
+    return float(np.mean(found)) if found and np.isfinite(found).all() else None
 
 
 def roc_auc(scores: ArrayLike, targets: ArrayLike) -> float:

@@ -16,6 +16,7 @@ from search.machine.files import write_yaml_atomically
 from search.pixels.augmentation.additions import Additions
 from search.pixels.augmentation.augment import Augmentation
 from search.pixels.epochs import BatchOrder
+from search.settings import Objective
 
 Triple = tuple[float, float, float]
 ClassBalance = Literal["none", "sampler", "loss"]
@@ -128,6 +129,8 @@ class Recipe:
     at its end are kept."""
     select_limit: SelectLimit = "auto"
     """Images of select that are scored at each look."""
+    objective: Objective = "auc"
+    """What its looks are compared by."""
 
     # How it is computed.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"

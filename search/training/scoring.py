@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search.data.labels import check_two_classes
-from search.data.splits import draw_part
+from search.data.splits import Splits, draw_part
+from search.errors import UserError
 from search.machine.device import (
     AUTOCAST_DTYPES,
     Precision,
@@ -23,7 +24,7 @@ from search.machine.device import (
     is_out_of_memory,
 )
 from search.pixels.batches import Batch, Images, Shown, count_images, split_images
-from search.training.metrics import Metrics, measure
+from search.training.metrics import Metrics, mean_auc_of_alterations, measure
 from search.training.network import margin
 from search.training.recipe import SelectLimit
 
@@ -43,11 +44,20 @@ class Predictions:
     scores: Floats  # (N,) - probability of fake
     targets: Integers  # (N,) - 1 = fake
     groups: Integers | None = None  # (N,) - equal where images are of one source
+    unseen: NDArray[np.bool_] | None = None  # (N,) - fakes of methods that fit lacks
+    alterations: Integers | None = None  # (N,) - which one; -1: the image as it is
 
     @staticmethod
     def none() -> Predictions:
         """Of no image."""
         return Predictions(np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.int64))
+
+    def of(self, rows: NDArray[np.bool_]) -> Predictions:
+        """Those of some of the images, (N,)."""
+        kept: dict[str, Any] = {
+            name: None if values is None else values[rows] for name, values in vars(self).items()
+        }
+        return Predictions(**kept)
 
 
 @dataclass(frozen=True)
@@ -202,19 +212,42 @@ def evaluate(
 
     Args:
         table: that the loader reads; its column `group` tells which images are of one source, which
-            intervals depend on. None: each image is its own.
+            intervals depend on, `unseen` which are fakes of methods that fit lacks, and
+            `alteration` which are altered. None: each image is its own.
     """
     predictions = predict(network, loader, runtime, on_batch, precision)
     if table is not None:
-        numbers, _ = pd.factorize(table["group"])
-        groups = numbers.astype(np.int64)[predictions.indices]
-        predictions = replace(predictions, groups=groups)
+        predictions = described(predictions, table)
     return Evaluation(predictions, measure_predictions(predictions), precision)
 
 
+def described(predictions: Predictions, table: pd.DataFrame) -> Predictions:
+    """Predictions with what a table tells of their images; arguments as for `evaluate`."""
+    rows = predictions.indices
+    numbers, _ = pd.factorize(table["group"])
+    return replace(
+        predictions,
+        groups=numbers.astype(np.int64)[rows],
+        unseen=table["unseen"].to_numpy(np.bool_)[rows] if "unseen" in table else None,
+        alterations=table["alteration"].to_numpy(np.int64)[rows] if "alteration" in table else None,
+    )
+
+
 def measure_predictions(predictions: Predictions) -> Metrics:
-    """What predictions are worth."""
-    return measure(predictions.scores, predictions.targets, predictions.groups)
+    """What predictions are worth: those of images as they are, and `auc_stress` of altered ones."""
+    if predictions.alterations is None:
+        return _measured(predictions)
+    found = _measured(predictions.of(predictions.alterations < 0))
+    stress = mean_auc_of_alterations(
+        predictions.scores, predictions.targets, predictions.alterations
+    )
+    return replace(found, auc_stress=stress)
+
+
+def _measured(predictions: Predictions) -> Metrics:
+    return measure(
+        predictions.scores, predictions.targets, predictions.groups, unseen=predictions.unseen
+    )
 
 
 FIRST_LOOK = 2_000
@@ -269,4 +302,26 @@ def images_of_a_look(
     if limit == "auto":
         return part if part["target"].nunique() == select["target"].nunique() else select
     check_two_classes(part, f"the part of select that --select-limit {limit} draws")
+    return part
+
+
+def with_altered(select: pd.DataFrame, altered: pd.DataFrame | None) -> pd.DataFrame:
+    """The images of select, or a part of them, and after them altered ones; `alteration` is -1 for
+    images as they are."""
+    if altered is None:
+        return select
+    return pd.concat([select.assign(alteration=-1), altered], ignore_index=True)
+
+
+def altered_of_a_look(splits: Splits, images: int, seed: int) -> pd.DataFrame:
+    """The altered images that are scored at each look, for objectives that need them: as many as
+    the look has others, drawn by whole groups.
+
+    Raises:
+        UserError: if the run has none, or what is drawn lacks a class.
+    """
+    if splits.altered is None:
+        raise UserError("an objective of altered images needs some, found none; use another one")
+    part = draw_part(splits.altered, images, seed).reset_index(drop=True)
+    check_two_classes(part, "the altered part of select")
     return part

@@ -29,19 +29,22 @@ from search.training.candidate import (
     save_candidate,
     save_progress,
     save_state,
-    score_table,
+    score_tables,
 )
 from search.training.loop import Batches, StepRecord, Training
 from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
 from search.training.network import build_network
+from search.training.objective import needs_altered, value_of
 from search.training.recipe import Recipe
 from search.training.scoring import (
     Evaluation,
     Predictions,
+    altered_of_a_look,
     evaluate,
     first_look,
     images_of_a_look,
+    with_altered,
 )
 
 CHECKPOINT_MINUTES = 10.0
@@ -142,12 +145,13 @@ def train(
     facts: Mapping[str, Any] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> Candidate:
-    """Trains a network in its folder, or goes on with it, and keeps the weights with the best AUC.
+    """Trains a network in its folder, or goes on with it, and keeps the weights that are best by
+    the recipe's objective.
 
     They are compared at looks, which come as the images seen double: in the precision of the
     training, on the part of select that the recipe asks for. The weights that are kept are scored
-    once on all of select, in fp32. Where the recipe is trained on select as well, nothing is scored
-    and the weights at the end are kept.
+    once on all of select and its altered images, in fp32. Where the recipe is trained on select as
+    well, nothing is scored and the weights at the end are kept.
 
     The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
     interrupted; called again, `train` goes on from that very batch, on the CPU with the same result
@@ -210,6 +214,9 @@ def train(
             images_before=first_look(len(splits.fit)),
             seed=recipe.seed,
         )
+        if needs_altered(recipe.objective):
+            look = with_altered(look, altered_of_a_look(splits, len(look), recipe.seed))
+    whole = with_altered(splits.select, splits.altered)
     look_loader = None if look.empty else select_loader(look)
 
     scoring_speed: float | None = None
@@ -249,8 +256,8 @@ def train(
             return candidate
         final = training.best
         training.network.load_state_dict(training.best_state)
-        if final and (len(look) < len(splits.select) or final.precision != "fp32"):
-            final = score(training.network, select_loader(splits.select), "fp32")
+        if final and (len(look) < len(whole) or final.precision != "fp32"):
+            final = score(training.network, select_loader(whole), "fp32")
     except Interrupted:
         keeper.save()
         raise
@@ -393,12 +400,18 @@ def _complete(
     final: Evaluation | None,
     facts: Mapping[str, Any],
 ) -> Candidate:
+    figures: dict[str, Any] = {}
+    if final is not None:
+        figures = final.metrics.to_dict()
+        figures["objective"] = value_of(figures, training.recipe.objective)
+    scores, altered = score_tables(splits, final.predictions if final else Predictions.none())
     save_candidate(
         candidate.path,
         recipe=training.recipe,
-        metrics={**facts, **(final.metrics.to_dict() if final else {})},
+        metrics={**facts, **figures},
         history=training.history,
-        scores=score_table(splits.select, final.predictions if final else Predictions.none()),
+        scores=scores,
+        altered_scores=altered,
         weights=copy_state(task.kept(training.network)),
     )
     candidate.drop_checkpoint()

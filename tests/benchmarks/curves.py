@@ -110,6 +110,7 @@ def space_of(settings: SearchSettings, image_size: int, canvas: int) -> Space:
         batch_size=settings.batch_size or 32,
         micro_batch_size=None,
         select_limit="all",
+        objective="auc",
         precision="fp32",
         channels_last=True,
         compile=False,

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ensemble.pool.pool import Pool
-from ensemble.teachers import choose_teachers, greedy_ensemble, quality
+from ensemble.teachers import choose_teachers, greedy_ensemble
 from search.errors import UserError
 from search.training.metrics import roc_auc
+from search.training.objective import Yardstick
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -25,21 +26,22 @@ def random_scores(seed: int, models: int, images: int = 40) -> tuple[Floats, Int
 
 def plain_greedy(scores: Floats, targets: Integers, rounds: int) -> Floats:
     """Caruana's selection as the paper tells it, with bags written out."""
+    yardstick = Yardstick("auc", targets)
     bag: list[int] = []
     bags = []
     for _ in range(rounds):
         options = [[*bag, model] for model in range(len(scores))]
         # Python's max keeps the first of equals.
-        bag = max(options, key=lambda option: quality(scores[option].mean(axis=0), targets))
+        bag = max(options, key=lambda option: yardstick.quality(scores[option].mean(axis=0)))
         bags.append(bag)
-    best = max(bags, key=lambda option: quality(scores[option].mean(axis=0), targets))
+    best = max(bags, key=lambda option: yardstick.quality(scores[option].mean(axis=0)))
     return np.bincount(best, minlength=len(scores)) / len(best)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_greedy_selection_is_the_papers(seed: int) -> None:
     scores, targets = random_scores(seed, models=5)
-    found = greedy_ensemble(scores, targets, rounds=12)
+    found = greedy_ensemble(scores, Yardstick("auc", targets), rounds=12)
     expected = plain_greedy(scores, targets, rounds=12)
     reached = [roc_auc(weights @ scores, targets) for weights in (found, expected)]
     assert reached[0] == pytest.approx(reached[1], abs=1e-12)
@@ -52,7 +54,7 @@ def test_weights_are_convex_and_never_worse_than_the_best(
     seed: int, models: int, rounds: int
 ) -> None:
     scores, targets = random_scores(seed, models, images=20)
-    weights = greedy_ensemble(scores, targets, rounds)
+    weights = greedy_ensemble(scores, Yardstick("auc", targets), rounds)
     assert weights.sum() == pytest.approx(1)
     assert (weights >= 0).all()
     best = max(roc_auc(row, targets) for row in scores)
@@ -62,13 +64,13 @@ def test_weights_are_convex_and_never_worse_than_the_best(
 def test_models_that_complete_each_other_are_mixed() -> None:
     targets = np.array([0, 0, 1, 1])
     scores = np.array([[0.1, 0.9, 0.9, 0.6], [0.6, 0.1, 0.6, 0.9], [0.6, 0.6, 0.5, 0.5]])
-    assert greedy_ensemble(scores, targets, rounds=2).tolist() == [0.5, 0.5, 0.0]
+    assert greedy_ensemble(scores, Yardstick("auc", targets), rounds=2).tolist() == [0.5, 0.5, 0.0]
 
 
 def test_a_solved_split_is_decided_by_the_log_loss() -> None:
     targets = np.array([0, 1])
     scores = np.array([[0.4, 0.6], [0.1, 0.9]])
-    assert greedy_ensemble(scores, targets).tolist() == [0.0, 1.0]
+    assert greedy_ensemble(scores, Yardstick("auc", targets)).tolist() == [0.0, 1.0]
 
 
 def test_the_chosen_teachers_are_measured_on_select(tiny_pool: Pool) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,9 +39,16 @@ def contestant(name: str, noise: float, breaches: tuple[str, ...] = ()) -> Conte
         scores=scores,
         metrics=metrics,
         auc_select=metrics.auc,
+        objective=metrics.auc,
+        auc_stress=math.nan,
         breaches=breaches,
         costs={"params_thop": 1, "params_exact": 2, "gmacs": 0.5},
     )
+
+
+def by_select(auc: float) -> dict[str, Any]:
+    """Of a model that is so good on select, in a search that went by that."""
+    return {"auc_select": auc, "objective": auc}
 
 
 def test_the_best_model_that_keeps_the_rules_is_recommended() -> None:
@@ -71,7 +79,14 @@ def test_a_difference_that_may_be_chance_is_called_so() -> None:
     scores = single.scores.copy()
     scores[1] = 1.0  # one fake image more is ranked above all others
     metrics = measure(scores, TARGETS)
-    better = replace(single, model="fused", scores=scores, metrics=metrics, auc_select=metrics.auc)
+    better = replace(
+        single,
+        model="fused",
+        scores=scores,
+        metrics=metrics,
+        auc_select=metrics.auc,
+        objective=metrics.auc,
+    )
     teachers = contestant("teachers", 2.0, ("several",))
     table = compare([single, teachers, better], TARGETS, {})
     (chosen,) = table[table["recommended"]].to_dict("records")
@@ -81,8 +96,12 @@ def test_a_difference_that_may_be_chance_is_called_so() -> None:
 
 
 def test_a_test_that_cannot_say_is_not_told() -> None:
-    single = replace(contestant("single", 1.0), scores=np.full(200, 0.5), auc_select=0.5)
-    perfect = replace(contestant("fused", 1.0), scores=TARGETS.astype(float), auc_select=1.0)
+    single = replace(
+        contestant("single", 1.0), scores=np.full(200, 0.5), auc_select=0.5, objective=0.5
+    )
+    perfect = replace(
+        contestant("fused", 1.0), scores=TARGETS.astype(float), auc_select=1.0, objective=1.0
+    )
     teachers = contestant("teachers", 0.3, ("several models",))
     table = compare([single, teachers, perfect], TARGETS, {})
     (chosen,) = table[table["recommended"]].to_dict("records")
@@ -100,7 +119,7 @@ def test_the_only_model_that_keeps_the_rules_is_called_so() -> None:
 def test_report_chooses_nothing() -> None:
     single, better = contestant("single", 1.0), contestant("fused", 0.5)
     teachers = contestant("teachers", 0.3, ("several models",))
-    table = compare([replace(single, auc_select=0.99), teachers, better], TARGETS, {})
+    table = compare([replace(single, **by_select(0.99)), teachers, better], TARGETS, {})
     (chosen,) = table[table["recommended"]].to_dict("records")
     assert chosen["model"] == "single"
     assert chosen["auc"] < table["auc"].max()

@@ -4,11 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble.fuse.head_fit import LEARNING_RATES, TrunkOutputs, fit_head, trunk_outputs
-from ensemble.network.heads import HeadKind, MeanHead, MlpHead, WeightsHead
+from ensemble.fuse.head_fit import (
+    LEARNING_RATES,
+    HeadFit,
+    TrunkOutputs,
+    fit_head,
+    trunk_outputs,
+)
+from ensemble.network.heads import Head, HeadKind, MeanHead, MlpHead, WeightsHead
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from ensemble.pool.pool import Pool
 from search.pixels.epochs import eval_batches
+from search.training.objective import Yardstick
 
 
 def outputs(
@@ -26,40 +33,42 @@ def outputs(
 
     logits = [torch.cat([torch.zeros(200, 1), noisy(strength, 1)], 1) for strength in strengths]
     features = tuple(noisy(feature_strength, 4) for _ in strengths)
-    return TrunkOutputs(torch.stack(logits), features, targets)
+    return TrunkOutputs(torch.stack(logits), features, targets, torch.arange(200))
+
+
+def fit(head: Head, known: TrunkOutputs, select: TrunkOutputs, **options: int) -> HeadFit:
+    """Fits a head, judged by the AUC."""
+    return fit_head(head, known, select, Yardstick("auc", select.targets.numpy()), **options)
 
 
 def test_weights_find_the_trunk_that_knows() -> None:
     head = WeightsHead(3)
-    found = fit_head(head, outputs(0, (0.0, 2.0, 0.0)), outputs(1, (0.0, 2.0, 0.0)), seed=0)
+    found = fit(head, outputs(0, (0.0, 2.0, 0.0)), outputs(1, (0.0, 2.0, 0.0)), seed=0)
     assert head.weights[1] > 0.8
-    assert found.select_auc > found.start_auc + 0.02
+    assert found.reached > found.start + 0.02
     assert found.best_epoch > 0
     assert not head.training
 
 
 def test_the_mlp_uses_what_only_features_know() -> None:
     head = MlpHead((4, 4), 8)
-    found = fit_head(
-        head, outputs(0, (0.2, 0.2), 2.0), outputs(1, (0.2, 0.2), 2.0), seed=0, epochs=60
-    )
-    assert found.start_auc < 0.75
-    assert found.select_auc > 0.9
+    found = fit(head, outputs(0, (0.2, 0.2), 2.0), outputs(1, (0.2, 0.2), 2.0), seed=0, epochs=60)
+    assert found.start < 0.75
+    assert found.reached > 0.9
 
 
 @pytest.mark.parametrize("head", [WeightsHead(2), MlpHead((4, 4), 8)], ids=["weights", "mlp"])
 def test_a_head_that_select_contradicts_stays_as_it_started(head: WeightsHead | MlpHead) -> None:
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     contradicting = outputs(1, (-0.3, 1.0), -2.0)
-    fit = outputs(0, (3.0, 0.0), 2.0)
-    found = fit_head(head, fit, contradicting, seed=0)
+    found = fit(head, outputs(0, (3.0, 0.0), 2.0), contradicting, seed=0)
     assert found.best_epoch == 0
-    assert found.select_auc == found.start_auc
+    assert found.reached == found.start
     assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
 
 
 def test_a_head_without_parameters_is_left_alone() -> None:
-    found = fit_head(MeanHead(), outputs(0, (1.0, 1.0)), outputs(1, (1.0, 1.0)), seed=0)
+    found = fit(MeanHead(), outputs(0, (1.0, 1.0)), outputs(1, (1.0, 1.0)), seed=0)
     assert found.best_epoch == 0
 
 
@@ -67,9 +76,9 @@ def test_the_same_seed_gives_the_same_head() -> None:
     heads = [MlpHead((4, 4), 8) for _ in range(2)]
     heads[1].load_state_dict(heads[0].state_dict())
     torch.manual_seed(5)
-    fit_head(heads[0], outputs(0, (1.0, 0.5), 1.0), outputs(1, (1.0, 0.5), 1.0), seed=3, epochs=4)
+    fit(heads[0], outputs(0, (1.0, 0.5), 1.0), outputs(1, (1.0, 0.5), 1.0), seed=3, epochs=4)
     torch.manual_seed(6)
-    fit_head(heads[1], outputs(0, (1.0, 0.5), 1.0), outputs(1, (1.0, 0.5), 1.0), seed=3, epochs=4)
+    fit(heads[1], outputs(0, (1.0, 0.5), 1.0), outputs(1, (1.0, 0.5), 1.0), seed=3, epochs=4)
     for name, tensor in heads[0].state_dict().items():
         assert torch.equal(tensor, heads[1].state_dict()[name]), name
 
@@ -77,8 +86,8 @@ def test_the_same_seed_gives_the_same_head() -> None:
 def test_a_diverged_head_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LEARNING_RATES, "mlp", 1e30)
     head = MlpHead((4, 4), 8)
-    found = fit_head(head, outputs(0, (1.0, 1.0), 1.0), outputs(1, (1.0, 1.0), 1.0), seed=0)
-    assert found.select_auc >= found.start_auc
+    found = fit(head, outputs(0, (1.0, 1.0), 1.0), outputs(1, (1.0, 1.0), 1.0), seed=0)
+    assert found.reached >= found.start
     assert all(tensor.isfinite().all() for tensor in head.state_dict().values())
 
 

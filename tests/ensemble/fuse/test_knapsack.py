@@ -11,6 +11,7 @@ from scipy.special import expit
 from ensemble.fuse.knapsack import EXACT_LIMIT, Knapsack, check_members, choose_members
 from search.errors import UserError
 from search.training.metrics import roc_auc
+from search.training.objective import Yardstick
 
 MILLION = 1_000_000
 
@@ -26,7 +27,7 @@ def random_knapsack(seed: int, models: int, images: int = 40) -> Knapsack:
     return Knapsack(
         names=tuple(f"{number:04d}" for number in range(models)),
         scores=1 / (1 + np.exp(-margins)),
-        targets=targets,
+        yardstick=Yardstick("auc", targets),
         costs=np.stack([by_thop, exact], axis=1),
         room=200 * MILLION,
     )
@@ -40,12 +41,12 @@ def brute_force(knapsack: Knapsack) -> float:
             by_thop, exact = (sum(int(knapsack.costs[i, c]) for i in subset) for c in (0, 1))
             if by_thop <= knapsack.room and exact <= knapsack.room:
                 mean = knapsack.scores[subset].mean(axis=0)
-                best = max(best, roc_auc(mean, knapsack.targets))
+                best = max(best, roc_auc(mean, knapsack.yardstick.targets))
     return best
 
 
 def auc(knapsack: Knapsack, subset: tuple[int, ...]) -> float:
-    return roc_auc(knapsack.scores[list(subset)].mean(axis=0), knapsack.targets)
+    return roc_auc(knapsack.scores[list(subset)].mean(axis=0), knapsack.yardstick.targets)
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,7 +89,7 @@ def test_both_counts_must_fit(column: int) -> None:
     costs[0, column] = 95  # the best, but too large by one of the counts
     targets = np.array([0, 1, 0, 1])
     scores = np.array([[0.1, 0.9, 0.1, 0.9], [0.4, 0.6, 0.7, 0.5], [0.5, 0.4, 0.3, 0.6]])
-    knapsack = Knapsack(("a", "b", "c"), scores, targets, costs, room=100)
+    knapsack = Knapsack(("a", "b", "c"), scores, Yardstick("auc", targets), costs, room=100)
     assert choose_members(knapsack) == (1, 2)
 
 
@@ -96,7 +97,7 @@ def test_of_equally_good_sets_the_surer_and_then_the_smaller_is_taken() -> None:
     targets = np.array([0, 1])
     scores = np.array([[0.4, 0.6], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]])
     costs = np.array([[1, 1], [5, 5], [3, 3], [4, 4]])
-    knapsack = Knapsack(("a", "b", "c", "d"), scores, targets, costs, room=100)
+    knapsack = Knapsack(("a", "b", "c", "d"), scores, Yardstick("auc", targets), costs, room=100)
     assert choose_members(knapsack) == (2, 3)
     assert choose_members(knapsack, exact_limit=0) == (2, 3)
 
@@ -104,7 +105,7 @@ def test_of_equally_good_sets_the_surer_and_then_the_smaller_is_taken() -> None:
 def test_no_two_that_fit_are_told_with_the_smallest() -> None:
     knapsack = random_knapsack(0, 3)
     knapsack = Knapsack(
-        knapsack.names, knapsack.scores, knapsack.targets, np.array([[9, 9], [7, 8], [6, 6]]), 13
+        knapsack.names, knapsack.scores, knapsack.yardstick, np.array([[9, 9], [7, 8], [6, 6]]), 13
     )
     with pytest.raises(UserError, match="even 0001, 0002 have 14 exactly and 13 by thop"):
         choose_members(knapsack)
@@ -113,7 +114,7 @@ def test_no_two_that_fit_are_told_with_the_smallest() -> None:
 def test_a_named_set_that_is_too_large_is_told_with_the_largest_that_fits() -> None:
     knapsack = random_knapsack(3, 4)
     costs = np.array([[90, 100], [80, 80], [5, 60], [5, 50]])
-    knapsack = Knapsack(knapsack.names, knapsack.scores, knapsack.targets, costs, room=200)
+    knapsack = Knapsack(knapsack.names, knapsack.scores, knapsack.yardstick, costs, room=200)
     largest = max(
         (s for n in (2, 3) for s in combinations(range(4), n) if costs[list(s), 1].sum() <= 200),
         key=lambda subset: (len(subset), auc(knapsack, subset)),
@@ -127,7 +128,11 @@ def test_a_named_set_that_is_too_large_is_told_with_the_largest_that_fits() -> N
 
 def test_a_named_pair_that_is_too_large_has_no_remedy_inside() -> None:
     knapsack = Knapsack(
-        ("a", "b"), np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([0, 1]), np.full((2, 2), 6), 10
+        ("a", "b"),
+        np.array([[0.0, 1.0], [0.0, 1.0]]),
+        Yardstick("auc", np.array([0, 1])),
+        np.full((2, 2), 6),
+        10,
     )
     with pytest.raises(UserError, match="2 too many; no two of them fit"):
         check_members(knapsack, (0, 1))
@@ -138,7 +143,7 @@ def test_log_odds_are_averaged_where_the_head_does_so() -> None:
     odds = np.array([[9.0, -9.0], [-2.0, 2.0], [-2.0, 2.0]])
     targets, costs = np.array([1, 0]), np.ones((3, 2), np.int64)
     names = ("a", "b", "c")
-    by_odds = Knapsack(names, odds, targets, costs, room=3, is_log_odds=True)
-    by_probability = Knapsack(names, expit(odds), targets, costs, room=3)
+    by_odds = Knapsack(names, odds, Yardstick("auc", targets), costs, room=3, is_log_odds=True)
+    by_probability = Knapsack(names, expit(odds), Yardstick("auc", targets), costs, room=3)
     assert by_odds.value((0, 1, 2))[0] == 1.0
     assert by_probability.value((0, 1, 2))[0] == 0.0

@@ -125,8 +125,8 @@ def test_a_greedy_soup_is_never_worse_than_its_best_member(pool: Pool) -> None:
     console = Console(record=True, width=200)
     candidate = run_soup(pool, "greedy", console=console)
     best = max(pool.get(name).metrics["auc"] for name in ("0000", "0001"))
-    assert candidate.metrics["best_member_auc"] == pytest.approx(best, abs=1e-6)
-    assert candidate.metrics["auc"] >= candidate.metrics["best_member_auc"]
+    assert candidate.metrics["best_member"] == pytest.approx(best, abs=1e-6)
+    assert candidate.metrics["auc"] >= candidate.metrics["best_member"]
     assert "on select after" in console.export_text()
 
 
@@ -142,7 +142,7 @@ def test_a_member_that_hurts_is_left_out(pool: Pool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         Candidate, "load", lambda self: network if self.name == group[1].name else original(self)
     )
-    monkeypatch.setattr(soup._Cooking, "_auc", _falling([0.9, 0.5]))
+    monkeypatch.setattr(soup._Cooking, "_value", _falling([0.9, 0.5]))
     candidate = run_soup(pool, "greedy")
     model, spec = load_model(candidate.path)
     assert spec.merged_from == (group[0].name,)
@@ -154,7 +154,7 @@ def test_a_member_that_hurts_is_left_out(pool: Pool, monkeypatch: pytest.MonkeyP
 
 
 def test_an_equally_good_member_is_added(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soup._Cooking, "_auc", _falling([0.9, 0.9]))
+    monkeypatch.setattr(soup._Cooking, "_value", _falling([0.9, 0.9]))
     assert len(load_model(run_soup(pool, "greedy").path)[1].merged_from) == 2
 
 

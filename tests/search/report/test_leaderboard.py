@@ -26,7 +26,8 @@ DESIGN = (
     "epochs, auc, auc_low, auc_high, auc_report, tpr_at_fpr_1e-2, tpr_at_fpr_5e-3, "
     "tpr_at_fpr_1e-3, accuracy, log_loss, tp, fp, tn, fn, learning_rate, weight_decay, "
     "augmentation, batch_size, train_seconds, score_seconds, save_seconds, wait_seconds, "
-    "images_per_second, peak_memory_mb, seed, reason, path, trial"
+    "images_per_second, peak_memory_mb, seed, reason, path, trial, auc_seen, "
+    "auc_unseen, auc_stress, objective"
 )
 
 
@@ -280,3 +281,26 @@ def test_a_write_that_fails_leaves_the_old_file_alone(
         write_leaderboard(table, path)
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_objective_ranks_and_not_the_auc(study: optuna.Study, tmp_path: Path) -> None:
+    add(study, "complete", 0.9, objective=0.6, auc_unseen=0.3)
+    add(study, "complete", 0.8, objective=0.7, auc_unseen=0.6)
+    table = rows_from_study(study, tmp_path)
+    assert table.index.tolist() == [1, 0]
+    assert table["auc_unseen"].tolist() == [0.6, 0.3]
+
+
+def test_a_leaderboard_from_before_objectives_goes_by_the_auc(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    add(study, "complete", 0.8)
+    add(study, "complete", 0.9)
+    path = tmp_path / "leaderboard.csv"
+    write_leaderboard(rows_from_study(study, tmp_path), path)
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    before = frame.drop(columns=["auc_seen", "auc_unseen", "auc_stress", "objective"])
+    before.to_csv(path, index=False)
+    table = read_leaderboard(path)
+    assert table["objective"].tolist() == [0.9, 0.8]
+    assert table["auc_stress"].isna().all()

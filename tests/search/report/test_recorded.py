@@ -29,6 +29,7 @@ def test_facts_come_from_the_folder(night: HandMadeRun) -> None:
         "starting weights": "none: trained from scratch",
         "budget": "200M parameters, by thop and exactly",
         "epochs of a finished candidate": "8",
+        "objective": "AUC",
         "seed": "0",
         "device": "cuda NVIDIA H200, torch 2.15.0",
         "precision": "bf16",
@@ -64,7 +65,10 @@ def test_a_damaged_file_leaves_its_own_facts_blank(
     (night.folder / name).write_text(content, encoding="utf-8")
     facts = describe_run(night.folder)
     blank = {
-        "settings.yaml": {"pool", "starting weights", "epochs of a finished candidate", "seed"},
+        "settings.yaml": {
+            *("pool", "starting weights", "epochs of a finished candidate"),
+            *("objective", "seed"),
+        },
         "data.yaml": {"fit images", "select images", "report images", "notes", "budget"},
     }[name]
     assert {fact for fact, text in whole.items() if facts.get(fact, MISSING) != text} == blank

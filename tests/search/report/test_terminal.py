@@ -162,7 +162,7 @@ def plan_of(trials: int, notes: tuple[str, ...] = ()) -> Any:
     table = pd.DataFrame({"target": [0, 1]})
     recipe = SimpleNamespace(backbone="resnet18.a1_in1k", image_size=224, epochs=2)
     return SimpleNamespace(
-        settings=SimpleNamespace(pool="small", trials=trials),
+        settings=SimpleNamespace(pool="small", trials=trials, objective="mean"),
         splits=SimpleNamespace(fit=table, select=table, report=table),
         space=SimpleNamespace(
             backbones=("a", "b"),
@@ -192,7 +192,8 @@ def test_the_baseline_and_its_own_epochs_are_named() -> None:
 
 
 def test_what_candidates_are_compared_on_is_told() -> None:
-    assert "compared on 1 of 2 images of select (--select-limit)" in introduction(plan_of(9))
+    told = introduction(plan_of(9))
+    assert "compared on 1 of 2 images of select (--select-limit) by mean AUC (--objective)" in told
 
 
 def test_a_note_stays_on_its_line_when_it_is_not_a_terminal() -> None:

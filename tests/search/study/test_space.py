@@ -33,6 +33,7 @@ SPACE = Space(
     canvas=192,
     batch_size=32,
     micro_batch_size=None,
+    objective="auc",
     select_limit="all",
     precision="fp32",
     channels_last=True,

@@ -21,6 +21,7 @@ from search.machine.device import Runtime, seed_everything
 from search.machine.files import write_text_atomically
 from search.machine.interruption import Interrupted
 from search.machine.seconds import SECONDS
+from search.pixels.altered import altered_part
 from search.pixels.batches import Shown
 from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
@@ -28,7 +29,7 @@ from search.training import train as module
 from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, Look
 from search.training.loop import NonFiniteLossError, StepRecord, Training
 from search.training.loss import Loss
-from search.training.metrics import Metrics
+from search.training.metrics import Metrics, roc_auc
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation
 from search.training.train import Classification, Watch, train, unfinished_training
@@ -603,3 +604,38 @@ def test_a_training_whose_end_is_not_settled_is_paused_or_told_its_end(
     assert rates[:2] == [CONSTANT.learning_rate] * 2
     assert rates[-1] == 0.0
     assert found.recipe.epochs == 2
+
+
+def test_an_objective_decides_between_looks_and_is_kept(splits: Splits, tmp_path: Path) -> None:
+    altered = altered_part(splits.select, RECIPE.canvas, cache=str(tmp_path / "cache"), seed=0)
+    splits = replace(splits, altered=altered)
+    recipe = replace(RECIPE, objective="mean", select_limit=8)
+    found = complete(splits, tmp_path / "unbroken", recipe)
+    metrics, scores = found.metrics, found.altered_scores
+    assert scores is not None
+    assert scores.columns.tolist() == ["img_name", "alteration", "target", "y_pred"]
+    assert scores["alteration"].value_counts().tolist() == [20] * 4
+    aucs = [roc_auc(own["y_pred"], own["target"]) for _, own in scores.groupby("alteration")]
+    assert metrics["auc_stress"] == pytest.approx(np.mean(aucs))
+    assert metrics["auc"] == roc_auc(found.scores["y_pred"], found.scores["target"])
+    assert metrics["objective"] == pytest.approx((metrics["auc"] + metrics["auc_stress"]) / 2)
+    assert (len(found.scores), metrics["n"], metrics["images_of_a_look"]) == (20, 20, 16)
+    history = found.history
+    assert history["select_objective"].notna().all()
+    best = history["select_objective"].idxmax()
+    assert metrics["best_epoch"] == history["epoch"][best]
+    generator = random.Random(0)
+    stop_often(splits, tmp_path / "broken", recipe, lambda: generator.randint(1, 7))
+    assert_same(found, Candidate(tmp_path / "broken"))
+    # By the AUC of images as they are, altered ones are only looked at at the end.
+    plain = complete(splits, tmp_path / "plain", replace(recipe, objective="auc"))
+    assert plain.metrics["images_of_a_look"] == 8
+    assert plain.metrics["objective"] == plain.metrics["auc"]
+    assert plain.altered_scores is not None
+
+
+def test_an_objective_that_nothing_measures_is_refused(splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs some, found none"):
+        train(replace(RECIPE, objective="auc_stress"), splits, tmp_path / "a", runtime=CPU)
+    with pytest.raises(UserError, match="--objective auc_unseen"):
+        train(replace(RECIPE, objective="auc_unseen"), splits, tmp_path / "b", runtime=CPU)
