@@ -1,0 +1,157 @@
+"""What each training option brings on methods that training has not shown, and under stress.
+
+    python -m tests.benchmarks.bench_options --folder W --output results/validation/options.csv
+
+One recipe, the demo pool's first backbone at the centre of the space, is trained plainly, and with
+each option alone. Every seed has its own division: other methods are held out. Figures are on
+report, which chooses nothing here; `options_differences.csv` has the mean over the seeds of what an
+option changes, with 95% intervals that resample groups. An option takes longer or shorter by a few
+percent; images are the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from cyclopts import run
+from rich.console import Console
+
+from search.settings import SearchSettings
+from search.training.recipe import Recipe
+from tests.benchmarks.bench_anytime import resampled_groups
+from tests.benchmarks.curves import space_of
+from tests.benchmarks.measured import FIGURES, Judge, scores_of, use_one_thread
+from tests.benchmarks.opening import opened_images
+
+PLAIN = "plain"
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "without the average of the weights": {"average_power": None},
+    "one compression history": {"compression_quality": 80},
+    "random degradations": {"degradation_rounds": 2},
+    "patch masking": {"patch_masking": 0.2},
+    "self-blended fakes": {"self_blended": 0.25},
+    "both classes of a group in a batch": {"batch_order": "groups"},
+}
+"""As the space draws them."""
+
+RESAMPLINGS = 1_000
+
+IMAGE_SIZE = 64
+"""In pixels, unless the settings say another."""
+
+
+def main(
+    settings: SearchSettings | None = None,
+    *,
+    output: Path | None = None,
+    folder: Path | None = None,
+    epochs: float = 12,
+    seeds: int = 3,
+    quick: bool = False,
+) -> None:
+    """Trains what is missing in the folder, and compares.
+
+    Args:
+        settings: of a search on these images; the demo set's, from scratch, by default. Methods are
+            held out whatever they say.
+        output: CSV file, a row an option and seed.
+        folder: keeps the trained candidates, so that the same command goes on; default: none.
+        epochs: of each training.
+        seeds: divisions and trainings of each option.
+        quick: a few images: whether it works at all.
+    """
+    use_one_thread()
+    settings = replace(settings or SearchSettings(), split="unseen")
+    options, resamplings, console = OPTIONS, RESAMPLINGS, Console()
+    if quick:
+        settings = replace(settings, limit_train=64, limit_val=80, image_size=32)
+        options = {name: OPTIONS[name] for name in (PLAIN, "patch masking")}
+        epochs, seeds, resamplings = 1, 2, 20
+    rows: list[dict[str, Any]] = []
+    drawn: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in options}
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for seed in range(seeds):
+            own = replace(settings, seed=seed).resolved()
+            recipe = _recipe(own)
+            splits, reader = stack.enter_context(opened_images(own, [recipe.image_size]))
+            judge = Judge.of(splits, reader, seed)
+            plain: np.ndarray[Any, Any] | None = None
+            for name, changes in options.items():
+                began = time.monotonic()
+                changed = replace(recipe, canvas=reader.side, epochs=epochs, **changes)
+                found = judge.candidate(changed, folder / f"{_short(name)}-{seed}")
+                scores = scores_of(found)
+                rows.append(
+                    {
+                        "option": name,
+                        "seed": seed,
+                        "held_out": " ".join(sorted(set(_methods(splits.report)))),
+                        "auc_select": found.metrics["auc"],
+                        **dict(zip(FIGURES, judge.figures(scores), strict=True)),
+                    }
+                )
+                told = ", ".join(f"{figure} {rows[-1][figure]:.4f}" for figure in FIGURES)
+                seconds = time.monotonic() - began
+                console.print(f"seed {seed}, {name}: {told}; {seconds:.0f} s", highlight=False)
+                plain = scores if plain is None else plain
+                drawn[name].append(
+                    np.array(
+                        [
+                            judge.figures(scores, index) - judge.figures(plain, index)
+                            for index in resampled_groups(judge.table, resamplings)
+                        ]
+                    )
+                )
+    table = pd.DataFrame(rows)
+    compared = _differences(table, drawn)
+    console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        table.round(5).to_csv(output, index=False)
+        compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
+
+
+def _recipe(settings: SearchSettings) -> Recipe:
+    """The centre of the space for the pool's first backbone, with a rate that falls at its end."""
+    size = settings.image_size or IMAGE_SIZE
+    space = space_of(settings, size, canvas=size)
+    return space.recipe(space.centre(space.backbones[0]))
+
+
+def _methods(table: pd.DataFrame) -> list[str]:
+    methods: list[str] = table["method"][table["unseen"]].tolist()
+    return methods
+
+
+def _short(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def _differences(table: pd.DataFrame, drawn: dict[str, list[np.ndarray[Any, Any]]]) -> pd.DataFrame:
+    """What each option changes: means over the seeds, and intervals of them."""
+    means = table.groupby("option", sort=False)[list(FIGURES)].mean()
+    told = []
+    for name, of_seeds in drawn.items():
+        row: dict[str, Any] = {"option": name, "seeds": len(of_seeds)}
+        low, high = np.nanquantile(np.mean(of_seeds, axis=0), (0.025, 0.975), axis=0)
+        for number, figure in enumerate(FIGURES):
+            row[figure] = means.loc[name, figure]
+            row[f"{figure}_difference"] = means.loc[name, figure] - means.loc[PLAIN, figure]
+            row[f"{figure}_low"], row[f"{figure}_high"] = low[number], high[number]
+        told.append(row)
+    return pd.DataFrame(told)
+
+
+if __name__ == "__main__":
+    run(main)
