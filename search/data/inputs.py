@@ -18,6 +18,8 @@ from search.data.splits import Splits, check_apart, make_splits, splits_of
 from search.data.unseen import (
     DIVISION_COLUMNS,
     LEFT_OUT,
+    TRAIN,
+    VAL,
     Division,
     Found,
     divide_by_method,
@@ -122,7 +124,11 @@ def _divide(
     """A new division by forgery method."""
     if val is not None:
         check_apart(train, val)
-    rows = train if val is None else pd.concat([train, val], ignore_index=True)
+    rows = train
+    if val is not None:
+        # Without group files each image is its own, by a name that both sets may have.
+        apart = [t.assign(group=f"{s} " + t["group"]) for s, t in ((TRAIN, train), (VAL, val))]
+        rows = pd.concat(apart, ignore_index=True)
     found = None
     if (rows["method"] == NO_METHOD).all():
         if find is None:

@@ -75,12 +75,15 @@ class Splits:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 in hex of the names, targets and groups of all splits, in their order; it does
-        not change when the images move to another folder."""
+        """SHA-256 in hex of the names, targets and groups of all splits, in their order, and of
+        which fakes are unseen; it does not change when the images move to another folder."""
         digest = hashlib.sha256()
         for table in (self.fit, self.select, self.report):
             columns = [table[column].tolist() for column in ("img_name", "target", "group")]
             digest.update(json.dumps(columns).encode())
+            # A new name of a method may make other fakes unseen.
+            if "unseen" in table and table["unseen"].any():
+                digest.update(json.dumps(table["unseen"].tolist()).encode())
         if self.generated is not None:
             digest.update(self.generated.manifest_sha256.encode())
         return digest.hexdigest()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.machine.device import Runtime
+from search.machine.device import Runtime, exact_float32
 from search.pixels.batches import Batch
 
 BLOCK, STRIDE = 8, 4
@@ -121,7 +121,7 @@ def describe(
     described: NDArray[np.float64] | None = None
     done = 0
     for batch in batches:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_float32():
             images = batch.canvases.to(runtime.device).float() / 255
             found = descriptor(images).double().cpu().numpy()
         if described is None:

@@ -94,6 +94,8 @@ def _descriptors(
     """Frequencies, and the first maps of the first backbone whose weights are at hand. (With random
     weights the maps made clusters less pure on a draft of the demo set than frequencies did.)"""
     for backbone in backbones if settings.weights_source != "none" else ():
+        if backbone.fixed_size is not None:
+            continue  # it takes no square of another side
         try:
             check_weights(
                 (backbone,),
@@ -103,8 +105,6 @@ def _descriptors(
             )
         except UserError:
             continue
-        if backbone.fixed_size is not None:
-            continue  # it takes no square of another side
         file = locate_weights(
             backbone, weights=settings.weights_source, weights_dir=settings.weights_dir
         )
