@@ -111,7 +111,7 @@ def fuse(
     Parameters
     ----------
     members
-        auto: the set with the best AUC on select that fits the budget; or names: 0003,0007.
+        auto: the set that is best on select and fits the budget; or names: 0003,0007.
     head
         learned convex weights of the logits, mean of the probabilities, or an MLP on features.
     finetune_epochs

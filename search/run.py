@@ -365,7 +365,7 @@ def _with_altered(opened: _Opened) -> SearchPlan:
     splits = add_altered(
         plan.splits,
         plan.space.canvas,
-        cache=plan.settings.cache,
+        opened.run,
         seed=plan.settings.seed,
         console=opened.console,
         check=opened.interruption.check,
@@ -410,6 +410,8 @@ def _train_baseline(search: Search) -> None:
     """Trains the baseline if it waits; one that is complete already stays."""
     waiting = search.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     for trial in waiting:
+        if search.interruption.must_stop:
+            return  # what comes before it may not be there
         if trial.user_attrs.get(PRESET) == BASELINE:
             reason = search.run_trial(claim(search.study, trial))
             if reason is not None:

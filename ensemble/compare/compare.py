@@ -34,6 +34,7 @@ from search.errors import UserError
 from search.machine.files import COMPARISON, write_atomically
 from search.machine.progress import tell_line
 from search.report.figure import DARK, LIGHT
+from search.settings import Objective
 from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.metrics import Metrics, PairedTest, delong_test, holm, measure
 from search.training.objective import value_of
@@ -135,7 +136,7 @@ def run_compare(
     with console.status("measuring speed"):
         speeds = _speeds(contestants, pool, check)
     targets, groups = pool.report["target"].to_numpy(np.int64), pool.report["group"].to_numpy()
-    table = compare(contestants, targets, speeds, groups)
+    table = compare(contestants, targets, speeds, groups, pool.objective)
     path = pool.run / COMPARISON
     _write(table, path)
     if source is not None:
@@ -200,14 +201,15 @@ def compare_elsewhere(
             "kind": contestant.kind,
             "path": contestant.path,
             "auc_select": contestant.auc_select,
+            "objective": contestant.objective,
             "auc_report": contestant.metrics.auc if contestant.metrics else math.nan,
             "images": len(targets),
             "images_of_the_run": sum(source.known.values()),
         }
         for contestant, own, test in zip(contestants, scores, tests, strict=True)
     ]
-    table = pd.DataFrame(rows).reindex(columns=list(ELSEWHERE_COLUMNS))
-    table = table.sort_values("auc_select", ascending=False, kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows).sort_values("objective", ascending=False, kind="stable")
+    table = table.reindex(columns=list(ELSEWHERE_COLUMNS)).reset_index(drop=True)
     _write(table, source.folder / COMPARISON)
     for name, theme in ((PLOT, LIGHT), (DARK_PLOT, DARK)):
         draw_elsewhere(table, source.folder / name, source.name, theme)
@@ -256,6 +258,7 @@ def compare(
     targets: NDArray[np.int64],
     speeds: Mapping[int, Mapping[str, float]],
     groups: ArrayLike | None = None,
+    objective: Objective = "auc",
 ) -> pd.DataFrame:
     """The table of a comparison, best on select first, and those that were trained on select last.
     The first that keeps the rules and has not seen select is recommended: report only measures, so
@@ -266,6 +269,7 @@ def compare(
         targets: (N,) of report, 1 = fake.
         speeds: by batch size and model, images a second.
         groups: (N,) equal where images are of one source; None: each image is its own.
+        objective: what the contestants' `objective` is.
     """
     tests = paired_tests([contestant.scores for contestant in contestants], targets, groups)
     rows: list[dict[str, Any]] = []
@@ -299,7 +303,7 @@ def compare(
     if not allowed.empty:
         winner = allowed.index[0]
         table.loc[winner, "recommended"] = True
-        table.loc[winner, "reason"] = recommendation(table, winner)
+        table.loc[winner, "reason"] = recommendation(table, winner, objective)
     return table
 
 

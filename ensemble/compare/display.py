@@ -14,21 +14,30 @@ from rich.console import Console
 from rich.table import Table
 
 from search.report.figure import LIGHT, Theme, add_legend, name_points, new_figure, save
+from search.settings import Objective
+from search.training.objective import NAMES
 
 SIGNIFICANCE = 0.05
 
 
-def recommendation(table: pd.DataFrame, winner: Any) -> str:
-    """Why the row `winner` is recommended, in one sentence."""
+def recommendation(table: pd.DataFrame, winner: Any, objective: Objective = "auc") -> str:
+    """Why the row `winner` is recommended, in one sentence.
+
+    Args:
+        table: as `ensemble.compare.compare.compare` makes it.
+        winner: the row.
+        objective: what models are ranked by.
+    """
     row = table.loc[winner]
     reference = table[table["kind"] == "reference"].iloc[0]
-    rivals = int((table["allowed"] & table["auc_select"].notna()).sum())
-    auc = f"({row['auc_select']:.4f}); on report {row['auc']:.4f}"
+    rivals = int((table["allowed"] & table["objective"].notna()).sum())
+    auc = f"({row['objective']:.4f}); AUC on report {row['auc']:.4f}"
+    name = NAMES[objective]
     if rivals > 1:
-        text = f"highest AUC on select of the {rivals} that keep the rules {auc}"
+        text = f"highest {name} on select of the {rivals} that keep the rules {auc}"
     else:
         others = ", beside those that were trained on select" if table["allowed"].sum() > 1 else ""
-        text = f"the only one that keeps the rules{others}, whatever its AUC on select {auc}"
+        text = f"the only one that keeps the rules{others}, whatever its {name} on select {auc}"
     if not math.isnan(row["difference"]):
         sign = "above" if row["difference"] >= 0 else "below"
         text += f", {abs(row['difference']):.4f} {sign} the best single"

@@ -23,6 +23,7 @@ from search.training.shown import ShownTraining
 from search.training.train import (
     CHECKPOINT_MINUTES,
     Task,
+    default_recipe,
     describe_training,
     train,
     unfinished_training,
@@ -51,7 +52,8 @@ class Leftover:
     @property
     def changed(self) -> tuple[str, ...]:
         """Names of what differs."""
-        found = self.found or {}
+        # What recipes did not have then was what it still is by default.
+        found = {**default_recipe(), **(self.found or {})}
         return tuple(name for name in self.wanted if found.get(name) != self.wanted[name])
 
     def describe(self) -> str:

@@ -96,7 +96,8 @@ def _check(name: str, found: pd.DataFrame, wanted: pd.DataFrame, allowed: float)
 def align_altered(
     scores: Mapping[str, pd.DataFrame | None], altered: pd.DataFrame | None
 ) -> pd.DataFrame | None:
-    """The same for altered images, which are told apart by their alteration as well.
+    """Scores of altered images, side by side, of those that all models were scored on: an image may
+    have broken, or been mended, in between.
 
     Args:
         scores: tables img_name, alteration, target, y_pred by the model's name; None of a model
@@ -104,18 +105,15 @@ def align_altered(
         altered: the images; None if there are none.
 
     Returns:
-        None if a model has no scores.
-
-    Raises:
-        UserError: as `align_scores`.
+        As `align_scores`, with the `alteration`; None if a model has no scores, or no image of each
+        class is left.
     """
     found = {name: table for name, table in scores.items() if table is not None}
     if altered is None or len(found) < len(scores):
         return None
-    aligned = align_scores({n: _keyed(table) for n, table in found.items()}, _keyed(altered))
-    names = aligned["img_name"].str.rsplit("/", n=1).str[0]
-    return aligned.assign(img_name=names)
-
-
-def _keyed(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(img_name=table["img_name"] + "/" + table["alteration"].astype(str))
+    keys = ["img_name", "alteration"]
+    aligned = altered[[name for name in COLUMNS if name in altered]]
+    for name, table in found.items():
+        own = table.drop_duplicates(keys).rename(columns={"y_pred": name})
+        aligned = aligned.merge(own, on=[*keys, "target"], how="inner", sort=False)
+    return aligned if aligned["target"].nunique() == altered["target"].nunique() == 2 else None

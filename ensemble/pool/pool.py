@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -242,11 +242,13 @@ def open_pool(
         splits = add_altered(
             splits,
             reader.side,
-            cache=settings.cache if cache is None else cache,
+            run,
             seed=settings.seed,
             console=console,
             check=on_batch,
         )
+    altered = align_altered(altered_scores, splits.altered)
+    splits = replace(splits, altered=None if altered is None else splits.altered)
     return Pool(
         run=run,
         settings=settings,
@@ -262,7 +264,7 @@ def open_pool(
             quarantine,
             console,
         ),
-        altered=align_altered(altered_scores, splits.altered),
+        altered=altered,
         tainted=tainted,
         allow_tainted=allow_tainted,
     )

@@ -21,7 +21,7 @@ SUMMARIES = {
     "refit": "One network, trained anew by the recipe of a candidate of the search, for longer or "
     "on more images.",
     "soup-greedy": "A greedy soup (arXiv:2203.05482): the mean of the weights of networks of one "
-    "architecture and one start, each added only if the AUC on `select` did not fall.",
+    "architecture and one start, each added only if it made none worse on `select`.",
     "soup-uniform": "A uniform soup (arXiv:2203.05482): the mean of the weights of networks of one "
     "architecture and one start.",
     "fused": "Several trunks inside one module: one forward pass, one file of weights, one head "

@@ -1,18 +1,16 @@
 """Some images of select once more, altered as images are on their way through the world: what
 `auc_stress` is measured on.
 
-They are made once and kept as PNG files of the canvas, so that every training, and every merged
-model, scores the same ones as it scores any image.
+They are made once and kept in the run folder as PNG files of the canvas, so that every training,
+and every merged model, scores the same ones as it scores any image.
 """
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,9 +22,9 @@ from PIL import Image
 
 from search.data.splits import draw_part
 from search.errors import UserError
-from search.machine.files import cache_folder, write_atomically
+from search.machine.files import read_json, write_atomically, write_json_atomically
 from search.pixels.altering import SUBSET
-from search.pixels.cache import AUTO, CHUNK, OFF
+from search.pixels.cache import CHUNK
 from search.pixels.canvas import DECODER, FILTER
 from search.pixels.images import BrokenImage, read_image
 
@@ -35,27 +33,28 @@ ALTERED_IMAGES = 500
 standard error of 0.013 at 0.9."""
 
 FOLDER = "altered"
-"""In the cache folder."""
+"""In the run folder. It shows images of the data set: it stays there."""
+
+MANIFEST = "manifest.json"
 
 VERSION = 1
-"""Of what an alteration does to an image; files of another one are not used."""
+"""Of what an alteration does to an image; files of another one are made anew."""
 
 
 def altered_part(
     select: pd.DataFrame,
     side: int,
+    folder: Path,
     *,
-    cache: str,
     seed: int,
     on_done: Callable[[int, int], None] = lambda _done, _missing: None,
 ) -> pd.DataFrame:
-    """Images of select, altered: the rows of each, one after another for each alteration.
+    """Images of select, altered: all of them under the first alteration, then under the next.
 
     Args:
         select: label table.
         side: of the canvases, in pixels.
-        cache: where they are kept, as canvases are: "auto" is a folder in `cache_folder()`, "off"
-            one that is gone with this process, else the folder.
+        folder: where they are kept; of other images, or as they were before, they are made anew.
         seed: of the images that are drawn.
         on_done: told how many of how many missing images are finished; what it raises ends it, and
             the next time goes on from there.
@@ -67,8 +66,7 @@ def altered_part(
     Raises:
         UserError: if they cannot be written.
     """
-    part = draw_part(select, ALTERED_IMAGES, seed).reset_index(drop=True)
-    folder = _folder(part, side, cache)
+    part = drawn_part(select, ALTERED_IMAGES, seed)
     rows = [
         part.assign(
             path=[str(folder / f"{row:04d}-{number}.png") for row in range(len(part))],
@@ -78,15 +76,25 @@ def altered_part(
     ]
     table = pd.concat(rows, ignore_index=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _clear_others(folder, _describe(part, side))
         _make(part, folder, side, on_done)
     except OSError as error:
         raise UserError(
-            f"altered images of select must be kept in {folder}, found: {error}; make room, or use "
-            "another --cache"
+            f"altered images of select must be kept in {folder}, found: {error}; make room, and "
+            "the same command goes on"
         ) from error
     is_there = [Path(path).exists() for path in table["path"]]
     return table[is_there].reset_index(drop=True)
+
+
+def drawn_part(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """A part of a table by whole groups, the share of fakes kept; image by image where groups are
+    too large for that to leave both classes."""
+    part = draw_part(table, most, seed)
+    if part["target"].nunique() < table["target"].nunique():
+        alone = table.assign(group=np.arange(len(table)))
+        part = table.loc[draw_part(alone, max(most, 2), seed).index]
+    return part.reset_index(drop=True)
 
 
 def _make(part: pd.DataFrame, folder: Path, side: int, on_done: Callable[[int, int], None]) -> None:
@@ -116,20 +124,34 @@ def _make(part: pd.DataFrame, folder: Path, side: int, on_done: Callable[[int, i
             on_done(min(start + step, len(todo)), len(todo))
 
 
-def _folder(part: pd.DataFrame, side: int, cache: str) -> Path:
-    """Where the altered images of these files lie: one changed file, and it is another folder."""
-    if cache == OFF:
-        folder = Path(tempfile.mkdtemp(prefix="onefold-altered-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
-    root = cache_folder() if cache == AUTO else Path(cache).expanduser()
-    identities = []
+def _describe(part: pd.DataFrame, side: int) -> dict[str, object]:
+    """What the files of a folder are made of: one image that was changed, and they are others."""
+    identities: list[object] = []
     for name, path in zip(part["img_name"], part["path"], strict=True):
         try:
             found = os.stat(path)  # noqa: PTH116 - a third of the time
         except OSError:
             continue
-        identities.append((name, path, found.st_size, found.st_mtime_ns))
-    described = [VERSION, side, FILTER, DECODER, np.__version__, list(map(str, SUBSET)), identities]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-    return root / FOLDER / key
+        identities.append((name, found.st_size, found.st_mtime_ns))
+    return {
+        "version": VERSION,
+        "side": side,
+        "filter": FILTER,
+        "decoder": DECODER,
+        "alterations": list(map(str, SUBSET)),
+        "images": hashlib.sha256(json.dumps(identities).encode()).hexdigest(),
+    }
+
+
+def _clear_others(folder: Path, described: dict[str, object]) -> None:
+    """Makes a folder ready for these files: what is there of others is deleted."""
+    try:
+        found = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
+        found = {}
+    if found == described:
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_json_atomically(folder / MANIFEST, described)

@@ -13,7 +13,7 @@ from search.data.splits import Splits
 from search.machine.device import Runtime
 from search.machine.files import QUARANTINE
 from search.machine.progress import Bars, tell_line
-from search.pixels.altered import altered_part
+from search.pixels.altered import FOLDER, altered_part
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.canvas import choose_side, sample_sizes
 from search.pixels.quarantine import Quarantine
@@ -29,8 +29,8 @@ def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
 def add_altered(
     splits: Splits,
     canvas: int,
+    run: Path,
     *,
-    cache: str,
     seed: int,
     console: Console,
     check: Callable[[], None] = lambda: None,
@@ -40,7 +40,7 @@ def add_altered(
     Args:
         splits: the images.
         canvas: side in pixels.
-        cache: see `altered_part`.
+        run: its folder, which keeps them.
         seed: of the run.
         console: shows the bar.
         check: called now and then; what it raises ends it, and the next time goes on from there.
@@ -52,7 +52,7 @@ def add_altered(
             bar.update(done, missing)
             check()
 
-        part = altered_part(splits.select, canvas, cache=cache, seed=seed, on_done=on_done)
+        part = altered_part(splits.select, canvas, run / FOLDER, seed=seed, on_done=on_done)
     return replace(splits, altered=part)
 
 

@@ -24,6 +24,8 @@ from search.machine.device import (
 )
 from search.machine.files import BACKBONES, CANDIDATES, LEADERBOARD, MERGED, REFITS
 from search.machine.interruption import Interruption
+from search.pixels.altered import ALTERED_IMAGES
+from search.pixels.altering import SUBSET
 from search.report.leaderboard import read_leaderboard
 from search.report.page import baseline_trials
 from search.run import LARGEST_RESERVE, RESULTS_SECONDS, SCORING_SPEED
@@ -236,8 +238,11 @@ def _within_the_time(refit: Refit, interruption: Interruption) -> Refit:
         float(metrics.get(name) or 0.0) / cost for name in ("images_per_second", SCORING_SPEED)
     )
     unseen = refit.splits.seen_by(recipe.trained_on)
+    select = len(unseen.select)
+    # Some of select is scored altered as well.
+    select += len(SUBSET) * min(select, ALTERED_IMAGES)
     on_select, on_report = (
-        len(table) / scoring if scoring else 0.0 for table in (unseen.select, unseen.report)
+        images / scoring if scoring else 0.0 for images in (select, len(unseen.report))
     )
     refit = replace(refit, scoring_seconds=on_select)
     assert interruption.seconds_left is not None

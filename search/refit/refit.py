@@ -107,10 +107,11 @@ def _with_altered(
     refit: Refit, reader: Reader, console: Console, interruption: Interruption
 ) -> Splits:
     """The splits with the altered images that `auc_stress` is of."""
+    assert refit.search.out is not None
     return add_altered(
         refit.splits,
         reader.side,
-        cache=refit.search.cache,
+        refit.search.out,
         seed=refit.search.seed,
         console=console,
         check=interruption.check,

@@ -142,7 +142,7 @@ def finished_against_presets(complete: Sequence[Mapping[str, Any]]) -> list[str]
         return []
     if not drawn:
         return ["No drawn configuration is complete: all that are, are presets."]
-    difference = drawn[0]["auc"] - presets[0]["auc"]
+    difference = drawn[0]["objective"] - presets[0]["objective"]
     names = [f"candidate {row['candidate'] or row['trial']}" for row in (drawn[0], presets[0])]
     if difference > 0:
         return [

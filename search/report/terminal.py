@@ -230,7 +230,10 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
         pad_edge=False,
         title_justify="left",
     )
-    more = {n: told for n, told in MORE_FIGURES.items() if complete[n].notna().any()}
+    shown = dict(MORE_FIGURES)
+    if (complete["objective"] != complete["auc"]).any():
+        shown["objective"] = "goal"
+    more = {n: told for n, told in shown.items() if complete[n].notna().any()}
     columns = ("", "trial", "backbone", "params", "select", "95%", *more.values(), "report")
     for column in columns:
         is_text = column == "backbone"

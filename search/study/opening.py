@@ -38,6 +38,7 @@ from search.study.trials import (
     trial_name,
 )
 from search.training.candidate import Candidate
+from search.training.objective import NAMES
 from search.training.train import HOW_NOT_WHAT
 
 FINGERPRINT = "fingerprint"
@@ -80,7 +81,7 @@ def open_study(
     with warnings.catch_warnings():
         # It has been experimental since Optuna 3 and kept its meaning.
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(["AUC on select"])
+        study.set_metric_names([f"{NAMES[settings.objective]} on select"])
     return study
 
 

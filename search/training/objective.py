@@ -61,11 +61,21 @@ def check_objective(objective: Objective, splits: Splits, look: pd.DataFrame) ->
     Raises:
         UserError: if the images of a look cannot tell what the objective is.
     """
-    if objective == "auc_unseen" and not ("unseen" in look and look["unseen"].any()):
+    if "auc_unseen" not in PARTS[objective]:
+        return
+    has_unseen, shows_unseen = (
+        "unseen" in table and bool(table["unseen"].any()) for table in (splits.select, look)
+    )
+    if not has_unseen and objective == "auc_unseen":
         raise UserError(
-            "--objective auc_unseen needs fakes in select whose method fit lacks, found none among "
-            f"{len(look):,} of {len(splits.select):,} images; use --split unseen, or --objective "
-            "auc"
+            "--objective auc_unseen needs fakes in select whose method fit lacks, found none; use "
+            "--split unseen, or --objective auc"
+        )
+    if has_unseen and not shows_unseen:
+        raise UserError(
+            f"--objective {objective} needs fakes of methods that fit lacks at every look, found "
+            f"none among {len(look):,} of {len(splits.select):,} images; use a larger "
+            "--select-limit, or all"
         )
 
 

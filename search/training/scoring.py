@@ -23,6 +23,7 @@ from search.machine.device import (
     exact_float32,
     is_out_of_memory,
 )
+from search.pixels.altered import drawn_part
 from search.pixels.batches import Batch, Images, Shown, count_images, split_images
 from search.training.metrics import Metrics, mean_auc_of_alterations, measure
 from search.training.network import margin
@@ -314,14 +315,16 @@ def with_altered(select: pd.DataFrame, altered: pd.DataFrame | None) -> pd.DataF
 
 
 def altered_of_a_look(splits: Splits, images: int, seed: int) -> pd.DataFrame:
-    """The altered images that are scored at each look, for objectives that need them: as many as
-    the look has others, drawn by whole groups.
+    """The altered images that are scored at each look, for objectives that need them: about as many
+    as the look has others, each image in all of its alterations.
 
     Raises:
-        UserError: if the run has none, or what is drawn lacks a class.
+        UserError: if the run has none.
     """
-    if splits.altered is None:
+    altered = splits.altered
+    if altered is None:
         raise UserError("an objective of altered images needs some, found none; use another one")
-    part = draw_part(splits.altered, images, seed).reset_index(drop=True)
-    check_two_classes(part, "the altered part of select")
-    return part
+    kinds = altered["alteration"].nunique()
+    first = altered[altered["alteration"] == altered["alteration"].min()]
+    drawn = drawn_part(first, max(2, images // max(1, kinds)), seed)
+    return altered[altered["img_name"].isin(drawn["img_name"])].reset_index(drop=True)

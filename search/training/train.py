@@ -358,7 +358,7 @@ def _saved_state(folder: Path, identity: Mapping[str, Any], watch: Watch) -> dic
         watch.tell(f"{path} cannot be read: this training starts anew")
         return None
     # What recipes did not have when the training began was what it still is by default.
-    before = {**_default_recipe(), **found}
+    before = {**default_recipe(), **found}
     changed = [name for name in identity if before.get(name) != identity[name]]
     if changed:
         name = changed[0]
@@ -370,7 +370,7 @@ def _saved_state(folder: Path, identity: Mapping[str, Any], watch: Watch) -> dic
     return state
 
 
-def _default_recipe() -> dict[str, Any]:
+def default_recipe() -> dict[str, Any]:
     """The fields of a Recipe that have a plain default."""
     return {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
 

@@ -86,7 +86,7 @@ def main(
             own = replace(settings, seed=seed).resolved()
             size = own.image_size or IMAGE_SIZE
             splits, reader = stack.enter_context(opened_images(own, [size]))
-            judge = Judge.of(splits, reader, seed)
+            judge = Judge.of(splits, reader, seed, folder)
             space = space_of(own, size, reader.side)
             for number, recipe in enumerate(_recipes(space, count, seed, epochs)):
                 began = time.monotonic()

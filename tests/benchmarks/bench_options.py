@@ -85,7 +85,7 @@ def main(
             own = replace(settings, seed=seed).resolved()
             recipe = _recipe(own)
             splits, reader = stack.enter_context(opened_images(own, [recipe.image_size]))
-            judge = Judge.of(splits, reader, seed)
+            judge = Judge.of(splits, reader, seed, folder)
             plain: np.ndarray[Any, Any] | None = None
             for name, changes in options.items():
                 began = time.monotonic()

@@ -41,11 +41,11 @@ class Judge:
     table: pd.DataFrame  # report, and after it some of its images altered
 
     @classmethod
-    def of(cls, splits: Splits, reader: Reader, seed: int) -> Judge:
-        """With altered images of both; they are kept in the cache."""
+    def of(cls, splits: Splits, reader: Reader, seed: int, folder: Path) -> Judge:
+        """With altered images of both, which are kept in a folder."""
         select, report = (
-            altered_part(part, reader.side, cache="auto", seed=seed)
-            for part in (splits.select, splits.report)
+            altered_part(part, reader.side, folder / f"altered-{name}-{seed}", seed=seed)
+            for name, part in (("select", splits.select), ("report", splits.report))
         )
         table = with_altered(splits.report, report).reset_index(drop=True)
         return cls(replace(splits, altered=select), reader, table)

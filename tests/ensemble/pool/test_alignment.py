@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from ensemble.pool.alignment import align_scores
+from ensemble.pool.alignment import align_altered, align_scores
 from search.errors import UserError
 
 SPLIT = pd.DataFrame({"img_name": ["a", "b", "c"], "target": [0, 1, 1], "group": ["x", "x", "y"]})
@@ -94,3 +94,22 @@ def test_more_than_a_few_lacking_images_are_another_split(
     named = {str(number): table for number, table in enumerate(tables)}
     with pytest.raises(UserError, match=message):
         align_scores(named, HUNDRED, limit_fraction=0.05)
+
+
+def test_altered_images_are_those_that_all_models_were_scored_on() -> None:
+    altered = pd.DataFrame(
+        [(f"{n}.png", n % 2, f"g{n}", kind) for kind in (0, 1) for n in range(4)],
+        columns=["img_name", "target", "group", "alteration"],
+    )
+    whole = altered[["img_name", "alteration", "target"]].assign(y_pred=0.25)
+    # One was scored before an image broke, the other in another order.
+    more = pd.concat([whole, whole.iloc[:1].assign(img_name="9.png")])
+    fewer = whole[whole["img_name"] != "2.png"].iloc[::-1].assign(y_pred=0.5)
+    found = align_altered({"a": more, "b": fewer}, altered)
+    assert found is not None
+    assert found["img_name"].tolist() == ["0.png", "1.png", "3.png"] * 2
+    assert found["alteration"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert found[["a", "b"]].to_numpy().tolist() == [[0.25, 0.5]] * 6
+    assert align_altered({"a": more, "b": None}, altered) is None
+    assert align_altered({"a": more}, None) is None
+    assert align_altered({"a": whole[whole["target"] == 0]}, altered) is None

@@ -32,7 +32,7 @@ def select(tmp_path: Path) -> pd.DataFrame:
 
 
 def test_each_image_comes_once_for_each_alteration(select: pd.DataFrame, tmp_path: Path) -> None:
-    table = altered_part(select, SIDE, cache=str(tmp_path), seed=0)
+    table = altered_part(select, SIDE, tmp_path / FOLDER, seed=0)
     assert table["alteration"].tolist() == [n for n in range(len(SUBSET)) for _ in range(6)]
     assert table["img_name"].tolist() == select["img_name"].tolist() * len(SUBSET)
     assert table["target"].tolist() == select["target"].tolist() * len(SUBSET)
@@ -43,11 +43,11 @@ def test_each_image_comes_once_for_each_alteration(select: pd.DataFrame, tmp_pat
 
 
 def test_they_are_made_once(select: pd.DataFrame, tmp_path: Path) -> None:
-    first = altered_part(select, SIDE, cache=str(tmp_path), seed=0)
+    first = altered_part(select, SIDE, tmp_path / FOLDER, seed=0)
     stamps = [Path(path).stat().st_mtime_ns for path in first["path"]]
     told: list[tuple[int, int]] = []
     again = altered_part(
-        select, SIDE, cache=str(tmp_path), seed=0, on_done=lambda *done: told.append(done)
+        select, SIDE, tmp_path / FOLDER, seed=0, on_done=lambda *done: told.append(done)
     )
     assert again.equals(first)
     assert [Path(path).stat().st_mtime_ns for path in again["path"]] == stamps
@@ -62,17 +62,23 @@ def test_a_stop_goes_on_from_there(select: pd.DataFrame, tmp_path: Path) -> None
         raise Stopped
 
     with pytest.raises(Stopped):
-        altered_part(select, SIDE, cache=str(tmp_path), seed=0, on_done=stop)
-    table = altered_part(select, SIDE, cache=str(tmp_path), seed=0)
+        altered_part(select, SIDE, tmp_path / FOLDER, seed=0, on_done=stop)
+    table = altered_part(select, SIDE, tmp_path / FOLDER, seed=0)
     Path(table["path"].iloc[-1]).unlink()  # as a kill amid an image leaves it
-    assert len(altered_part(select, SIDE, cache=str(tmp_path), seed=0)) == len(table)
+    assert len(altered_part(select, SIDE, tmp_path / FOLDER, seed=0)) == len(table)
 
 
 def test_a_changed_image_is_altered_anew(select: pd.DataFrame, tmp_path: Path) -> None:
-    before = altered_part(select, SIDE, cache=str(tmp_path), seed=0)
+    before = altered_part(select, SIDE, tmp_path / FOLDER, seed=0)
     Image.new("RGB", (40, 40), "red").save(select["path"].iloc[0])
-    after = altered_part(select, SIDE, cache=str(tmp_path), seed=0)
-    assert set(before["path"]).isdisjoint(after["path"])
+    first = before["path"].iloc[0]
+    old = Path(first).read_bytes()
+    after = altered_part(select, SIDE, tmp_path / FOLDER, seed=0)
+    assert after["path"].tolist() == before["path"].tolist()
+    assert Path(first).read_bytes() != old
+    # Of fewer images, none of the others is left behind.
+    altered_part(select.iloc[:2], SIDE, tmp_path / FOLDER, seed=0)
+    assert len(list((tmp_path / FOLDER).glob("*.png"))) == 2 * len(SUBSET)
 
 
 def test_of_many_some_are_drawn_by_whole_groups(
@@ -81,34 +87,29 @@ def test_of_many_some_are_drawn_by_whole_groups(
     assert ALTERED_IMAGES == 500
     monkeypatch.setattr("search.pixels.altered.ALTERED_IMAGES", 4)
     pairs = select.assign(group=np.repeat(["a", "b", "c"], 2))
-    table = altered_part(pairs, SIDE, cache=str(tmp_path), seed=0)
+    table = altered_part(pairs, SIDE, tmp_path / FOLDER, seed=0)
     assert table["img_name"].nunique() == 4
     assert (table.groupby(["group", "alteration"]).size() == 2).all()
 
 
 def test_broken_images_are_left_out(select: pd.DataFrame, tmp_path: Path) -> None:
     Path(select["path"].iloc[2]).write_bytes(b"no image")
-    table = altered_part(select, SIDE, cache=str(tmp_path), seed=0)
+    table = altered_part(select, SIDE, tmp_path / FOLDER, seed=0)
     assert set(table["img_name"]) == set(select["img_name"]) - {"2.png"}
 
 
-def test_without_a_cache_they_are_gone_with_the_process(
+def test_groups_that_are_too_large_are_drawn_from_image_by_image(
     select: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ONEFOLD_CACHE", str(tmp_path / "cache"))
-    at_the_end: list[Path] = []
-    monkeypatch.setattr(
-        "search.pixels.altered.atexit.register", lambda _, folder, **__: at_the_end.append(folder)
-    )
-    table = altered_part(select, SIDE, cache="off", seed=0)
-    assert {Path(path).parent for path in table["path"]} == set(at_the_end)
-    assert not (tmp_path / "cache").exists()
-    altered_part(select, SIDE, cache="auto", seed=0)
-    assert (tmp_path / "cache" / FOLDER).is_dir()
+    monkeypatch.setattr("search.pixels.altered.ALTERED_IMAGES", 4)
+    table = altered_part(select.assign(group="one"), SIDE, tmp_path / FOLDER, seed=0)
+    assert table["img_name"].nunique() == 4
+    assert set(table["target"]) == {0, 1}
+    assert set(table["group"]) == {"one"}
 
 
 def test_a_folder_that_takes_nothing_is_told(select: pd.DataFrame, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="ascii")
     with pytest.raises(UserError, match="altered images of select must be kept in"):
-        altered_part(select, SIDE, cache=str(blocked), seed=0)
+        altered_part(select, SIDE, blocked / FOLDER, seed=0)

@@ -85,22 +85,28 @@ DRAWN: dict[str, Any] = {"is_baseline": False, "is_preset": False}
     ("rows", "expected"),
     [
         (
-            [{"auc": 0.95, "candidate": "0005", **DRAWN}, {"auc": 0.9, "candidate": "1", **PRESET}],
+            [
+                {"objective": 0.95, "candidate": "0005", **DRAWN},
+                {"objective": 0.9, "candidate": "1", **PRESET},
+            ],
             "the best drawn configuration, candidate 0005, is 0.0500 above the best preset, "
             "candidate 1, on select.",
         ),
         (
-            [{"auc": 0.9, "candidate": "0001", **PRESET}, {"auc": 0.89, "candidate": "7", **DRAWN}],
+            [
+                {"objective": 0.9, "candidate": "0001", **PRESET},
+                {"objective": 0.89, "candidate": "7", **DRAWN},
+            ],
             "the best preset, candidate 0001, is 0.0100 above the best drawn configuration, "
             "candidate 7, on select.",
         ),
         (
-            [{"auc": 0.9, "candidate": "0001", **PRESET}],
+            [{"objective": 0.9, "candidate": "0001", **PRESET}],
             "No drawn configuration is complete: all that are, are presets.",
         ),
         # The baseline is neither; without the study nobody knows.
-        ([{"auc": 0.9, "candidate": "0", "is_baseline": True, "is_preset": False}], None),
-        ([{"auc": 0.9, "candidate": "0", "is_baseline": False, "is_preset": None}], None),
+        ([{"objective": 0.9, "candidate": "0", "is_baseline": True, "is_preset": False}], None),
+        ([{"objective": 0.9, "candidate": "0", "is_baseline": False, "is_preset": None}], None),
     ],
 )
 def test_what_is_complete_is_compared_as_it_is(

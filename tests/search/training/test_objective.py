@@ -12,7 +12,13 @@ from search.errors import UserError
 from search.settings import Objective
 from search.training.metrics import mean_auc_of_alterations, measure, roc_auc, split_by_novelty
 from search.training.objective import PARTS, Yardstick, check_objective, needs_altered, value_of
-from search.training.scoring import Predictions, described, measure_predictions, with_altered
+from search.training.scoring import (
+    Predictions,
+    altered_of_a_look,
+    described,
+    measure_predictions,
+    with_altered,
+)
 
 FIGURES = {"auc": 0.9, "auc_unseen": 0.6, "auc_stress": 0.75}
 
@@ -108,10 +114,31 @@ def test_of_equal_values_the_lower_log_loss_is_better() -> None:
 
 
 def test_unseen_methods_must_be_among_the_images_of_a_look() -> None:
-    select = pd.DataFrame({"target": [0, 1], "unseen": [False, False]})
-    splits: Any = Splits(select, select, select)
-    for look in (select, select.drop(columns="unseen")):
+    without = pd.DataFrame({"target": [0, 1], "unseen": [False, False]})
+    some = without.assign(unseen=[False, True])
+    nothing_held_out: Any = Splits(without, without, without)
+    held_out: Any = Splits(without, some, some)
+    for look in (without, without.drop(columns="unseen")):
         with pytest.raises(UserError, match="use --split unseen, or --objective auc"):
-            check_objective("auc_unseen", splits, look)
-    check_objective("mean", splits, select)
-    check_objective("auc_unseen", splits, select.assign(unseen=[False, True]))
+            check_objective("auc_unseen", nothing_held_out, look)
+        check_objective("mean", nothing_held_out, look)
+    objectives: tuple[Objective, ...] = ("auc_unseen", "mean")
+    for objective in objectives:
+        check_objective(objective, held_out, some)
+        with pytest.raises(UserError, match="use a larger --select-limit"):
+            check_objective(objective, held_out, without)
+    check_objective("auc_stress", held_out, without)
+
+
+def test_the_altered_images_of_a_look_are_whole_images() -> None:
+    """However large groups are."""
+    select = pd.DataFrame(
+        {"img_name": [f"{n}.png" for n in range(40)], "target": [0, 1] * 20, "group": "one"}
+    )
+    altered = pd.concat([select.assign(alteration=n) for n in range(4)], ignore_index=True)
+    splits: Any = Splits(select, select, select, altered=altered)
+    part = altered_of_a_look(splits, 24, seed=0)
+    assert part["img_name"].nunique() == 6
+    assert part["alteration"].value_counts().tolist() == [6] * 4
+    assert set(part["target"]) == {0, 1}
+    assert altered_of_a_look(splits, 1, seed=0)["target"].nunique() == 2

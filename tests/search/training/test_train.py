@@ -607,7 +607,7 @@ def test_a_training_whose_end_is_not_settled_is_paused_or_told_its_end(
 
 
 def test_an_objective_decides_between_looks_and_is_kept(splits: Splits, tmp_path: Path) -> None:
-    altered = altered_part(splits.select, RECIPE.canvas, cache=str(tmp_path / "cache"), seed=0)
+    altered = altered_part(splits.select, RECIPE.canvas, tmp_path / "altered", seed=0)
     splits = replace(splits, altered=altered)
     recipe = replace(RECIPE, objective="mean", select_limit=8)
     found = complete(splits, tmp_path / "unbroken", recipe)
