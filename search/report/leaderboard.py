@@ -77,7 +77,8 @@ def read_leaderboard(path: Path) -> pd.DataFrame:
         # The name "NA" is a name.
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         if "objective" not in table and "auc" in table:
-            table = table.assign(**dict.fromkeys(SINCE_OBJECTIVES, ""), objective=table["auc"])
+            table = table.assign(**dict.fromkeys(SINCE_OBJECTIVES, ""))
+            table["objective"] = table["auc"]
         missing = [name for name in COLUMNS if name not in table]
         if missing:
             raise ValueError(f"column {missing[0]} is missing")

@@ -132,7 +132,8 @@ def test_the_time_settles_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert candidate.metrics["epochs"] == candidate.recipe.epochs
     rates = candidate.history["learning_rate"].tolist()
     assert len(rates) > 2
-    assert rates[-1] < rates[-2]
+    # A machine that is slow at the end has no time left for the rate to fall in.
+    assert rates[-1] < rates[-2] or candidate.recipe.decay_fraction == 0
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,9 @@ def refit(tmp_path: Path) -> Refit:
 @pytest.mark.parametrize(
     ("changes", "seconds_of_training", "speed"),
     [
-        # Of 1000 s, 10 s are kept for the results, and what scoring takes: 50 s and 40 s.
-        ({}, 900.0, 100.0),
+        # Of 1000 s, 10 s are kept for the results, and what scoring takes: 40 s, and 250 s for
+        # select as it is and four times altered.
+        ({}, 700.0, 100.0),
         ({"trained_on": "fit+select"}, 950.0, 100.0),
         ({"trained_on": "all"}, 990.0, 100.0),
         # An image four times as large takes four times as long, in scoring, too.
@@ -71,7 +72,7 @@ def test_what_must_know_its_end_ends_when_the_time_is_up(
     images = found.recipe.epochs * found.steps * 10
     assert images == pytest.approx(0.95 * seconds_of_training * speed, rel=0.01)
     seen_select = changes.get("trained_on", "fit") != "fit"
-    assert found.scoring_seconds == (0.0 if seen_select else 50.0)
+    assert found.scoring_seconds == (0.0 if seen_select else 250.0)
 
 
 def test_results_never_take_more_than_their_share_of_the_time(refit: Refit) -> None:
