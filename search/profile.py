@@ -163,12 +163,7 @@ def _recipe(
     backbone = pool[0] if settings.backbone is None else catalogue.get(settings.backbone)
     size = search.image_size or backbone.image_sizes[0]
     return Recipe(
-        backbone=backbone.name,
-        architecture=backbone.architecture,
-        model_args=backbone.create_args(size),
-        mean=backbone.mean,
-        std=backbone.std,
-        image_size=size,
+        **backbone.network_fields(size),
         canvas=search.canvas or size,
         weights="none",
         batch_size=search.batch_size or Recipe.batch_size,

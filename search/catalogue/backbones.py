@@ -73,6 +73,17 @@ class Backbone:
         size = {} if self.fixed_size is None else {"img_size": image_size}
         return {**self.model_args, **size}
 
+    def network_fields(self, image_size: int) -> dict[str, Any]:
+        """The fields of a Recipe that say which network it is, for an image size in pixels."""
+        return {
+            "backbone": self.name,
+            "architecture": self.architecture,
+            "model_args": self.create_args(image_size),
+            "mean": self.mean,
+            "std": self.std,
+            "image_size": image_size,
+        }
+
     @field_validator("image_sizes")
     @classmethod
     def _check_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:

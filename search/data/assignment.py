@@ -203,6 +203,8 @@ class _Program:
                 ],
                 options=SOLVER,
             )
+            if result.x is None:
+                return self.place(owners)  # its nodes were not enough for any whole groups
             prices = np.zeros(count)
         else:
             result = linprog(

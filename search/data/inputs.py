@@ -153,12 +153,15 @@ def describe_division(division: Division) -> str:
         seen = int(counts[[not own for own in is_own]].sum())
         told.append(f"{split} {listed}" + (f" (and {seen:,} fakes of fit's)" if seen else ""))
     source = "named in the group files" if division.by is None else f"found by {division.by}"
-    left = (
-        "no image is left out"
-        if not division.left_out
-        else f"{division.left_out:,} of {len(rows):,} images are left out, fakes whose group lies "
-        "in one split and whose method belongs to another"
-    )
+    left = "no image is left out"
+    if division.left_out:
+        left = (
+            f"{division.left_out:,} of {len(rows):,} images are left out, fakes whose group lies "
+            "in one split and whose method belongs to another"
+        )
+        unread = int(((rows["target"] == 1) & (rows["method"] == NO_METHOD)).sum())
+        if unread:
+            left += f", or, {unread:,} of them, that cannot be read"
     return f"Forgeries held out by method, {source}: {'; '.join(told)}; {left}."
 
 

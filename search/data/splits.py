@@ -20,7 +20,7 @@ from search.data.labels import NO_METHOD, check_two_classes
 from search.data.unseen import TRAIN, VAL, Division
 from search.errors import UserError
 
-HELD_OUT = (3, 10)
+HELD_OUT_FOLDS = (3, 10)
 """Share of the training set that select and report get together where no validation set is given,
 as so many folds of so many."""
 HALF = (1, 2)
@@ -133,7 +133,7 @@ def make_splits(
         return Splits(fit, select, report, kind=kind)
     divide_seed, *limit_seeds = _seeds(seed)
     if val is None:
-        fit, held_out = _divide(train, HELD_OUT, "the training set", divide_seed)
+        fit, held_out = _divide(train, HELD_OUT_FOLDS, "the training set", divide_seed)
         select, report = _divide(held_out, HALF, "the held-out training images", divide_seed)
     else:
         check_two_classes(val, "the validation set")

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search.data.assignment import FEWEST, HELD_OUT, SPLITS, Groups, assign
+from search.data.labels import NO_METHOD
 from search.errors import UserError
 
 LEFT_OUT = ""
@@ -132,16 +133,16 @@ def divide_by_method(
 
 
 def _is_known(rows: pd.DataFrame) -> pd.Series[bool]:
-    return (rows["target"] == 1) & (rows["method"] != "")
+    return (rows["target"] == 1) & (rows["method"] != NO_METHOD)
 
 
 def _unnamed(rows: pd.DataFrame) -> str | None:
     """What is wrong if some fakes lack a name."""
     fakes = rows[rows["target"] == 1]
-    without = fakes[fakes["method"] == ""]
+    without = fakes[fakes["method"] == NO_METHOD]
     if without.empty:
         return None
-    whole = [str(name) for name, own in fakes.groupby("set") if (own["method"] == "").all()]
+    whole = [str(name) for name, own in fakes.groupby("set") if (own["method"] == NO_METHOD).all()]
     if len(whole) == 1:
         return (
             "the group files of both sets must name the methods of the fakes, or neither, found "

@@ -24,8 +24,8 @@ SIDE, GAP, TITLE = 96, 4, 18
 """In pixels: of an image, between images, and the height of a method's line of text."""
 
 
-def write_contact_sheet(splits: Splits, path: Path, seed: int) -> bool:
-    """Draws a row of fakes for each method, those of fit first; returns whether there was any.
+def write_contact_sheet(splits: Splits, path: Path, seed: int) -> None:
+    """Draws a row of fakes for each method, those of fit first.
 
     Args:
         splits: what was divided by method; others have nothing to show.
@@ -33,7 +33,7 @@ def write_contact_sheet(splits: Splits, path: Path, seed: int) -> bool:
         seed: of which fakes are shown.
     """
     if splits.division is None:
-        return False
+        return
     rows = pd.concat([splits.fit, splits.select, splits.report], ignore_index=True)
     fakes = rows[rows["target"] == 1]
     division = splits.division.rows
@@ -55,4 +55,3 @@ def write_contact_sheet(splits: Splits, path: Path, seed: int) -> bool:
                 image = read_image(shown).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
                 sheet.paste(image, (GAP + place * (SIDE + GAP), top + TITLE))
     write_atomically(path, lambda temporary: sheet.save(temporary, "PNG"))
-    return True

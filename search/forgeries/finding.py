@@ -109,12 +109,7 @@ def _descriptors(
             backbone, weights=settings.weights_source, weights_dir=settings.weights_dir
         )
         recipe = Recipe(
-            backbone=backbone.name,
-            architecture=backbone.architecture,
-            model_args=backbone.create_args(side),
-            mean=backbone.mean,
-            std=backbone.std,
-            image_size=side,
+            **backbone.network_fields(side),
             canvas=side,
             weights=settings.weights_source,
             weights_file=None if file is None else str(file),

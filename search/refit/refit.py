@@ -13,7 +13,7 @@ import pandas as pd
 from rich.console import Console
 
 from search.data.inputs import canvas_of
-from search.data.splits import SEEN, Splits
+from search.data.splits import SEEN
 from search.machine.files import short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import Bars, tell_line
@@ -94,28 +94,21 @@ def _completed(refit: Refit, console: Console, interruption: Interruption) -> Ca
         if not Candidate(refit.folder).is_complete:
             fill(reader, console, interruption.check)
             if not unseen.select.empty:
-                refit = replace(refit, splits=_with_altered(refit, reader, console, interruption))
+                splits = add_altered(
+                    refit.splits,
+                    reader.side,
+                    run,
+                    seed=refit.search.seed,
+                    console=console,
+                    check=interruption.check,
+                )
+                refit = replace(refit, splits=splits)
         candidate = _train(refit, reader, console, interruption)
         interruption.reserved_seconds = min(interruption.reserved_seconds, RESULTS_SECONDS)
         if not unseen.report.empty:
             options = (refit.runtime, reader, console, interruption, run)
             score_best_on_report([candidate], unseen.report, *options)
     return candidate
-
-
-def _with_altered(
-    refit: Refit, reader: Reader, console: Console, interruption: Interruption
-) -> Splits:
-    """The splits with the altered images that `auc_stress` is of."""
-    assert refit.search.out is not None
-    return add_altered(
-        refit.splits,
-        reader.side,
-        refit.search.out,
-        seed=refit.search.seed,
-        console=console,
-        check=interruption.check,
-    )
 
 
 def _train(refit: Refit, reader: Reader, console: Console, interruption: Interruption) -> Candidate:

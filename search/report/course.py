@@ -11,6 +11,7 @@ from search.report.terminal import format_seconds
 from search.study.scheduler import ALMOST
 from search.study.space import BASELINE, PRESET
 from search.study.trials import ROW, looks_of
+from search.training.objective import NAMES
 
 if TYPE_CHECKING:
     import optuna
@@ -93,7 +94,7 @@ def continued(looks: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def gain_at_the_same_time(looks: pd.DataFrame) -> list[str]:
+def gain_at_the_same_time(looks: pd.DataFrame, compared_by: str = NAMES["auc"]) -> list[str]:
     """What the search brought over the best preset at the same time, in a sentence; nothing before
     both kinds were looked at.
 
@@ -103,6 +104,7 @@ def gain_at_the_same_time(looks: pd.DataFrame) -> list[str]:
 
     Args:
         looks: with `LOOK_COLUMNS`.
+        compared_by: what looks are compared by, for people.
     """
     kinds = {kind: looks[looks["kind"] == kind] for kind in ("drawn", "preset")}
     if any(own.empty for own in kinds.values()):
@@ -122,8 +124,8 @@ def gain_at_the_same_time(looks: pd.DataFrame) -> list[str]:
     counts = {kind: own["trial"].nunique() for kind, own in by_then.items()}
     return [
         f"{told}: within {format_seconds(same)} of its own training, the longest that both kinds "
-        f"have had, the best of {counts['drawn']} drawn, trial {drawn['trial']:04d}, has AUC "
-        f"{drawn['auc']:.4f} and the best of {counts['preset']} presets, trial "
+        f"have had, the best of {counts['drawn']} drawn, trial {drawn['trial']:04d}, has "
+        f"{compared_by} {drawn['auc']:.4f} and the best of {counts['preset']} presets, trial "
         f"{preset['trial']:04d}, {preset['auc']:.4f} on the images of a look."
     ]
 

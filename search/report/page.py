@@ -122,7 +122,8 @@ def write_report(
     """
     baseline = baseline_trials(study, leaderboard)
     figures, plots = [], []
-    for figure in report_figures(run, study, leaderboard, baseline, problems):
+    compared_by = facts.get("objective", NAMES["auc"])
+    for figure in report_figures(run, study, leaderboard, baseline, problems, compared_by):
         content = {"title": figure.title, "caption": figure.caption}
         with problems.forgiven(f"plots/{figure.name}.png"):
             light = figure.draw(run / "plots" / f"{figure.name}.png", LIGHT)
@@ -141,7 +142,7 @@ def write_report(
     merged = _merged(run)
     page = _template().render(
         title=run.name,
-        summary=summarise(rows, looks),
+        summary=summarise(rows, looks, compared_by),
         highlighted={name: facts[name] for name in HIGHLIGHTED if name in facts},
         facts={name: text for name, text in facts.items() if name not in HIGHLIGHTED},
         figures=figures,
@@ -157,7 +158,7 @@ def write_report(
         probes=probes,
         probes_were_right=how_right(probes, rows, looks),
         more={name: head for name, head in MORE_FIGURES.items() if leaderboard[name].notna().any()},
-        objective=facts.get("objective", NAMES["auc"]),
+        objective=compared_by,
         seconds=SECONDS,
         texts=TEXTS,
         formats=FORMATS,
@@ -172,6 +173,7 @@ def report_figures(
     leaderboard: pd.DataFrame,
     baseline: Collection[int],
     problems: Problems,
+    compared_by: str,
 ) -> list[ReportFigure]:
     """What is drawn of a run, in the page's order."""
     complete = leaderboard[leaderboard["state"] == "complete"].head(TOP_CURVES)
@@ -204,11 +206,13 @@ def report_figures(
         ),
         ReportFigure(
             "search",
-            "AUC against time",
+            f"{compared_by} against time",
             "Every look at every candidate, on the images of a look. Points of one candidate are "
             "joined, by dots where it waited while others were trained; then it was gone on with "
             "from its checkpoint.",
-            lambda path, theme: draw_search(search_looks(study), path, theme, no_looks),
+            lambda path, theme: draw_search(
+                search_looks(study), path, theme, no_looks, compared_by
+            ),
         ),
         ReportFigure(
             "history",
@@ -228,7 +232,7 @@ def report_figures(
             "epochs",
             "Loss and AUC by epoch of the best five",
             "Points are looks, which come as the images seen double. A candidate keeps the weights "
-            "of the look with its best AUC on select.",
+            f"of the look with its best {compared_by} on select.",
             lambda path, theme: draw_epochs(tables(HISTORY, LOOK_COLUMNS), path, theme),
         ),
         ReportFigure(
@@ -267,9 +271,14 @@ def short_name(backbone: str) -> str:
     return backbone.partition(".")[0]
 
 
-def summarise(rows: list[dict[str, Any]], looks: pd.DataFrame | None = None) -> str:
+def summarise(
+    rows: list[dict[str, Any]],
+    looks: pd.DataFrame | None = None,
+    compared_by: str = NAMES["auc"],
+) -> str:
     """How the trials ended, and what the best and the baseline are worth, in sentences; with the
-    looks of `search_looks`, what the search brought over its presets as well."""
+    looks of `search_looks`, which are compared by what is named, what the search brought over its
+    presets as well."""
     counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     total = f"{len(rows)} trial{'' if len(rows) == 1 else 's'}"
@@ -285,7 +294,7 @@ def summarise(rows: list[dict[str, Any]], looks: pd.DataFrame | None = None) -> 
     if baseline and baseline[0] is not complete[0]:
         sentences.append(f"The challenge's baseline has {_worth(baseline[0])}.")
     if looks is not None:
-        sentences += gain_at_the_same_time(looks)
+        sentences += gain_at_the_same_time(looks, compared_by)
     sentences += finished_against_presets(complete)
     return " ".join(sentences)
 

@@ -29,6 +29,7 @@ from search.report.figure import (
 )
 from search.study.trials import looks_of
 from search.training.metrics import roc_auc
+from search.training.objective import NAMES
 
 LOW_FPRS = {1e-3: "1e-3", 5e-3: "5e-3", 1e-2: "1e-2"}
 """False positive rates whose TPR breaks ties in the challenge."""
@@ -137,16 +138,23 @@ KINDS = ("drawn", "preset", "baseline")
 """Of configurations: drawn by the search, known to be good, the challenge's own."""
 
 
-def draw_search(looks: pd.DataFrame, path: Path, theme: Theme = LIGHT, note: str = "") -> Path:
+def draw_search(
+    looks: pd.DataFrame,
+    path: Path,
+    theme: Theme = LIGHT,
+    note: str = "",
+    compared_by: str = NAMES["auc"],
+) -> Path:
     """How good each candidate was when, and the best so far: lines are trainings, dots lead from
     where a candidate was paused to its first look after it was gone on with.
 
     Args:
         looks: a row a look: `trial`, `kind` (of KINDS), `own_seconds`, `seconds` (of all trials by
-            then), `auc`.
+            then), `auc`, or whatever else looks are compared by.
         path: where the PNG goes.
         theme: of the page.
         note: drawn instead where there are no looks.
+        compared_by: what looks are compared by, for people.
     """
     figure, (axes,) = new_figure(theme, 3.8)
     if looks.empty:
@@ -175,7 +183,7 @@ def draw_search(looks: pd.DataFrame, path: Path, theme: Theme = LIGHT, note: str
     )
     axes.margins(y=0.1)
     axes.set_xlabel("minutes of all trainings")
-    axes.set_ylabel("AUC on select")
+    axes.set_ylabel(f"{compared_by} on select")
     add_legend(figure, theme, columns=2)
     return save(figure, path)
 

@@ -213,7 +213,7 @@ MOST_CHARACTERS = 200
 
 TOP_ROWS = 10
 
-MORE_FIGURES = {"auc_unseen": "unseen", "auc_stress": "stress"}
+SHORT_HEADS = {"auc_unseen": "unseen", "auc_stress": "stress"}
 """Columns of a leaderboard that are shown where they were measured, and their short heads."""
 
 
@@ -230,7 +230,7 @@ def print_top(leaderboard: pd.DataFrame, console: Console) -> None:
         pad_edge=False,
         title_justify="left",
     )
-    shown = dict(MORE_FIGURES)
+    shown = dict(SHORT_HEADS)
     if (complete["objective"] != complete["auc"]).any():
         shown["objective"] = "goal"
     more = {n: told for n, told in shown.items() if complete[n].notna().any()}

@@ -28,7 +28,7 @@ class Point:
 
     images: int  # that it has seen
     seconds: float  # that it has taken, looks included
-    auc: float  # on the images of a look
+    auc: float  # on the images of a look; or whatever else the search goes by
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
     paused = [one for one in best if one.state == "paused"]
     if not paused:
         if layout.seconds is not None and best and is_flat(best[0], rules):
-            return Stop(f"the best won less than {rules.gain:g} AUC while its images doubled")
+            return Stop(f"the best won less than {rules.gain:g} while its images doubled")
         return Stop()
     if layout.seconds is None or not rules.prolongs:
         assert rules.longest is not None

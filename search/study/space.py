@@ -205,12 +205,7 @@ class Space:
         if self.weights_dir is not None:
             file = str(self.weights_dir / f"{backbone.name}.safetensors")
         return {
-            "backbone": backbone.name,
-            "architecture": backbone.architecture,
-            "model_args": backbone.create_args(image_size),
-            "mean": backbone.mean,
-            "std": backbone.std,
-            "image_size": image_size,
+            **backbone.network_fields(image_size),
             "canvas": self.canvas,
             "weights": self.weights,
             "weights_file": file,

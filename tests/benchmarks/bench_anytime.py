@@ -123,12 +123,7 @@ def recipe_of(
     if settings.weights_dir is not None:
         file = str(settings.weights_dir / f"{backbone.name}.safetensors")
     return Recipe(
-        backbone=backbone.name,
-        architecture=backbone.architecture,
-        model_args=backbone.create_args(size),
-        mean=backbone.mean,
-        std=backbone.std,
-        image_size=size,
+        **backbone.network_fields(size),
         canvas=side,
         weights="none" if file is None else "file",
         weights_file=file,

@@ -108,12 +108,7 @@ def rows(
     side = 64
     network = build_network(
         Recipe(
-            backbone=backbone.name,
-            architecture=backbone.architecture,
-            model_args=backbone.create_args(side),
-            mean=backbone.mean,
-            std=backbone.std,
-            image_size=side,
+            **backbone.network_fields(side),
             canvas=side,
             weights="none" if weights_dir is None else "file",
             weights_file=str(weights_dir / f"{backbone.name}.safetensors") if weights_dir else None,

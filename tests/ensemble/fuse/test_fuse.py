@@ -26,6 +26,7 @@ from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
+from tests.stopping import StopAfter
 
 
 def with_budget(pool: Pool, budget: int) -> Pool:
@@ -177,18 +178,16 @@ def test_an_interrupted_fusion_writes_nothing(finetune_epochs: int, pool: Pool) 
     assert not (pool.run / "merged").exists()
 
 
-class StopAfter(Interruption):
+class StopJointTraining(StopAfter):
     """Asks for the end after so many checks, once there is a joint training."""
 
     def __init__(self, folder: Path, checks: int) -> None:
-        super().__init__()
-        self.folder, self.left = folder, checks
+        super().__init__(checks)
+        self.folder = folder
 
     def check(self) -> None:
         if self.folder.exists():
-            self.left -= 1
-            if self.left < 0:
-                raise Interrupted("stopped by the test")
+            super().check()
 
 
 def working(pool: Pool) -> Path:
@@ -209,7 +208,7 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     pieces, broken = 0, None
     while broken is None:
         pieces += 1
-        interruption = StopAfter(working(pool), generator.randint(1, 4))
+        interruption = StopJointTraining(working(pool), generator.randint(1, 4))
         try:
             broken = run_fuse(pool, **arguments, console=console, interruption=interruption)
         except Interrupted:
@@ -227,19 +226,6 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     timeless = [candidate.history.drop(columns=list(SECONDS)) for candidate in (unbroken, broken)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
     assert not working(pool).exists()
-
-
-class Allowance(Interruption):
-    """Asks for the end after so many checks, as a time limit that is much too short."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.left = checks
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Interrupted("stopped by the test")
 
 
 @pytest.mark.parametrize("head", ["mean", "weights"])
@@ -261,14 +247,14 @@ def test_a_joint_training_gets_on_however_short_the_time_limit(
     monkeypatch.setattr(JointTraining, "_evaluate", counted("start", JointTraining._evaluate))
     monkeypatch.setattr(fuse, "fit_head", counted("head", fuse.fit_head))
     arguments: dict[str, Any] = {"members": ["0002", "0004"], "head": head, "finetune_epochs": 2}
-    needed = Allowance(10**6)
+    needed = StopAfter(10**6)
     run_fuse(pool, members=["0002", "0004"], head=head, interruption=needed)
     # Fitting and keeping, less the two passes of keeping: what a start takes, but for its scoring.
     each = 10**6 - needed.left - 2 + 1
     made.clear()
     for _ in range(20):
         try:
-            candidate = run_fuse(pool, **arguments, interruption=Allowance(max(each, 3)))
+            candidate = run_fuse(pool, **arguments, interruption=StopAfter(max(each, 3)))
         except Interrupted:
             continue
         break
@@ -304,7 +290,7 @@ def test_a_stop_after_the_fitting_keeps_the_head(
 def test_a_damaged_start_is_made_anew_and_told(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: dict[str, Any] = {"members": ["0002", "0004"], "finetune_epochs": 1}
     with pytest.raises(Interrupted):
-        run_fuse(pool, **arguments, interruption=StopAfter(working(pool), checks=2))
+        run_fuse(pool, **arguments, interruption=StopJointTraining(working(pool), checks=2))
     (working(pool) / "start.json").write_text("{")
     console = Console(record=True, width=400)
     run_fuse(pool, **arguments, console=console)
@@ -315,7 +301,10 @@ def test_an_unfinished_joint_training_is_deleted_only_with_discard(pool: Pool) -
     arguments: dict[str, Any] = {"members": ["0002", "0004"], "head": "mean"}
     with pytest.raises(Interrupted):
         run_fuse(
-            pool, **arguments, finetune_epochs=2, interruption=StopAfter(working(pool), checks=3)
+            pool,
+            **arguments,
+            finetune_epochs=2,
+            interruption=StopJointTraining(working(pool), checks=3),
         )
     checkpoint = working(pool) / "checkpoint.pt"
     before = checkpoint.read_bytes()
