@@ -12,10 +12,8 @@ resample candidates. Report chooses nothing: it is what is foretold.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +29,8 @@ from search.settings import SearchSettings
 from search.study.space import Space
 from search.training.loop import NonFiniteLossError
 from search.training.recipe import Recipe
-from tests.benchmarks.bench_options import IMAGE_SIZE
 from tests.benchmarks.curves import space_of
-from tests.benchmarks.measured import Judge, scores_of, use_one_thread
-from tests.benchmarks.opening import opened_images
+from tests.benchmarks.measured import divisions, kept_in, scores_of, use_one_thread
 
 RANDOM_SPLIT = "auc_seen"
 
@@ -74,24 +70,19 @@ def main(
         quick: a few images: whether it works at all.
     """
     use_one_thread()
-    settings, resamplings = replace(settings or SearchSettings(), split="unseen"), RESAMPLINGS
+    settings, resamplings = settings or SearchSettings(), RESAMPLINGS
     if quick:
         settings = replace(settings, limit_train=64, limit_val=80, image_size=32)
         count, epochs, seeds, resamplings = 3, 1, 1, 20
     console, rows = Console(), list[dict[str, Any]]()
-    with ExitStack() as stack:
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for seed in range(seeds):
-            own = replace(settings, seed=seed).resolved()
-            size = own.image_size or IMAGE_SIZE
-            splits, reader = stack.enter_context(opened_images(own, [size]))
-            judge = Judge.of(splits, reader, seed, folder)
-            space = space_of(own, size, reader.side)
+    with kept_in(folder) as kept:
+        for seed, own, judge in divisions(settings, seeds, kept):
+            assert own.image_size is not None
+            space = space_of(own, own.image_size, judge.reader.side)
             for number, recipe in enumerate(_recipes(space, count, seed, epochs)):
                 began = time.monotonic()
                 try:
-                    found = judge.candidate(recipe, folder / f"{seed}-{number:02d}")
+                    found = judge.candidate(recipe, kept / f"{seed}-{number:02d}")
                 except NonFiniteLossError:
                     continue  # a search would have it failed as well
                 row = _row(found.metrics, judge.figures(scores_of(found)))

@@ -11,9 +11,7 @@ percent; images are the same.
 
 from __future__ import annotations
 
-import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,13 @@ from search.settings import SearchSettings
 from search.training.recipe import Recipe
 from tests.benchmarks.bench_anytime import resampled_groups
 from tests.benchmarks.curves import space_of
-from tests.benchmarks.measured import FIGURES, Judge, scores_of, use_one_thread
-from tests.benchmarks.opening import opened_images
+from tests.benchmarks.measured import (
+    FIGURES,
+    divisions,
+    kept_in,
+    scores_of,
+    use_one_thread,
+)
 
 PLAIN = "plain"
 
@@ -44,9 +47,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """As the space draws them."""
 
 RESAMPLINGS = 1_000
-
-IMAGE_SIZE = 64
-"""In pixels, unless the settings say another."""
 
 
 def main(
@@ -70,7 +70,7 @@ def main(
         quick: a few images: whether it works at all.
     """
     use_one_thread()
-    settings = replace(settings or SearchSettings(), split="unseen")
+    settings = settings or SearchSettings()
     options, resamplings, console = OPTIONS, RESAMPLINGS, Console()
     if quick:
         settings = replace(settings, limit_train=64, limit_val=80, image_size=32)
@@ -78,25 +78,21 @@ def main(
         epochs, seeds, resamplings = 1, 2, 20
     rows: list[dict[str, Any]] = []
     drawn: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in options}
-    with ExitStack() as stack:
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for seed in range(seeds):
-            own = replace(settings, seed=seed).resolved()
-            recipe = _recipe(own)
-            splits, reader = stack.enter_context(opened_images(own, [recipe.image_size]))
-            judge = Judge.of(splits, reader, seed, folder)
+    with kept_in(folder) as kept:
+        for seed, own, judge in divisions(settings, seeds, kept):
+            recipe = replace(_recipe(own, judge.reader.side), epochs=epochs)
+            held_out = judge.splits.report["method"][judge.splits.report["unseen"]]
             plain: np.ndarray[Any, Any] | None = None
             for name, changes in options.items():
                 began = time.monotonic()
-                changed = replace(recipe, canvas=reader.side, epochs=epochs, **changes)
-                found = judge.candidate(changed, folder / f"{_short(name)}-{seed}")
+                changed = replace(recipe, **changes)
+                found = judge.candidate(changed, kept / f"{name.replace(' ', '-')}-{seed}")
                 scores = scores_of(found)
                 rows.append(
                     {
                         "option": name,
                         "seed": seed,
-                        "held_out": " ".join(sorted(set(_methods(splits.report)))),
+                        "held_out": " ".join(sorted(set(held_out))),
                         "auc_select": found.metrics["auc"],
                         **dict(zip(FIGURES, judge.figures(scores), strict=True)),
                     }
@@ -122,20 +118,11 @@ def main(
         compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
 
 
-def _recipe(settings: SearchSettings) -> Recipe:
+def _recipe(settings: SearchSettings, canvas: int) -> Recipe:
     """The centre of the space for the pool's first backbone, with a rate that falls at its end."""
-    size = settings.image_size or IMAGE_SIZE
-    space = space_of(settings, size, canvas=size)
+    assert settings.image_size is not None
+    space = space_of(settings, settings.image_size, canvas)
     return space.recipe(space.centre(space.backbones[0]))
-
-
-def _methods(table: pd.DataFrame) -> list[str]:
-    methods: list[str] = table["method"][table["unseen"]].tolist()
-    return methods
-
-
-def _short(name: str) -> str:
-    return name.replace(" ", "-")
 
 
 def _differences(table: pd.DataFrame, drawn: dict[str, list[np.ndarray[Any, Any]]]) -> pd.DataFrame:

@@ -3,6 +3,9 @@ that ask what helps on methods that training has not shown."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +20,21 @@ from search.machine.files import write_atomically
 from search.pixels.altered import altered_part
 from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
+from search.settings import SearchSettings
 from search.training.candidate import Candidate
 from search.training.metrics import mean_auc_of_alterations, split_by_novelty
 from search.training.recipe import Recipe
 from search.training.scoring import SCORING_BATCH, evaluate, with_altered
 from search.training.train import train
+from tests.benchmarks.opening import opened_images
 
 Floats = NDArray[np.float64]
 
 FIGURES = ("auc_seen", "auc_unseen", "auc_stress")
 """On report: fakes of methods that fit has, of methods that it lacks, and altered images."""
+
+IMAGE_SIZE = 64
+"""In pixels."""
 
 MEASURED = "measured.csv"
 """In a candidate's folder: y_pred of each row of `Judge.table`."""
@@ -81,6 +89,34 @@ class Judge:
         seen, new = split_by_novelty(drawn[clean], targets[clean], unseen[clean])
         stress = mean_auc_of_alterations(drawn, targets, alterations)
         return np.array([np.nan if f is None else f for f in (seen, new, stress)])
+
+
+def divisions(
+    settings: SearchSettings, seeds: int, folder: Path
+) -> Iterator[tuple[int, SearchSettings, Judge]]:
+    """Divisions by methods, each seed its own; one is open at a time.
+
+    Args:
+        settings: of the images; methods are held out whatever they say. Their image size is
+            IMAGE_SIZE, unless they say another.
+        seeds: how many.
+        folder: keeps the altered images.
+    """
+    for seed in range(seeds):
+        size = settings.image_size or IMAGE_SIZE
+        own = replace(settings, split="unseen", seed=seed, image_size=size).resolved()
+        with opened_images(own, [size]) as (splits, reader):
+            yield seed, own, Judge.of(splits, reader, seed, folder)
+
+
+@contextmanager
+def kept_in(folder: Path | None) -> Iterator[Path]:
+    """A folder, or one that is gone afterwards."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
 
 
 def scores_of(candidate: Candidate) -> Floats:
