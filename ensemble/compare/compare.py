@@ -30,10 +30,10 @@ from ensemble.pool.pool import Pool
 from ensemble.teachers import choose_teachers
 from search.catalogue.rules import count_parameters
 from search.data.splits import TrainedOn
+from search.drawing.figure import DARK, LIGHT
 from search.errors import UserError
 from search.machine.files import COMPARISON, write_atomically
 from search.machine.progress import tell_line
-from search.report.figure import DARK, LIGHT
 from search.settings import Objective
 from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.metrics import Metrics, PairedTest, delong_test, holm, measure

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 
-from search.report.figure import LIGHT, Theme, add_legend, name_points, new_figure, save
+from search.drawing.figure import LIGHT, Theme, add_legend, name_points, new_figure, save
 from search.settings import Objective
 from search.training.objective import NAMES
 

@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 
 from search.audit.headers import FEATURES
 from search.audit.leaks import Telling
-from search.machine.files import write_text_atomically
-from search.report.figure import (
+from search.drawing.figure import (
     DARK,
     LIGHT,
     SMALL_POINTS,
@@ -25,7 +24,8 @@ from search.report.figure import (
     save,
     save_note,
 )
-from search.report.template import embedded, load_template
+from search.drawing.template import embedded, load_template
+from search.machine.files import write_text_atomically
 
 if TYPE_CHECKING:
     from search.audit.audit import Audit

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jinja2 import Template
 
+from search.drawing.figure import DARK, LIGHT, Theme
+from search.drawing.template import embedded, load_template
 from search.errors import UserError
 from search.machine.files import CANDIDATES, COMPARISON, write_text_atomically
 from search.machine.seconds import SECONDS
@@ -20,7 +22,6 @@ from search.report.course import (
     gain_at_the_same_time,
     search_looks,
 )
-from search.report.figure import DARK, LIGHT, Theme
 from search.report.leaderboard import COLUMNS, STATES, TEXTS
 from search.report.plots import (
     TRIALS_NEEDED,
@@ -42,7 +43,6 @@ from search.report.recorded import (
     read_table,
     report_figures_of,
 )
-from search.report.template import embedded, load_template
 from search.report.terminal import Problems, format_seconds
 from search.study.opening import DEFAULT
 from search.study.space import BASELINE, PRESET

@@ -16,8 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 from sklearn.metrics import roc_curve
 
-from search.report.course import pieces_of
-from search.report.figure import (
+from search.drawing.figure import (
     LIGHT,
     SMALL_POINTS,
     Theme,
@@ -27,6 +26,7 @@ from search.report.figure import (
     save,
     save_note,
 )
+from search.report.course import pieces_of
 from search.study.trials import looks_of
 from search.training.metrics import roc_auc
 from search.training.objective import NAMES

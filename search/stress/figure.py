@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 
+from search.drawing.figure import DARK, LIGHT, SMALL_POINTS, Theme, new_figure, save
 from search.pixels.altering import CLEAN, KINDS
-from search.report.figure import DARK, LIGHT, SMALL_POINTS, Theme, new_figure, save
 
 PLOT, DARK_PLOT = "stress.png", "stress-dark.png"
 

@@ -98,6 +98,6 @@ def finished_run(
     run = tmp_path_factory.mktemp("runs") / "finished"
     arguments = ["run", *data_set.flags, *quick, "--trials", "9", "--epochs", "4"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("search.report.figure.DPI", 50)
+        patch.setattr("search.drawing.figure.DPI", 50)
         assert main([*arguments, "--out", str(run)]) == 0
     return run

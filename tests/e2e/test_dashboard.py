@@ -41,7 +41,7 @@ def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "artifacts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("search.report.figure.DPI", 50)
+        patch.setattr("search.drawing.figure.DPI", 50)
         assert main(["report", "--out", str(run)]) == 0
     return run
 

@@ -374,7 +374,7 @@ def test_what_cannot_be_drawn_costs_no_trial(
     run = tmp_path / "run"
     arguments = ["run", *data_set.flags, *quick, "--epochs", "2", "--trials", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr("search.report.figure.save", fails)
+        patch.setattr("search.drawing.figure.save", fails)
         for module in ("plots", "dashboard"):
             for name in ("draw_candidate_roc", "draw_epochs", "draw_roc", "draw_pareto"):
                 patch.setattr(f"search.report.{module}.{name}", fails, raising=False)

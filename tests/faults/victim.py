@@ -51,7 +51,7 @@ CONSTANTS = {
     # No phase that is struck, and most of a merge's time.
     "ensemble.compare.speed:SECONDS_PER_MEASUREMENT": 0.001,
     # A figure that is as large as in a report takes twice as long, and as many renames.
-    "search.report.figure:DPI": 40,
+    "search.drawing.figure:DPI": 40,
 }
 """What is another number in a victim."""
 

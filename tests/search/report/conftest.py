@@ -15,7 +15,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
-import search.report.figure
+import search.drawing.figure
 from search.settings import SearchSettings, write_settings
 from search.study.storage import open_storage
 from search.training.metrics import measure
@@ -134,5 +134,5 @@ def night(make_run: Callable[[str], HandMadeRun]) -> HandMadeRun:
 def coarse() -> Iterator[None]:
     """Small figures, which are drawn fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search.report.figure, "DPI", 50)
+        patch.setattr(search.drawing.figure, "DPI", 50)
         yield

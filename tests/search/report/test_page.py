@@ -19,7 +19,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-import search.report.figure
+import search.drawing.figure
 from search.report.leaderboard import COLUMNS, rows_from_study
 from search.report.page import (
     auc_text,
@@ -87,7 +87,7 @@ class Page(HTMLParser):
 def coarse() -> Iterator[None]:
     """Small figures, which are drawn fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search.report.figure, "DPI", 50)
+        patch.setattr(search.drawing.figure, "DPI", 50)
         yield
 
 

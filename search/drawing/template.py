@@ -28,7 +28,7 @@ def load_template(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= dict(filters or {})
-    style = files("search.report").joinpath(STYLE).read_text(encoding="utf-8")
+    style = files("search.drawing").joinpath(STYLE).read_text(encoding="utf-8")
     environment.globals["style"] = Markup(style)  # noqa: S704 - it is our own file
     return environment.from_string(files(package).joinpath(name).read_text(encoding="utf-8"))
 
