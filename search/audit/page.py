@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from search.audit.findings import Audit
 from search.audit.headers import FEATURES
 from search.audit.leaks import Telling
 from search.drawing.figure import (
@@ -26,9 +27,6 @@ from search.drawing.figure import (
 )
 from search.drawing.template import embedded, load_template
 from search.machine.files import write_text_atomically
-
-if TYPE_CHECKING:
-    from search.audit.audit import Audit
 
 CLASSES = ("real", "fake")
 

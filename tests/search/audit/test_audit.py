@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from search.audit import audit as module
-from search.audit.audit import AUDIT, PAGE, Audit, run_audit
+from search.audit.audit import AUDIT, PAGE, run_audit
+from search.audit.findings import Audit
 from search.cli import main
 from search.data.inputs import read_splits, write_data
 from search.pixels.canvas import describe_canvas
