@@ -223,7 +223,7 @@ def stress(*, settings: StressSettings) -> None:
     with loading(console):
         from ensemble.network.model import load_model
         from ensemble.submission.manifest import MANIFEST
-        from search.stress.stress import run_stress
+        from search.validation.stress.stress import run_stress
 
     if settings.out is None and (settings.model / MANIFEST).exists():
         raise UserError(

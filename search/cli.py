@@ -147,7 +147,7 @@ def stress(*, settings: StressSettings) -> None:
     """Score a model on images that were altered on their way: compressed, resized, noisy, dark."""
     console = Console()
     with loading(console):
-        from search.stress.stress import run_stress
+        from search.validation.stress.stress import run_stress
 
     run_stress(settings, console)
 
@@ -157,7 +157,7 @@ def audit(*, settings: AuditSettings = AuditSettings()) -> None:  # noqa: B008 -
     """Look for leaks, copies and broken files, before a search is worth its time."""
     console = Console()
     with loading(console):
-        from search.audit.audit import run_audit
+        from search.validation.audit.audit import run_audit
 
     run_audit(settings, console)
 

@@ -18,12 +18,10 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search.audit.warning import LEAK, leak_warnings
 from search.catalogue.backbones import DEFAULT_PATH
 from search.data.generated import keep_record
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
-from search.forgeries.contact_sheet import CONTACT_SHEET, write_contact_sheet
 from search.machine.files import (
     BACKBONES,
     CANDIDATES,
@@ -66,6 +64,8 @@ from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, known_trials
 from search.training.candidate import Candidate
+from search.validation.audit.warning import LEAK, leak_warnings
+from search.validation.forgeries.contact_sheet import CONTACT_SHEET, write_contact_sheet
 
 LOCK = ".lock"
 

@@ -16,7 +16,6 @@ from search.catalogue.weights import check_weights
 from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.errors import UserError
-from search.forgeries.finding import finder
 from search.machine.device import (
     Runtime,
     check_training_precision,
@@ -33,6 +32,7 @@ from search.training.candidate import CHECKPOINT
 from search.training.objective import check_objective
 from search.training.recipe import Recipe
 from search.training.scoring import first_look, images_of_a_look
+from search.validation.forgeries.finding import finder
 
 BASELINE_BACKBONE = "resnet18.a1_in1k"
 """What timm.create_model("resnet18", pretrained=True) loads, as the challenge's baseline does."""

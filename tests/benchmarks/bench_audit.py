@@ -75,8 +75,8 @@ def generate(place: Path, count: int, side: int) -> tuple[Path, Path]:
 
 def audit(labels: Path, folder: Path, out: Path, workers: int) -> None:
     """Prints what an audit prints, and what it took."""
-    from search.audit.audit import run_audit
     from search.settings import AuditSettings
+    from search.validation.audit.audit import run_audit
 
     started = time.perf_counter()
     settings = AuditSettings(train_labels=labels, train_images=folder, workers=workers, out=out)
@@ -86,7 +86,7 @@ def audit(labels: Path, folder: Path, out: Path, workers: int) -> None:
 
 def compare(count: int, workers: int) -> None:
     """Near copies among random hashes, a tenth of them near another."""
-    from search.audit.duplicates import near_links
+    from search.validation.audit.duplicates import near_links
 
     generator = np.random.default_rng(0)
     hashes = generator.integers(0, 256, (count, 32), dtype=np.uint8)

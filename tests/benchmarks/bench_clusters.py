@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
 from search.data.demo import make_demo
 from search.data.labels import read_labels
-from search.forgeries.clusters import STARTS, cluster
-from search.forgeries.describing import EarlyMaps, Frequencies, Together, describe
-from search.forgeries.finding import changes_of
 from search.machine.device import Runtime, resolve_device
 from search.machine.files import cache_folder
 from search.pixels.epochs import eval_batches
 from search.pixels.reading import Reader
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
+from search.validation.forgeries.clusters import STARTS, cluster
+from search.validation.forgeries.describing import EarlyMaps, Frequencies, Together, describe
+from search.validation.forgeries.finding import changes_of
 
 COUNTS = (6, 20)
 """Clusters: as many as there are methods, and the default of --clusters."""

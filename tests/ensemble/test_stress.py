@@ -11,9 +11,9 @@ from ensemble.cli import main
 from ensemble.network.model import SPEC, HeadSpec, ModelSpec, build_model
 from ensemble.submission.manifest import MANIFEST
 from search.cli import main as search_main
-from search.stress.stress import COLUMNS, STRESS
 from search.training.candidate import RECIPE as RECIPE_FILE
 from search.training.candidate import WEIGHTS, Candidate, copy_state, save_weights
+from search.validation.stress.stress import COLUMNS, STRESS
 
 
 def test_a_fused_network_is_tried_on_its_runs_select_split(

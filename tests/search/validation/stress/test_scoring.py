@@ -15,7 +15,7 @@ from search.pixels.altering import ALTERATIONS, CLEAN, Alteration
 from search.pixels.canvas import read_canvas, to_canvas
 from search.pixels.images import read_image
 from search.pixels.quarantine import Quarantine
-from search.stress.scoring import AlteredImages, score_altered
+from search.validation.stress.scoring import AlteredImages, score_altered
 
 SIDE = 24
 CPU = Runtime(torch.device("cpu"))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from search.audit.contents import STATISTICS, Contents
+from search.validation.audit.contents import STATISTICS, Contents
 
 FAR = 8.0
 """Robust standard deviations (the quartiles' distance / 1.35) from the median: of normally

@@ -8,14 +8,14 @@ import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from search.audit import audit as module
-from search.audit.audit import AUDIT, PAGE, run_audit
-from search.audit.findings import Audit
 from search.cli import main
 from search.data.inputs import read_splits, write_data
 from search.pixels.canvas import describe_canvas
 from search.settings import AuditSettings, SearchSettings, read_settings, write_settings
-from tests.search.audit.planted import CARRIERS, IN_HEADERS, PLANTS, make_set
+from search.validation.audit import audit as module
+from search.validation.audit.audit import AUDIT, PAGE, run_audit
+from search.validation.audit.findings import Audit
+from tests.search.validation.audit.planted import CARRIERS, IN_HEADERS, PLANTS, make_set
 
 BESIDE = {
     "format": {"compression", "EXIF and header entries", "bytes"},

@@ -17,8 +17,11 @@ from search.data.inputs import read_splits, write_data
 from search.pixels.altering import ALTERATIONS, CLEAN
 from search.pixels.canvas import describe_canvas
 from search.settings import SearchSettings, StressSettings, write_settings
-from search.stress.figure import DARK_PLOT, PLOT
-from search.stress.stress import (
+from search.training.candidate import save_candidate
+from search.training.network import build_network
+from search.training.recipe import Recipe
+from search.validation.stress.figure import DARK_PLOT, PLOT
+from search.validation.stress.stress import (
     COLUMNS,
     STRESS,
     load_candidate,
@@ -27,9 +30,6 @@ from search.stress.stress import (
     stress_table,
     worst_case,
 )
-from search.training.candidate import save_candidate
-from search.training.network import build_network
-from search.training.recipe import Recipe
 
 RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from search.audit.leaks import FOLDS, Signal, Telling
+from search.validation.audit.leaks import FOLDS, Signal, Telling
 
 FORMAT = 1
 """Of audit.json."""
@@ -56,7 +56,7 @@ class FarImage:
 class Finding:
     """Something that a network may learn instead of forgeries, or that makes figures lie."""
 
-    kind: str  # a carrier of `search.audit.headers`, duplicates or conflict
+    kind: str  # a carrier of `search.validation.audit.headers`, duplicates or conflict
     text: str
     remedy: str
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search.errors import UserError
-from search.forgeries.clusters import check_enough, cluster
+from search.validation.forgeries.clusters import check_enough, cluster
 
 
 def blobs(sizes: list[int], spread: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

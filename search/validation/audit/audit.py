@@ -12,9 +12,15 @@ import joblib
 import pandas as pd
 from rich.console import Console
 
-from search.audit.contents import Contents, look_at
-from search.audit.duplicates import Copies, find_copies
-from search.audit.findings import (
+from search.data.inputs import check_data, describe_data, read_splits, tables
+from search.data.splits import Splits, draw_part
+from search.errors import UserError
+from search.machine.files import short_path, write_json_atomically
+from search.machine.progress import Bars, tell_line
+from search.settings import AuditSettings, DataSettings, load_settings
+from search.validation.audit.contents import Contents, look_at
+from search.validation.audit.duplicates import Copies, find_copies
+from search.validation.audit.findings import (
     FORMAT,
     Audit,
     AuditedImage,
@@ -25,16 +31,10 @@ from search.audit.findings import (
     describe_signal,
     summary,
 )
-from search.audit.headers import FEATURES
-from search.audit.leaks import Signal, Telling, telling
-from search.audit.outliers import find_outliers
-from search.audit.page import write_page
-from search.data.inputs import check_data, describe_data, read_splits, tables
-from search.data.splits import Splits, draw_part
-from search.errors import UserError
-from search.machine.files import short_path, write_json_atomically
-from search.machine.progress import Bars, tell_line
-from search.settings import AuditSettings, DataSettings, load_settings
+from search.validation.audit.headers import FEATURES
+from search.validation.audit.leaks import Signal, Telling, telling
+from search.validation.audit.outliers import find_outliers
+from search.validation.audit.page import write_page
 
 AUDIT, PAGE = "audit.json", "audit.html"
 

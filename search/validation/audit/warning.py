@@ -9,12 +9,12 @@ from itertools import groupby
 
 import pandas as pd
 
-from search.audit.contents import checksum
-from search.audit.headers import FEATURES, read_headers
-from search.audit.leaks import telling
 from search.data.inputs import tables
 from search.data.splits import Splits
 from search.pixels.images import BrokenImage
+from search.validation.audit.contents import checksum
+from search.validation.audit.headers import FEATURES, read_headers
+from search.validation.audit.leaks import telling
 
 LEAK = "Leak: "
 """What a warning begins with, in the notes of a run too."""

@@ -20,8 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from search.audit.headers import Row, header_table, read_header
 from search.pixels.images import BrokenImage, read_image
+from search.validation.audit.headers import Row, header_table, read_header
 
 LOOKED_AT = 128
 """Pixels in both directions that an image is decoded to at least, for everything here."""
@@ -45,7 +45,7 @@ class Contents:
     """What was found of N images, those that can be read, in the order of their places."""
 
     places: NDArray[np.int64]  # (N,), among all that were asked for
-    headers: pd.DataFrame  # (N, F), see `search.audit.headers`
+    headers: pd.DataFrame  # (N, F), see `search.validation.audit.headers`
     checksums: Bytes  # (N, 16), of the files
     hashes: Bytes  # (N, 32), packed bits
     thumbs: Bytes  # (N, 256), grey

@@ -12,9 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from search.audit.findings import Audit
-from search.audit.headers import FEATURES
-from search.audit.leaks import Telling
 from search.drawing.figure import (
     DARK,
     LIGHT,
@@ -27,6 +24,9 @@ from search.drawing.figure import (
 )
 from search.drawing.template import embedded, load_template
 from search.machine.files import write_text_atomically
+from search.validation.audit.findings import Audit
+from search.validation.audit.headers import FEATURES
+from search.validation.audit.leaks import Telling
 
 CLASSES = ("real", "fake")
 
@@ -44,7 +44,7 @@ def write_page(audit: Audit, headers: pd.DataFrame, path: Path) -> None:
 
     Args:
         audit: what is told.
-        headers: (N, F + 1), from `search.audit.headers`, with the column `target`.
+        headers: (N, F + 1), from `search.validation.audit.headers`, with the column `target`.
         path: of the page.
     """
     figures = [
@@ -63,7 +63,7 @@ def write_page(audit: Audit, headers: pd.DataFrame, path: Path) -> None:
         )
         for one in audit.headers.signals[:2]
     ]
-    page = load_template("search.audit", "audit.html.jinja").render(
+    page = load_template("search.validation.audit", "audit.html.jinja").render(
         audit=asdict(audit), figures=figures, most=MOST_ROWS, classes=CLASSES
     )
     write_text_atomically(path, page)

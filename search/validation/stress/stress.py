@@ -25,11 +25,11 @@ from search.pixels.altering import ALTERATIONS, CLEAN, KINDS, SUBSET
 from search.pixels.opening import open_quarantine
 from search.pixels.quarantine import Quarantine
 from search.settings import SETTINGS, StressSettings, load_settings
-from search.stress.figure import PLOT, draw_heat_maps
-from search.stress.scoring import score_altered
 from search.training.candidate import RECIPE, Candidate
 from search.training.metrics import measure
 from search.training.recipe import Recipe
+from search.validation.stress.figure import PLOT, draw_heat_maps
+from search.validation.stress.scoring import score_altered
 
 STRESS = "stress.csv"
 

@@ -9,13 +9,13 @@ import yaml
 from rich.console import Console
 
 from search import run as module
-from search.audit import warning
-from search.audit.warning import LEAK, leak_warnings
 from search.cli import main
 from search.data.inputs import DATA, read_splits
 from search.settings import SearchSettings
+from search.validation.audit import warning
+from search.validation.audit.warning import LEAK, leak_warnings
 from tests.e2e.conftest import BACKBONES
-from tests.search.audit.planted import make_set
+from tests.search.validation.audit.planted import make_set
 
 
 @pytest.mark.parametrize(

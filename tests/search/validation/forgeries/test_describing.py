@@ -11,7 +11,11 @@ import torch
 from scipy.fft import dctn
 from torch import Tensor
 
-from search.forgeries.describing import (
+from search.machine.device import Runtime
+from search.pixels.batches import Batch
+from search.training.network import build_network
+from search.training.recipe import Recipe
+from search.validation.forgeries.describing import (
     BLOCK,
     LUMINANCE,
     SMALLEST_LEVEL,
@@ -21,11 +25,7 @@ from search.forgeries.describing import (
     Frequencies,
     describe,
 )
-from search.forgeries.finding import changes_of
-from search.machine.device import Runtime
-from search.pixels.batches import Batch
-from search.training.network import build_network
-from search.training.recipe import Recipe
+from search.validation.forgeries.finding import changes_of
 
 RECIPE = Recipe(
     backbone="test_resnet.r160_in1k",

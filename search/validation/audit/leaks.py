@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier
 
-from search.audit.headers import FEATURES, Feature
+from search.validation.audit.headers import FEATURES, Feature
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -83,7 +83,7 @@ def telling(
     """Judges every feature of a table of headers.
 
     Args:
-        headers: (N, F), from `search.audit.headers`.
+        headers: (N, F), from `search.validation.audit.headers`.
         targets: (N,), 0 or 1.
         groups: (N,), images of one group never part.
         seed: of the folds and models.

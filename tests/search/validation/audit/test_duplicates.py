@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from search.audit import duplicates
-from search.audit.duplicates import NEAR_BITS, NEAR_CORRELATION, find_copies, near_links
+from search.validation.audit import duplicates
+from search.validation.audit.duplicates import NEAR_BITS, NEAR_CORRELATION, find_copies, near_links
 
 Bytes = NDArray[np.uint8]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from search.audit.headers import FEATURES, jpeg_quality, read_header, read_headers
 from search.pixels.images import BrokenImage
+from search.validation.audit.headers import FEATURES, jpeg_quality, read_header, read_headers
 
 
 def written(folder: Path, name: str, **options: object) -> Path:

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from search.audit.headers import FEATURES, NO_ENTRY, header_table
-from search.audit.leaks import clustered_auc, telling
+from search.validation.audit.headers import FEATURES, NO_ENTRY, header_table
+from search.validation.audit.leaks import clustered_auc, telling
 
 
 def drawn(generator: np.random.Generator, count: int) -> pd.DataFrame:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from search.audit.contents import Contents, look_at
-from search.audit.duplicates import NEAR_BITS, find_copies
+from search.validation.audit.contents import Contents, look_at
+from search.validation.audit.duplicates import NEAR_BITS, find_copies
 
 
 def seen(paths: list[Path], workers: int = 1) -> Contents:

@@ -16,8 +16,6 @@ from search.data.inputs import FindMethods
 from search.data.labels import NO_METHOD
 from search.data.unseen import Found
 from search.errors import UserError
-from search.forgeries.clusters import check_enough, cluster
-from search.forgeries.describing import EarlyMaps, Frequencies, Together, describe
 from search.machine.device import Runtime
 from search.machine.progress import Bars, tell_line
 from search.pixels.canvas import choose_side, sample_sizes
@@ -27,6 +25,8 @@ from search.pixels.reading import Reader
 from search.settings import SearchSettings
 from search.training.network import build_network
 from search.training.recipe import Recipe
+from search.validation.forgeries.clusters import check_enough, cluster
+from search.validation.forgeries.describing import EarlyMaps, Frequencies, Together, describe
 
 LARGEST_SIDE = 224
 """In pixels, of the squares that are described."""

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import zscore
 
 NEAR_BITS = 24
-"""Of 256, that hashes of one picture differ in at most; see `search.audit.contents`."""
+"""Of 256, that hashes of one picture differ in at most; see `search.validation.audit.contents`."""
 
 NEAR_CORRELATION = 0.98
 """Least correlation of the thumbnails of one picture: hashes look at signs alone, and half a

@@ -1,0 +1,1 @@
+"""What figures are worth: leaks in the data, methods held out, images that were altered."""
