@@ -56,7 +56,7 @@ def run(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B008 -
     started = time.monotonic()
     console = Console()
     with loading(console):
-        from search.run import run_search
+        from search.run.search import run_search
 
     run_search(settings, console, started)
 
@@ -67,7 +67,7 @@ def baseline(*, settings: SearchSettings = SearchSettings()) -> None:  # noqa: B
     started = time.monotonic()
     console = Console()
     with loading(console):
-        from search.run import run_baseline
+        from search.run.search import run_baseline
 
     run_baseline(settings, console, started)
 
@@ -78,7 +78,7 @@ def refit(*, settings: RefitSettings) -> None:
     started = time.monotonic()
     console = Console()
     with loading(console):
-        from search.refit.refit import run_refit
+        from search.run.refit import run_refit
 
     run_refit(settings, console, started)
 
@@ -126,7 +126,7 @@ def report(*, out: Path) -> None:
     """
     console = Console()
     with loading(console):
-        from search.run import write_run_report
+        from search.run.search import write_run_report
 
     for path in write_run_report(out, console):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -137,7 +137,7 @@ def profile(*, settings: ProfileSettings = ProfileSettings()) -> None:  # noqa: 
     """Measure each stage of a training alone and the whole, and name the bottleneck."""
     console = Console()
     with loading(console):
-        from search.profile import run_profile
+        from search.run.profile import run_profile
 
     run_profile(settings, console)
 

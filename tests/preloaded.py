@@ -4,7 +4,7 @@ import gc
 from importlib import import_module
 
 for _name in (
-    *("search.cli", "search.run", "matplotlib.pyplot", "optuna_dashboard"),
+    *("search.cli", "search.run.search", "matplotlib.pyplot", "optuna_dashboard"),
     *("ensemble.cli", "ensemble.distill.distill", "ensemble.fuse.fuse"),
     *("ensemble.compare.compare", "ensemble.submission.submit", "ensemble.deploy.predict"),
 ):

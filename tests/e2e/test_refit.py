@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import search.refit.plan
-import search.refit.refit as module
+import search.run.refit as module
+import search.run.refit_plan
 from ensemble.cli import main as merge
 from search.cli import main
 from search.report.leaderboard import read_leaderboard
@@ -118,7 +118,7 @@ def test_the_same_command_goes_on_as_if_it_had_never_stopped(
 
 
 def test_the_time_settles_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in (module, search.refit.plan):
+    for room in (module, search.run.refit_plan):
         monkeypatch.setattr(room, "RESULTS_SECONDS", 0.1)
     folder = run / "refits" / "timed"
     for _ in range(10):

@@ -465,7 +465,7 @@ def test_a_report_survives_damage(
         def read_only(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("search.run.FileLock.acquire", read_only)
+        monkeypatch.setattr("search.run.search.FileLock.acquire", read_only)
     capsys.readouterr()
     assert main(["report", "--out", str(run)]) == 0
     told = capsys.readouterr()
@@ -661,7 +661,7 @@ def test_a_search_that_is_told_its_time_alone_trains_on_what_it_began(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("search.run.RESULTS_SECONDS", 1.0)
+    monkeypatch.setattr("search.run.search.RESULTS_SECONDS", 1.0)
     run = tmp_path / "run"
     assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "10s"]) == 0
     told = capsys.readouterr().out

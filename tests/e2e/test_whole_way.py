@@ -37,7 +37,7 @@ def test_three_commands_lead_to_a_submission(
     # Nor is the baseline a ResNet-18, which is nearly all of the time.
     catalogue = tmp_path / "backbones.yaml"
     catalogue.write_text(BACKBONES.replace("tiny:", "demo:"))
-    for module in ("search.run", "search.study.plan"):
+    for module in ("search.run.search", "search.study.plan"):
         monkeypatch.setattr(f"{module}.DEFAULT_PATH", catalogue)
     demo = make_demo(cache_folder() / "demo")
     names = {"IMAGES": str(demo.val_images), "LIST": str(demo.val_labels)}

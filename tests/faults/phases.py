@@ -24,11 +24,11 @@ SPLITS = Phase("splits", ("search.study.plan:read_splits",))
 OPENING = Phase(
     "opening",
     (
-        "search.run:open_study",
-        "search.run:write_data",
-        "search.run:write_settings",
-        "search.run:recover",
-        "search.run:enqueue_first_trials",
+        "search.run.search:open_study",
+        "search.run.search:write_data",
+        "search.run.search:write_settings",
+        "search.run.search:recover",
+        "search.run.search:enqueue_first_trials",
     ),
     5,
 )
@@ -50,8 +50,8 @@ TELLING = Phase(
     12,
 )
 LEADERBOARD = Phase("leaderboard", ("search.report.projections:write_leaderboard",), 2)
-REPORT_SCORING = Phase("report scoring", ("search.run:score_best_on_report",))
-RESULTS = Phase("results", ("search.run:write_projections",))
+REPORT_SCORING = Phase("report scoring", ("search.run.search:score_best_on_report",))
+RESULTS = Phase("results", ("search.run.search:write_projections",))
 
 VIEWS = Phase("recorded views", ("ensemble.distill.distill:record_views",))
 STUDENT = Phase("student training", ("search.training.loop:Training.run",), 2)

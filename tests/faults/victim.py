@@ -40,7 +40,7 @@ LINE_PAUSE = 0.005
 PROGRAMS = {"search": "search.cli", "ensemble": "ensemble.cli"}
 
 HEAVY = (
-    *("search.run", "matplotlib.pyplot", "ensemble.distill.distill", "ensemble.fuse.fuse"),
+    *("search.run.search", "matplotlib.pyplot", "ensemble.distill.distill", "ensemble.fuse.fuse"),
     *("ensemble.compare.compare", "ensemble.submission.submit"),
 )
 """What the programs import when they are told what to do."""

@@ -89,7 +89,7 @@ def test_a_saved_setting_stands_in_for_a_flag(
     ).resolved()
     write_settings(saved, tmp_path)
     seen: list[SearchSettings] = []
-    monkeypatch.setattr("search.run.run_search", lambda settings, *_: seen.append(settings))
+    monkeypatch.setattr("search.run.search.run_search", lambda settings, *_: seen.append(settings))
     assert main(["run", "--out", str(tmp_path), "--trials", "9"]) == 0
     (settings,) = seen
     assert settings.trials == 9

@@ -77,7 +77,7 @@ def test_ctrl_c_in_a_report_is_no_traceback(
     def stop(*_: object) -> None:
         raise reason
 
-    monkeypatch.setattr("search.run.write_run_report", stop)
+    monkeypatch.setattr("search.run.search.write_run_report", stop)
     before = signal.getsignal(signal.SIGINT)
     assert main(["report", "--out", "x"]) == 130
     assert capsys.readouterr().err == "stopped\n"

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from search import run as module
 from search.cli import main
 from search.data.inputs import DATA, read_splits
+from search.run import search as module
 from search.settings import SearchSettings
 from search.validation.audit import warning
 from search.validation.audit.warning import LEAK, leak_warnings

@@ -28,7 +28,7 @@ from search.pixels.altered import ALTERED_IMAGES
 from search.pixels.altering import SUBSET
 from search.report.leaderboard import read_leaderboard
 from search.report.page import baseline_trials
-from search.run import LARGEST_RESERVE, RESULTS_SECONDS, SCORING_SPEED
+from search.run.search import LARGEST_RESERVE, RESULTS_SECONDS, SCORING_SPEED
 from search.settings import RefitSettings, SearchSettings
 from search.study.pace import MARGIN, ended
 from search.study.trials import recipe_row, verdict_row

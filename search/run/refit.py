@@ -20,11 +20,11 @@ from search.machine.progress import Bars, tell_line
 from search.machine.seconds import SECONDS
 from search.pixels.opening import add_altered, fill, open_quarantine, open_reader
 from search.pixels.reading import Reader
-from search.refit.plan import Refit, plan_refit
 from search.report.page import auc_text
 from search.report.projections import write_projections
 from search.report.recorded import report_figures_of
-from search.run import RESULTS_SECONDS, alone, clean, study_of
+from search.run.refit_plan import Refit, plan_refit
+from search.run.search import RESULTS_SECONDS, alone, clean, study_of
 from search.settings import RefitSettings, load_settings
 from search.study.pace import ended, next_stretch
 from search.study.report_split import score_best_on_report

@@ -7,12 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from search import profile as module
 from search.cli import main
 from search.data.inputs import write_data
 from search.errors import UserError
 from search.pixels.canvas import describe_canvas
-from search.profile import Profile, run_profile
+from search.run import profile as module
+from search.run.profile import Profile, run_profile
 from search.settings import ProfileSettings, SearchSettings, write_settings
 
 STAGES = [

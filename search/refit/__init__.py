@@ -1,1 +1,0 @@
-"""A chosen recipe, trained for longer on more."""
