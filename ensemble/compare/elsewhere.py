@@ -34,7 +34,7 @@ from search.machine.files import (
     write_yaml_atomically,
 )
 from search.machine.progress import tell_line
-from search.pixels.epochs import eval_batches
+from search.pixels.loading.epochs import eval_batches
 from search.pixels.opening import fill, open_quarantine, open_reader_of
 from search.training.candidate import Candidate, load_table, score_table
 from search.training.scoring import SCORING_BATCH, predict

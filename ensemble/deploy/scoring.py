@@ -19,10 +19,10 @@ from ensemble.deploy.journal import Journal
 from search.errors import UserError
 from search.machine.device import Precision, Runtime, default_workers, resolve_device
 from search.machine.progress import Bars
-from search.pixels.batches import Batch
-from search.pixels.epochs import eval_batches
+from search.pixels.loading.batches import Batch
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.pixels.quarantine import BrokenFile, Quarantine
-from search.pixels.reading import Reader
 from search.training.network import margin
 from search.training.scoring import check_finite, predict_batches
 

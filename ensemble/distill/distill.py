@@ -23,7 +23,7 @@ from ensemble.settings import DistillSettings
 from search.machine.files import MERGED
 from search.machine.interruption import Interruption
 from search.machine.progress import Bars
-from search.pixels.epochs import Loader
+from search.pixels.loading.epochs import Loader
 from search.pixels.opening import fill
 from search.training.candidate import WEIGHTS, Candidate, load_weights
 from search.training.loss import Loss, training_batches

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ensemble.distill.losses import normalise_features
 from search.machine.device import Precision, Runtime, exact_float32
-from search.pixels.batches import Images, Shown
+from search.pixels.loading.batches import Images, Shown
 from search.training.network import margin
 from search.training.scoring import autocast
 

@@ -27,9 +27,9 @@ from search.machine.files import (
     write_json_atomically,
 )
 from search.machine.interruption import Interrupted
-from search.pixels.batches import Batch, Shown
 from search.pixels.images import BrokenImage, read_image
-from search.pixels.reading import Reader
+from search.pixels.loading.batches import Batch, Shown
+from search.pixels.loading.reading import Reader
 from search.training.scoring import MemoryBackOff, show
 from search.training.train import CHECKPOINT_MINUTES
 

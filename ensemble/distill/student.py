@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ensemble.distill import losses
 from ensemble.distill.outputs import TeacherSource
-from search.pixels.batches import Images, Shown
+from search.pixels.loading.batches import Images, Shown
 from search.training.network import Network
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ensemble.teachers import TeacherEntry
 from search.machine.device import Precision
 from search.pixels.augmentation.augment import Augmentation
-from search.pixels.epochs import (
+from search.pixels.loading.epochs import (
     SMALLEST_TRAINING_BATCH,
     BatchPlan,
     Loader,
@@ -26,7 +26,7 @@ from search.pixels.epochs import (
     shuffled,
     view_seeds,
 )
-from search.pixels.reading import Reader
+from search.pixels.loading.reading import Reader
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ensemble.network.heads import Head, WeightsHead
 from ensemble.network.model import FusedNetwork
 from search.machine.device import Runtime, exact_float32
-from search.pixels.batches import Images
-from search.pixels.epochs import Loader
+from search.pixels.loading.batches import Images
+from search.pixels.loading.epochs import Loader
 from search.training.candidate import copy_state
 from search.training.network import margin
 from search.training.objective import Yardstick

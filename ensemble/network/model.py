@@ -27,7 +27,7 @@ from search.machine.files import (
     write_atomically,
     write_yaml_atomically,
 )
-from search.pixels.batches import Images
+from search.pixels.loading.batches import Images
 from search.training.candidate import (
     CHECKPOINT,
     METRICS,

@@ -30,10 +30,10 @@ from search.errors import UserError
 from search.machine.device import Runtime, default_workers, resolve_device
 from search.machine.files import BACKBONES, CANDIDATES, LEADERBOARD, suggestion
 from search.machine.progress import tell_line
-from search.pixels.epochs import Loader, eval_batches
+from search.pixels.loading.epochs import Loader, eval_batches
+from search.pixels.loading.reading import Reader
 from search.pixels.opening import add_altered, open_quarantine, open_reader
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import Reader
 from search.settings import Objective, SearchSettings, load_settings
 from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.objective import Yardstick, needs_altered

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.machine.device import Runtime, exact_float32
-from search.pixels.epochs import Loader
+from search.pixels.loading.epochs import Loader
 from search.training.scoring import MemoryBackOff, to_device
 
 State = Mapping[str, Tensor]

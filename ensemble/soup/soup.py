@@ -16,7 +16,7 @@ from ensemble.pool.pool import Pool
 from ensemble.soup.averaging import add_states, divide_state, refresh_batch_norm
 from search.errors import UserError
 from search.machine.interruption import Interruption
-from search.pixels.epochs import train_batches
+from search.pixels.loading.epochs import train_batches
 from search.training.candidate import Candidate, copy_state
 from search.training.network import Network
 from search.training.objective import NAMES, value_of

@@ -16,8 +16,8 @@ from search.machine.progress import Bars, tell_line
 from search.pixels.altered import FOLDER, altered_part
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.canvas import choose_side, sample_sizes
+from search.pixels.loading.reading import Reader
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import Reader
 
 
 def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:

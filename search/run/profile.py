@@ -28,12 +28,12 @@ from search.machine.device import (
 from search.machine.files import BACKBONES
 from search.machine.progress import tell_line
 from search.pixels.augmentation.augment import Augmentation, render
-from search.pixels.batches import Batch
 from search.pixels.cache import OFF, CanvasCache, fill_cache, open_cache
 from search.pixels.canvas import choose_side, sample_sizes, to_canvas
-from search.pixels.epochs import Loader
 from search.pixels.images import BrokenImage, read_image
-from search.pixels.reading import Reader
+from search.pixels.loading.batches import Batch
+from search.pixels.loading.epochs import Loader
+from search.pixels.loading.reading import Reader
 from search.settings import ProfileSettings, SearchSettings, load_settings
 from search.training.arithmetic import choose_arithmetic, random_batch
 from search.training.loop import Training

@@ -18,8 +18,8 @@ from search.machine.files import short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import Bars, tell_line
 from search.machine.seconds import SECONDS
+from search.pixels.loading.reading import Reader
 from search.pixels.opening import add_altered, fill, open_quarantine, open_reader
-from search.pixels.reading import Reader
 from search.report.page import auc_text
 from search.report.projections import write_projections
 from search.report.recorded import report_figures_of

@@ -32,8 +32,8 @@ from search.machine.files import (
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
+from search.pixels.loading.reading import Reader
 from search.pixels.opening import add_altered, fill, open_quarantine, open_reader
-from search.pixels.reading import Reader
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.recorded import read_metrics

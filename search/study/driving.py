@@ -19,7 +19,7 @@ from search.machine.device import is_out_of_memory
 from search.machine.files import CANDIDATES
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
-from search.pixels.reading import Reader
+from search.pixels.loading.reading import Reader
 from search.study.orphans import set_aside_orphan
 from search.study.plan import SearchPlan
 from search.study.proposals import propose

@@ -30,8 +30,8 @@ from search.machine.device import (
     resolve_precision,
 )
 from search.machine.interruption import Interrupted, Interruption
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.study.plan import SearchPlan
 from search.study.prior import Probe, read_probes, settled, tell_settled, write_probes
 from search.training.arithmetic import training_speed

@@ -15,8 +15,8 @@ from search.machine.device import Runtime, default_workers, resolve_device
 from search.machine.files import short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
+from search.pixels.loading.reading import Reader
 from search.pixels.opening import open_quarantine, open_reader
-from search.pixels.reading import Reader
 from search.settings import SearchSettings
 from search.study.driving import kept_candidates
 from search.training.candidate import Candidate, complete_refits, score_on_report

@@ -30,7 +30,7 @@ from search.machine.device import (
 )
 from search.machine.files import cache_folder, read_json, write_json_atomically
 from search.machine.interruption import Interrupted
-from search.pixels.batches import Batch, Shown
+from search.pixels.loading.batches import Batch, Shown
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
 from search.training.step import OptimizerStep, make_optimizer

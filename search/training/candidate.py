@@ -21,8 +21,8 @@ from search.data.splits import SEEN, Splits
 from search.errors import UserError
 from search.machine.device import Runtime
 from search.machine.files import REFITS, read_json, write_atomically, write_json_atomically
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.scoring import SCORING_BATCH, Predictions, evaluate

@@ -22,7 +22,7 @@ from search.machine.device import (
     seed_everything,
 )
 from search.machine.seconds import Seconds
-from search.pixels.batches import Batch
+from search.pixels.loading.batches import Batch
 from search.training.candidate import Look, copy_state
 from search.training.loss import Loss
 from search.training.network import mend_batch_norm, set_batch_norm
@@ -49,7 +49,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class Batches(Protocol):
-    """What a training asks of a `search.pixels.epochs.Loader`."""
+    """What a training asks of a `search.pixels.loading.epochs.Loader`."""
 
     def __len__(self) -> int: ...
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from search.pixels.batches import Shown
-from search.pixels.epochs import Loader, train_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.batches import Shown
+from search.pixels.loading.epochs import Loader, train_batches
+from search.pixels.loading.reading import Reader
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.errors import UserError
-from search.pixels.batches import Images
 from search.pixels.canvas import resample
+from search.pixels.loading.batches import Images
 from search.training.recipe import Recipe
 
 NUM_CLASSES = 2

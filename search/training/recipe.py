@@ -15,7 +15,7 @@ from search.errors import UserError
 from search.machine.files import write_yaml_atomically
 from search.pixels.augmentation.additions import Additions
 from search.pixels.augmentation.augment import Augmentation
-from search.pixels.epochs import BatchOrder
+from search.pixels.loading.epochs import BatchOrder
 from search.settings import Objective
 
 Triple = tuple[float, float, float]
@@ -121,7 +121,7 @@ class Recipe:
     """Share of the reals that are shown as fakes blended of themselves, beside the given fakes; see
     `search.pixels.augmentation.blending`."""
     batch_order: BatchOrder = "random"
-    """groups: both classes of a group in one batch, see `search.pixels.pairing`."""
+    """groups: both classes of a group in one batch, see `search.pixels.loading.pairing`."""
 
     # What it is trained on and judged by.
     trained_on: TrainedOn = "fit"

@@ -24,7 +24,7 @@ from search.machine.device import (
     is_out_of_memory,
 )
 from search.pixels.altered import drawn_part
-from search.pixels.batches import Batch, Images, Shown, count_images, split_images
+from search.pixels.loading.batches import Batch, Images, Shown, count_images, split_images
 from search.training.metrics import Metrics, mean_auc_of_alterations, measure
 from search.training.network import margin
 from search.training.recipe import SelectLimit

@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.machine.device import Precision, Runtime, is_out_of_memory
-from search.pixels.batches import Batch, Shown
+from search.pixels.loading.batches import Batch, Shown
 from search.training.loss import Loss, mixing
 from search.training.recipe import Recipe
 from search.training.scoring import autocast, show

@@ -17,8 +17,8 @@ from search.data.splits import Splits
 from search.errors import UserError
 from search.machine.device import Precision, Runtime, describe_device, library_versions
 from search.machine.interruption import Interrupted, Interruption
-from search.pixels.epochs import Loader, eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import Loader, eval_batches
+from search.pixels.loading.reading import Reader
 from search.training.arithmetic import Arithmetic, choose_arithmetic, describe_machine
 from search.training.candidate import (
     CHECKPOINT,

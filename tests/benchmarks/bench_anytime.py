@@ -31,8 +31,8 @@ from ensemble.soup.averaging import refresh_batch_norm
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
 from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.settings import SearchSettings
 from search.training.loop import StepRecord, Training
 from search.training.loss import classification_loss, training_batches

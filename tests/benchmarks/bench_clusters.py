@@ -32,8 +32,8 @@ from search.data.demo import make_demo
 from search.data.labels import read_labels
 from search.machine.device import Runtime, resolve_device
 from search.machine.files import cache_folder
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.validation.forgeries.clusters import STARTS, cluster

@@ -119,8 +119,8 @@ def after(settings: SearchSettings, name: str, folder: Path) -> dict[str, Any]:
     from search.data.inputs import read_splits
     from search.machine.device import Runtime, resolve_device
     from search.pixels.cache import fill_cache, open_cache
+    from search.pixels.loading.reading import Reader
     from search.pixels.opening import choose_canvas
-    from search.pixels.reading import Reader
     from search.training.recipe import Recipe
     from search.training.train import train
 

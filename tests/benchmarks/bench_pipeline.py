@@ -45,8 +45,8 @@ from search.pixels.augmentation.alterations import Steps
 from search.pixels.augmentation.augment import POLICIES, Augmentation, Policy, View
 from search.pixels.augmentation.degradation import COMPRESS
 from search.pixels.cache import fill_cache, open_cache
-from search.pixels.epochs import train_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import train_batches
+from search.pixels.loading.reading import Reader
 
 SIZE, BATCH = 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -297,7 +297,7 @@ def measure(
     speeds: dict[Case, list[float]] = {case: [] for case in cases}
     # What it has imported, its processes need not import again.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["search.pixels.epochs", "timm.data", "torchvision"])
+    context.set_forkserver_preload(["search.pixels.loading.epochs", "timm.data", "torchvision"])
     with ExitStack() as stack, Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(cases) * (repetitions + 1))
         processes = {}

@@ -32,8 +32,8 @@ from search.data.splits import Splits
 from search.machine.interruption import Interruption
 from search.pixels.augmentation.augment import render
 from search.pixels.augmentation.geometry import resize
-from search.pixels.batches import Batch
-from search.pixels.epochs import eval_batches
+from search.pixels.loading.batches import Batch
+from search.pixels.loading.epochs import eval_batches
 from search.training.metrics import roc_auc
 from search.training.scoring import SCORING_BATCH, predict
 from tests.benchmarks.bench_anytime import resampled_groups

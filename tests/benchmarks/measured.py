@@ -18,8 +18,8 @@ from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
 from search.machine.files import write_atomically
 from search.pixels.altered import altered_part
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.settings import SearchSettings
 from search.training.candidate import Candidate
 from search.training.metrics import mean_auc_of_alterations, split_by_novelty

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.pixels.cache import fill_cache, open_cache
+from search.pixels.loading.reading import Reader
 from search.pixels.opening import choose_canvas
-from search.pixels.reading import Reader
 from search.settings import SearchSettings
 
 

@@ -38,8 +38,8 @@ from search.data.splits import Splits
 from search.errors import UserError
 from search.machine.device import Runtime, resolve_device
 from search.machine.files import write_atomically
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.settings import SearchSettings
 from search.study.space import Space
 from search.training.loop import NonFiniteLossError, Training

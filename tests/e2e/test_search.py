@@ -22,8 +22,8 @@ from search.cli import main
 from search.data.inputs import canvas_of, read_splits
 from search.machine.device import Runtime
 from search.machine.seconds import SECONDS
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.report.terminal import StudyProgress
 from search.settings import FORMAT, load_settings
 from search.study.storage import open_storage

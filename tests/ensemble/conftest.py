@@ -21,8 +21,8 @@ from search.data.inputs import read_splits, write_data
 from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
 from search.pixels.canvas import describe_canvas
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.report.leaderboard import COLUMNS, write_leaderboard
 from search.settings import SearchSettings, write_settings
 from search.training.arithmetic import DEFAULT

@@ -22,8 +22,8 @@ from search.machine.device import Runtime
 from search.pixels.augmentation.augment import Augmentation
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.canvas import explain
-from search.pixels.epochs import eval_batches, train_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches, train_batches
+from search.pixels.loading.reading import Reader
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.scoring import predict, show

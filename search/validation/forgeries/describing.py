@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search.machine.device import Runtime, exact_float32
-from search.pixels.batches import Batch
+from search.pixels.loading.batches import Batch
 
 BLOCK, STRIDE = 8, 4
 """Side in pixels of the blocks of the discrete cosine transform, as in JPEG, and from one to the

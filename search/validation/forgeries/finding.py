@@ -19,9 +19,9 @@ from search.errors import UserError
 from search.machine.device import Runtime
 from search.machine.progress import Bars, tell_line
 from search.pixels.canvas import choose_side, sample_sizes
-from search.pixels.epochs import eval_batches
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import Reader
 from search.settings import SearchSettings
 from search.training.network import build_network
 from search.training.recipe import Recipe

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from search.machine.device import Runtime
 from search.pixels.altering import Alteration
-from search.pixels.batches import Batch
 from search.pixels.canvas import to_canvas
 from search.pixels.images import BrokenImage, read_image
+from search.pixels.loading.batches import Batch
+from search.pixels.loading.workers import PREFETCHED, as_it_is, start_worker
 from search.pixels.quarantine import Quarantine
-from search.pixels.workers import PREFETCHED, as_it_is, start_worker
 from search.training.scoring import SCORING_BATCH, predict
 
 Floats = NDArray[np.float64]

@@ -25,8 +25,8 @@ from ensemble.settings import CompareSettings
 from ensemble.soup.soup import run_soup
 from search.data.labels import read_labels
 from search.errors import UserError
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.training.metrics import delong_interval, delong_test, roc_auc
 from search.training.scoring import predict
 from tests.ensemble.conftest import make_images

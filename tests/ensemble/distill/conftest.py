@@ -23,7 +23,7 @@ from ensemble.settings import DistillSettings
 from ensemble.teachers import TeacherEntry
 from search.machine.device import Runtime
 from search.machine.interruption import Interruption
-from search.pixels.reading import Reader
+from search.pixels.loading.reading import Reader
 from search.training.candidate import Candidate
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe

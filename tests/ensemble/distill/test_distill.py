@@ -26,7 +26,7 @@ from ensemble.pool.pool import open_pool
 from search.errors import UserError
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
-from search.pixels.batches import Images, count_images
+from search.pixels.loading.batches import Images, count_images
 from search.training.candidate import Candidate
 from tests.ensemble.distill.conftest import Run, quick, with_backbone
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from ensemble.distill.outputs import ensemble_margin
-from search.pixels.batches import Shown, count_images
+from search.pixels.loading.batches import Shown, count_images
 from tests.ensemble.distill.conftest import (
     SIZE,
     make_teacher,

@@ -14,11 +14,11 @@ from ensemble.distill.student import DistillationLoss, LossWeights, Student
 from ensemble.distill.views import view_loader
 from search.errors import UserError
 from search.pixels.augmentation.augment import Augmentation, render
-from search.pixels.batches import Batch, Images, Shown, count_images
 from search.pixels.canvas import read_canvas
-from search.pixels.epochs import Loader, train_batches, view_seed
+from search.pixels.loading.batches import Batch, Images, Shown, count_images
+from search.pixels.loading.epochs import Loader, train_batches, view_seed
+from search.pixels.loading.reading import Reader
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import Reader
 from search.training.scoring import show
 from tests.ensemble.distill.conftest import (
     CPU,

@@ -12,7 +12,7 @@ from ensemble.distill import losses
 from ensemble.distill.outputs import TeacherOutputs
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
 from search.machine.device import Runtime
-from search.pixels.batches import Batch, Shown
+from search.pixels.loading.batches import Batch, Shown
 from search.training.loop import Training
 from search.training.network import build_network
 from search.training.recipe import Recipe

@@ -14,7 +14,7 @@ from ensemble.fuse.head_fit import (
 from ensemble.network.heads import Head, HeadKind, MeanHead, MlpHead, WeightsHead
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from ensemble.pool.pool import Pool
-from search.pixels.epochs import eval_batches
+from search.pixels.loading.epochs import eval_batches
 from search.training.objective import Yardstick
 
 

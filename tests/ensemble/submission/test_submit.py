@@ -23,8 +23,8 @@ from ensemble.submission.verify import verify
 from search.data.labels import read_list
 from search.errors import UserError
 from search.machine.device import Runtime, resolve_device
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.settings import load_settings
 from search.training.candidate import Candidate, copy_state, save_weights
 from search.training.scoring import predict

@@ -30,8 +30,8 @@ from search.pixels.cache import (
     open_cache,
 )
 from search.pixels.canvas import read_canvas
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 
 SIDE, IMAGES = 12, 9
 ONE = 3 * SIDE * SIDE
@@ -88,7 +88,7 @@ def caching(tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
         caching.read.append(Path(path).name)
         return read_canvas(path, side)
 
-    for where in ("search.pixels.cache", "search.pixels.workers"):
+    for where in ("search.pixels.cache", "search.pixels.loading.workers"):
         monkeypatch.setattr(f"{where}.read_canvas", counted)
     return caching
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from search.errors import UserError
 from search.machine.interruption import Interrupted, Interruption
-from search.pixels.reading import Reader
+from search.pixels.loading.reading import Reader
 from search.study.driving import (
     FAILURES_TO_STOP,
     NO_ROOM,

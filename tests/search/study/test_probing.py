@@ -18,8 +18,8 @@ from search.catalogue.backbones import load_backbones
 from search.errors import UserError
 from search.machine.device import Runtime
 from search.machine.interruption import Interrupted, Interruption
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.settings import SearchSettings
 from search.study import probing
 from search.study.prior import PROBE, Probe, read_probes

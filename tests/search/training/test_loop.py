@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.machine.device import AUTOCAST_DTYPES, Runtime
-from search.pixels.batches import Batch, Shown
+from search.pixels.loading.batches import Batch, Shown
 from search.training.loop import NonFiniteLossError, StepRecord, Training
 from search.training.loss import ClassificationLoss, Loss
 from search.training.network import build_network

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.pixels.batches import Shown
+from search.pixels.loading.batches import Shown
 from search.training.loss import ClassificationLoss, classification_loss, mixing
 from search.training.recipe import Recipe
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from search.errors import UserError
 from search.machine.device import Runtime
-from search.pixels.epochs import Loader, eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import Loader, eval_batches
+from search.pixels.loading.reading import Reader
 from search.training.metrics import measure
 from search.training.recipe import SelectLimit
 from search.training.scoring import MemoryBackOff, evaluate, images_of_a_look, predict

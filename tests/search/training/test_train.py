@@ -22,9 +22,9 @@ from search.machine.files import write_text_atomically
 from search.machine.interruption import Interrupted
 from search.machine.seconds import SECONDS
 from search.pixels.altered import altered_part
-from search.pixels.batches import Shown
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.batches import Shown
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 from search.training import train as module
 from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, Look
 from search.training.loop import NonFiniteLossError, StepRecord, Training

@@ -12,7 +12,7 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from search.machine.device import Runtime
-from search.pixels.batches import Batch
+from search.pixels.loading.batches import Batch
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.validation.forgeries.describing import (

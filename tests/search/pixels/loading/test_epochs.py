@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.pixels.epochs import (
+from search.pixels.loading.epochs import (
     BatchPlan,
     balanced,
     self_blended,

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset, Sampler
 
 from search.machine.device import keep_freed_memory
 from search.pixels.augmentation.augment import Augmentation
-from search.pixels.batches import Batch
 from search.pixels.cache import CanvasCache, DamagedCacheError
 from search.pixels.canvas import read_canvas
 from search.pixels.images import BrokenImage
-from search.pixels.slots import Slot, Slots
+from search.pixels.loading.batches import Batch
+from search.pixels.loading.slots import Slot, Slots
 
 Integers = NDArray[np.int64]
 

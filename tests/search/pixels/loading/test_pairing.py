@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.pixels.epochs import shuffled
-from search.pixels.pairing import Integers, side_by_side
+from search.pixels.loading.epochs import shuffled
+from search.pixels.loading.pairing import Integers, side_by_side
 
 
 def alone(order: Integers, groups: Integers, targets: Integers, batch_size: int) -> int:

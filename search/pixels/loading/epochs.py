@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from search.errors import UserError
 from search.pixels.augmentation.augment import Augmentation
-from search.pixels.batches import NO_TARGET, Batch
-from search.pixels.pairing import side_by_side
+from search.pixels.loading.batches import NO_TARGET, Batch
+from search.pixels.loading.pairing import side_by_side
+from search.pixels.loading.reading import Reader
+from search.pixels.loading.workers import Broken, Request
 from search.pixels.quarantine import BrokenFile
-from search.pixels.reading import Reader
-from search.pixels.workers import Broken, Request
 
 Integers = NDArray[np.int64]
 Draw = tuple[int, int]
 """Row of the table, view seed; a negative seed shows a real as a self-blended fake."""
 
 BatchOrder = Literal["random", "groups"]
-"""groups: both classes of a group in one batch, see `search.pixels.pairing`."""
+"""groups: both classes of a group in one batch, see `search.pixels.loading.pairing`."""
 
 _ORDER, _VIEW = 0, 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 from search.errors import UserError
 from search.machine.device import Runtime
 from search.pixels.cache import CanvasCache
-from search.pixels.quarantine import Quarantine
-from search.pixels.workers import (
+from search.pixels.loading.workers import (
     PREFETCHED,
     Canvases,
     Read,
@@ -29,6 +28,7 @@ from search.pixels.workers import (
     as_it_is,
     start_worker,
 )
+from search.pixels.quarantine import Quarantine
 
 _READERS: weakref.WeakSet[Reader] = weakref.WeakSet()
 """Those that may have workers."""

@@ -23,13 +23,13 @@ from PIL import Image
 from search.errors import UserError
 from search.pixels.augmentation.augment import Augmentation, render
 from search.pixels.augmentation.geometry import resize
-from search.pixels.batches import NO_TARGET, Batch
 from search.pixels.canvas import read_canvas
-from search.pixels.epochs import Loader, eval_batches, train_batches, view_seed
+from search.pixels.loading.batches import NO_TARGET, Batch
+from search.pixels.loading.epochs import Loader, eval_batches, train_batches, view_seed
+from search.pixels.loading.reading import Reader
+from search.pixels.loading.slots import Slots
+from search.pixels.loading.workers import GRACE_SECONDS, Canvases, Request
 from search.pixels.quarantine import Quarantine
-from search.pixels.reading import Reader
-from search.pixels.slots import Slots
-from search.pixels.workers import GRACE_SECONDS, Canvases, Request
 
 SIZE, CANVAS = 16, 20
 STRONG = Augmentation("strong", 0.5)
@@ -226,7 +226,7 @@ def test_broken_images_are_set_aside_once(
         read.append(path)
         return read_canvas(path, side)
 
-    monkeypatch.setattr("search.pixels.workers.read_canvas", reading)
+    monkeypatch.setattr("search.pixels.loading.workers.read_canvas", reading)
     # Known from the start, the image is not read, and all else is as it was.
     known = training(table, batch_size=11, seed=1, quarantine=Quarantine(quarantine.path))
     assert_same(epoch_of(known), found)
@@ -351,7 +351,7 @@ def test_slots_grow_and_are_given_back(
         names.add(slots.take().memory)
         return slots
 
-    monkeypatch.setattr("search.pixels.workers.Slots", remembered)
+    monkeypatch.setattr("search.pixels.loading.workers.Slots", remembered)
     with Reader(CANVAS, workers=2) as reader:
         small = list(eval_batches(reader, table, batch_size=1))
         large = list(eval_batches(reader, table, batch_size=9))
@@ -398,8 +398,8 @@ def test_workers_of_every_start_hand_over_batches(tmp_path: Path, method: str) -
     program.write_text(f"""
 import multiprocessing, sys
 import pandas as pd
-from search.pixels.epochs import eval_batches
-from search.pixels.reading import Reader
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
 if __name__ == "__main__":
     multiprocessing.set_start_method({method!r})
     table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
@@ -495,8 +495,8 @@ def test_workers_that_are_left_end_with_the_process(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     program = f"""
 import pandas as pd
-from search.pixels.reading import Reader
-from search.pixels.epochs import eval_batches
+from search.pixels.loading.reading import Reader
+from search.pixels.loading.epochs import eval_batches
 table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
 batches = iter(eval_batches(Reader(8, workers=1), table, batch_size=1))
 next(batches)
