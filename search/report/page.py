@@ -44,8 +44,8 @@ from search.report.recorded import (
     report_figures_of,
 )
 from search.report.terminal import Problems, format_seconds
+from search.study.decisions.space import BASELINE, PRESET
 from search.study.opening import DEFAULT
-from search.study.space import BASELINE, PRESET
 from search.study.trials import RESTING
 from search.training.candidate import HISTORY, REFIT_OF, SCORES, complete_refits
 from search.training.objective import NAMES

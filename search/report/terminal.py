@@ -22,8 +22,8 @@ from search.training.candidate import describe_look
 from search.training.objective import NAMES
 
 if TYPE_CHECKING:
+    from search.study.decisions.scheduler import Rules
     from search.study.plan import SearchPlan
-    from search.study.scheduler import Rules
     from search.training.candidate import Look
     from search.training.loop import StepRecord
     from search.training.recipe import Recipe

@@ -26,7 +26,7 @@ from search.report.recorded import report_figures_of
 from search.run.refit_plan import Refit, plan_refit
 from search.run.search import RESULTS_SECONDS, alone, clean, study_of
 from search.settings import RefitSettings, load_settings
-from search.study.pace import ended, next_stretch
+from search.study.decisions.pace import ended, next_stretch
 from search.study.report_split import score_best_on_report
 from search.training.candidate import HISTORY, RECIPE, Candidate
 from search.training.recipe import Recipe

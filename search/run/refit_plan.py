@@ -30,7 +30,7 @@ from search.report.leaderboard import read_leaderboard
 from search.report.page import baseline_trials
 from search.run.search import LARGEST_RESERVE, RESULTS_SECONDS, SCORING_SPEED
 from search.settings import RefitSettings, SearchSettings
-from search.study.pace import MARGIN, ended
+from search.study.decisions.pace import MARGIN, ended
 from search.study.trials import recipe_row, verdict_row
 from search.training.candidate import RECIPE, REFIT_OF, Candidate
 from search.training.recipe import Recipe

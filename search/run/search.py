@@ -45,6 +45,8 @@ from search.settings import (
     read_settings,
     write_settings,
 )
+from search.study.decisions.scheduler import Stop, Work, forecast, next_work
+from search.study.decisions.space import BASELINE, PRESET
 from search.study.driving import Search, kept_candidates
 from search.study.opening import (
     POOL,
@@ -59,8 +61,6 @@ from search.study.opening import (
 from search.study.plan import SearchPlan, prepare
 from search.study.probing import is_worth_probing, probe_pool
 from search.study.report_split import score_best_on_report, score_what_is_missing
-from search.study.scheduler import Stop, Work, forecast, next_work
-from search.study.space import BASELINE, PRESET
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, known_trials
 from search.training.candidate import Candidate

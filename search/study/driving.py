@@ -20,10 +20,10 @@ from search.machine.files import CANDIDATES
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
 from search.pixels.loading.reading import Reader
+from search.study.decisions.proposals import propose
+from search.study.decisions.scheduler import Finish, GoOn, Known, Start, Stop, compared, next_work
 from search.study.orphans import set_aside_orphan
 from search.study.plan import SearchPlan
-from search.study.proposals import propose
-from search.study.scheduler import Finish, GoOn, Known, Start, Stop, compared, next_work
 from search.study.trials import (
     LOOKS,
     PAUSED,

@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from search.errors import UserError
 from search.machine.files import CANDIDATES
 from search.settings import SearchSettings
+from search.study.decisions.space import BASELINE, PRESET
 from search.study.plan import SearchPlan
 from search.study.prior import Probe, ordered
-from search.study.space import BASELINE, PRESET
 from search.study.storage import open_storage
 from search.study.trials import (
     PAUSED,

@@ -25,9 +25,9 @@ from search.machine.device import (
 from search.machine.files import CANDIDATES
 from search.pixels.opening import choose_canvas
 from search.settings import SearchSettings
-from search.study.pace import ended
-from search.study.scheduler import Rules
-from search.study.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
+from search.study.decisions.pace import ended
+from search.study.decisions.scheduler import Rules
+from search.study.decisions.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
 from search.training.candidate import CHECKPOINT
 from search.training.objective import check_objective
 from search.training.recipe import Recipe

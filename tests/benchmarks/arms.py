@@ -19,9 +19,18 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 
-from search.study.proposals import FEWEST_TO_LEARN, propose
-from search.study.scheduler import Finish, Known, Point, Rules, State, Stop, compared, next_work
-from search.study.space import Parameters, Space
+from search.study.decisions.proposals import FEWEST_TO_LEARN, propose
+from search.study.decisions.scheduler import (
+    Finish,
+    Known,
+    Point,
+    Rules,
+    State,
+    Stop,
+    compared,
+    next_work,
+)
+from search.study.decisions.space import Parameters, Space
 from tests.benchmarks import earlier_space
 from tests.benchmarks.clock import Clock, Training, cosine_looks
 from tests.benchmarks.courses import Course

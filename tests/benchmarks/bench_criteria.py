@@ -26,7 +26,7 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from search.settings import SearchSettings
-from search.study.space import Space
+from search.study.decisions.space import Space
 from search.training.loop import NonFiniteLossError
 from search.training.recipe import Recipe
 from tests.benchmarks.curves import space_of

@@ -13,7 +13,7 @@ from timm.optim import param_groups_layer_decay
 
 from search.catalogue.backbones import Backbone
 from search.catalogue.dimensions import SEARCHED_POLICIES
-from search.study.space import BACKBONE, Parameters
+from search.study.decisions.space import BACKBONE, Parameters
 
 SHARED = (
     "weight_decay",

@@ -28,7 +28,7 @@ from optuna.distributions import (
 )
 from scipy.stats import spearmanr
 
-from search.study.space import BACKBONE, Space
+from search.study.decisions.space import BACKBONE, Space
 from tests.benchmarks.courses import Course
 from tests.benchmarks.curves import Kind
 

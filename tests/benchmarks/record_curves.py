@@ -41,7 +41,7 @@ from search.machine.files import write_atomically
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.settings import SearchSettings
-from search.study.space import Space
+from search.study.decisions.space import Space
 from search.training.loop import NonFiniteLossError, Training
 from search.training.loss import classification_loss, training_batches
 from search.training.network import build_network

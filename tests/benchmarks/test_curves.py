@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay
 
 from search.errors import UserError
 from search.settings import SearchSettings
-from search.study.space import AVERAGE_POWER, Space
+from search.study.decisions.space import AVERAGE_POWER, Space
 from search.training.network import Network
 from tests.benchmarks.curves import Configuration, configurations, space_of
 from tests.benchmarks.earlier_space import lowest_layer_scale

@@ -34,7 +34,7 @@ from search.report.plots import (
     parameter_importance,
     pareto_front,
 )
-from search.study.space import BASELINE, PRESET
+from search.study.decisions.space import BASELINE, PRESET
 from search.study.trials import LOOKS
 from search.training.metrics import roc_auc, tpr_at_fpr
 

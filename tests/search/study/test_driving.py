@@ -17,6 +17,8 @@ from optuna.trial import TrialState
 from search.errors import UserError
 from search.machine.interruption import Interrupted, Interruption
 from search.pixels.loading.reading import Reader
+from search.study.decisions.scheduler import GoOn, Rules, next_work
+from search.study.decisions.space import BASELINE, PRESET
 from search.study.driving import (
     FAILURES_TO_STOP,
     NO_ROOM,
@@ -25,8 +27,6 @@ from search.study.driving import (
     drop_surplus_weights,
     kept_candidates,
 )
-from search.study.scheduler import GoOn, Rules, next_work
-from search.study.space import BASELINE, PRESET
 from search.study.trials import (
     LOOKS,
     PAUSED,
@@ -51,7 +51,7 @@ from search.training.metrics import measure
 from search.training.recipe import Recipe
 from search.training.train import Watch
 from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
-from tests.search.study.test_space import SMALL, SPACE
+from tests.search.study.decisions.test_space import SMALL, SPACE
 
 FIGURES = measure([0.2, 0.8], [0, 1])
 CENTRE = SPACE.centre(SMALL[0])

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
 from search.settings import SearchSettings
+from search.study.decisions.space import BASELINE, PRESET
 from search.study.opening import (
     enqueue_baseline,
     enqueue_first_trials,
@@ -23,12 +24,11 @@ from search.study.opening import (
 )
 from search.study.plan import SearchPlan
 from search.study.prior import Probe
-from search.study.space import BASELINE, PRESET
 from search.study.trials import PAUSED, REASON, STATE, claim, paused_trials, record_outcome
 from search.study.trials import RECIPE as RECIPE_ATTRIBUTE
 from search.training.candidate import CHECKPOINT, save_progress
 from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
-from tests.search.study.test_space import SMALL, SPACE
+from tests.search.study.decisions.test_space import SMALL, SPACE
 
 
 def test_a_renamed_run_keeps_its_study(study: optuna.Study, tmp_path: Path) -> None:

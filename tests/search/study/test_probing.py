@@ -22,6 +22,7 @@ from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.settings import SearchSettings
 from search.study import probing
+from search.study.decisions.scheduler import Rules
 from search.study.prior import PROBE, Probe, read_probes
 from search.study.probing import (
     BATCH,
@@ -31,11 +32,10 @@ from search.study.probing import (
     is_worth_probing,
     probe_pool,
 )
-from search.study.scheduler import Rules
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import to_device
-from tests.search.study.test_space import SPACE
+from tests.search.study.decisions.test_space import SPACE
 
 CPU = Runtime(torch.device("cpu"), 0)
 CANVAS = 32

@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from search.study.scheduler import Known, Point
-from search.study.space import BASELINE, PRESET
+from search.study.decisions.scheduler import Known, Point
+from search.study.decisions.space import BASELINE, PRESET
 from search.study.trials import (
     LOOKS,
     PAUSED,

@@ -11,7 +11,7 @@ import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import create_trial
 
-from search.study.space import Parameters, Space
+from search.study.decisions.space import Parameters, Space
 
 FEWEST_TO_LEARN = 4
 """Configurations that must have been looked at before TPE is asked; its own default is ten."""

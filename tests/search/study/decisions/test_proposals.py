@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from search.study.proposals import FEWEST_TO_LEARN, propose
-from search.study.space import BACKBONE, LEARNING_RATE, Parameters
-from tests.search.study.test_space import SMALL, SPACE
+from search.study.decisions.proposals import FEWEST_TO_LEARN, propose
+from search.study.decisions.space import BACKBONE, LEARNING_RATE, Parameters
+from tests.search.study.decisions.test_space import SMALL, SPACE
 
 
 def worth(parameters: Parameters) -> float:

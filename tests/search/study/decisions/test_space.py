@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 
 from search.catalogue.backbones import Backbone, load_backbones
 from search.catalogue.dimensions import SEARCHED_POLICIES, Dimension, read_dimensions
-from search.study.space import (
+from search.study.decisions.space import (
     BACKBONE,
     IMAGE_SIZE,
     LEARNING_RATE,

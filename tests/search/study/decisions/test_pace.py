@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.study.pace import MARGIN, Stretch, ended, next_stretch
+from search.study.decisions.pace import MARGIN, Stretch, ended, next_stretch
 from search.training.step import decay_start, training_steps
 from tests.search.study.conftest import RECIPE
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from search.study.scheduler import (
+from search.study.decisions.scheduler import (
     CHANCE,
     Finish,
     GoOn,

@@ -1,0 +1,1 @@
+"""What is tried, what is trained further and how far: pure functions of what is known."""
