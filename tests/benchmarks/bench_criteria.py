@@ -29,8 +29,8 @@ from search.settings import SearchSettings
 from search.study.decisions.space import Space
 from search.training.loop import NonFiniteLossError
 from search.training.recipe import Recipe
-from tests.benchmarks.curves import space_of
 from tests.benchmarks.measured import divisions, kept_in, scores_of, use_one_thread
+from tests.benchmarks.replay.curves import space_of
 
 RANDOM_SPLIT = "auc_seen"
 

@@ -24,7 +24,6 @@ from rich.console import Console
 from search.settings import SearchSettings
 from search.training.recipe import Recipe
 from tests.benchmarks.bench_anytime import resampled_groups
-from tests.benchmarks.curves import space_of
 from tests.benchmarks.measured import (
     FIGURES,
     divisions,
@@ -32,6 +31,7 @@ from tests.benchmarks.measured import (
     scores_of,
     use_one_thread,
 )
+from tests.benchmarks.replay.curves import space_of
 
 PLAIN = "plain"
 

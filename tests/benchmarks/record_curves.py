@@ -47,7 +47,8 @@ from search.training.loss import classification_loss, training_batches
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
-from tests.benchmarks.curves import (
+from tests.benchmarks.opening import opened_images
+from tests.benchmarks.replay.curves import (
     COLUMNS,
     CONSTANT,
     COSINE,
@@ -56,7 +57,6 @@ from tests.benchmarks.curves import (
     configurations,
     space_of,
 )
-from tests.benchmarks.opening import opened_images
 
 COSINE_LOOKS = 4
 """As many as the epochs of an earlier search, which looked after each."""

@@ -4,15 +4,16 @@
         --output results/benchmarks/replay.csv
 
 Nothing is trained: a simulated clock counts what `record_curves.py` has measured, looks included,
-and each arm (see `arms.py`) does what it would do. The search itself is the shipped code: what is
-trained next, what is compared, and what is drawn. The times given are --lengths, in trainings to
-their end; rows are written of the first of them, the summary has them all.
+and each arm (see `replay/arms.py`) does what it would do. The search itself is the shipped code:
+what is trained next, what is compared, and what is drawn. The times given are --lengths, in
+trainings to their end; rows are written of the first of them, the summary has them all.
 
-What may be doubted stands in `pool.py` (what is drawn) and `arms.py` (where trainings end); also,
-between two looks AUC goes with the logarithm of the images; seconds are those that one thread has
-computed, on a machine that did other things as well, so that the same training takes some percent
-more or less, for no arm more often than for another; looks at all of select are paid by every arm
-alike; trainings are short (8,000 images), and what pays there need not pay in long ones.
+What may be doubted stands in `replay/pool.py` (what is drawn) and `replay/arms.py` (where trainings
+end); also, between two looks AUC goes with the logarithm of the images; seconds are those that one
+thread has computed, on a machine that did other things as well, so that the same training takes
+some percent more or less, for no arm more often than for another; looks at all of select are paid
+by every arm alike; trainings are short (8,000 images), and what pays there need not pay in long
+ones.
 
 Beside the table lie a summary, what a look tells of the end, and with --variants what the search
 would find with other rules, on select alone: report chooses nothing. Intervals (95%) are over the
@@ -35,12 +36,12 @@ from scipy.stats import spearmanr
 
 from search.machine.files import write_atomically
 from search.settings import SearchSettings
-from tests.benchmarks.arms import Arm, by_name, with_other_rules
-from tests.benchmarks.clock import Clock, TimeIsUp
-from tests.benchmarks.courses import read_courses
-from tests.benchmarks.curves import space_of
-from tests.benchmarks.pool import World, correlation_with_nearest
-from tests.benchmarks.replay_summary import summary, variants_summary
+from tests.benchmarks.replay.arms import Arm, by_name, with_other_rules
+from tests.benchmarks.replay.clock import Clock, TimeIsUp
+from tests.benchmarks.replay.courses import read_courses
+from tests.benchmarks.replay.curves import space_of
+from tests.benchmarks.replay.pool import World, correlation_with_nearest
+from tests.benchmarks.replay.summary import summary, variants_summary
 
 COLUMNS = ["arm", "seed", "seconds", "auc_select", "auc_report"]
 SPENT = "spent"

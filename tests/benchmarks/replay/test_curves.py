@@ -13,11 +13,11 @@ from search.errors import UserError
 from search.settings import SearchSettings
 from search.study.decisions.space import AVERAGE_POWER, Space
 from search.training.network import Network
-from tests.benchmarks.curves import Configuration, configurations, space_of
-from tests.benchmarks.earlier_space import lowest_layer_scale
 from tests.benchmarks.record_curves import Lengths, check_same
+from tests.benchmarks.replay.curves import Configuration, configurations, space_of
+from tests.benchmarks.replay.earlier_space import lowest_layer_scale
 
-FACES = Path(__file__).parents[2] / "results/published/dfdc-faces/backbones.yaml"
+FACES = Path(__file__).parents[3] / "results/published/dfdc-faces/backbones.yaml"
 LENGTHS = Lengths(whole=8_000, first_look=1_000, first_fall=2_000)
 
 

@@ -17,7 +17,7 @@ from search.catalogue.dimensions import DIMENSIONS
 from search.settings import SearchSettings
 from search.study.decisions.space import AVERAGE_POWER, BACKBONE, LEARNING_RATE, Parameters, Space
 from search.training.recipe import Recipe
-from tests.benchmarks import earlier_space
+from tests.benchmarks.replay import earlier_space
 
 Kind = Literal["hand", "preset", "old_preset", "near", "anywhere", "old"]
 """Where a configuration comes from: set by hand; the centre of the space, or the default of the

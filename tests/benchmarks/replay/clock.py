@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from search.training.recipe import Recipe
-from tests.benchmarks.courses import WHOLE_FALL, Course, Look
+from tests.benchmarks.replay.courses import WHOLE_FALL, Course, Look
 
 
 class TimeIsUp(Exception):  # noqa: N818 - how an arm usually ends

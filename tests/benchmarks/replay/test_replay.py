@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 
 from search.settings import SearchSettings
-from tests.benchmarks.arms import (
+from tests.benchmarks.replay.arms import (
     Arm,
     by_hand,
     by_name,
@@ -27,10 +27,11 @@ from tests.benchmarks.arms import (
     presets_then_best,
     with_other_rules,
 )
-from tests.benchmarks.clock import Clock, TimeIsUp, Training, cosine_looks
-from tests.benchmarks.courses import Course, read_courses
-from tests.benchmarks.curves import COLUMNS, Configuration, Kind, configurations, space_of
-from tests.benchmarks.pool import Pool, World, correlation_with_nearest, distance
+from tests.benchmarks.replay.clock import Clock, TimeIsUp, Training, cosine_looks
+from tests.benchmarks.replay.courses import Course, read_courses
+from tests.benchmarks.replay.curves import COLUMNS, Configuration, Kind, configurations, space_of
+from tests.benchmarks.replay.pool import Pool, World, correlation_with_nearest, distance
+from tests.benchmarks.replay.summary import share_of_time, summary, variants_summary
 from tests.benchmarks.replay_search import (
     PUBLISHED,
     best_so_far,
@@ -40,7 +41,6 @@ from tests.benchmarks.replay_search import (
     replay,
     what_looks_tell,
 )
-from tests.benchmarks.replay_summary import share_of_time, summary, variants_summary
 
 SECONDS_PER_IMAGE = 0.01
 SCORING = 2.0

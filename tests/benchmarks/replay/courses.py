@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from search.training.recipe import Recipe
-from tests.benchmarks.curves import CONSTANT, COSINE, FALL, Configuration
+from tests.benchmarks.replay.curves import CONSTANT, COSINE, FALL, Configuration
 
 WHOLE_FALL = Recipe.decay_fraction / (1 - Recipe.decay_fraction)
 """Images of a fall, as a share of those before it."""

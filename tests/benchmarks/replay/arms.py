@@ -31,11 +31,11 @@ from search.study.decisions.scheduler import (
     next_work,
 )
 from search.study.decisions.space import Parameters, Space
-from tests.benchmarks import earlier_space
-from tests.benchmarks.clock import Clock, Training, cosine_looks
-from tests.benchmarks.courses import Course
-from tests.benchmarks.curves import Kind
-from tests.benchmarks.pool import Pool, World
+from tests.benchmarks.replay import earlier_space
+from tests.benchmarks.replay.clock import Clock, Training, cosine_looks
+from tests.benchmarks.replay.courses import Course
+from tests.benchmarks.replay.curves import Kind
+from tests.benchmarks.replay.pool import Pool, World
 
 Arm = Callable[[World, Clock, int], None]
 """Spends a clock's seconds; the last argument is the seed."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tests.benchmarks.arms import OURS, PLAIN
+from tests.benchmarks.replay.arms import OURS, PLAIN
 
 RESAMPLINGS = 2_000
 """Of the seeds, for an interval."""

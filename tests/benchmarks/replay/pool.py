@@ -29,8 +29,8 @@ from optuna.distributions import (
 from scipy.stats import spearmanr
 
 from search.study.decisions.space import BACKBONE, Space
-from tests.benchmarks.courses import Course
-from tests.benchmarks.curves import Kind
+from tests.benchmarks.replay.courses import Course
+from tests.benchmarks.replay.curves import Kind
 
 
 @dataclass(frozen=True)
