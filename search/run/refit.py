@@ -23,8 +23,9 @@ from search.pixels.opening import add_altered, fill, open_quarantine, open_reade
 from search.report.page import auc_text
 from search.report.projections import write_projections
 from search.report.recorded import report_figures_of
+from search.run.folder import alone, clean, study_of
 from search.run.refit_plan import Refit, plan_refit
-from search.run.search import RESULTS_SECONDS, alone, clean, study_of
+from search.run.search import RESULTS_SECONDS
 from search.settings import RefitSettings, load_settings
 from search.study.decisions.pace import ended, next_stretch
 from search.study.report_split import score_best_on_report

@@ -22,13 +22,7 @@ from search.catalogue.backbones import DEFAULT_PATH
 from search.data.generated import keep_record
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
-from search.machine.files import (
-    BACKBONES,
-    CANDIDATES,
-    REFITS,
-    drop_unfinished_writes,
-    short_path,
-)
+from search.machine.files import BACKBONES, CANDIDATES, short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
@@ -38,6 +32,7 @@ from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.recorded import read_metrics
 from search.report.terminal import StudyProgress, introduce, print_top
+from search.run.folder import LOCK, alone, clean, study_of
 from search.settings import (
     SearchSettings,
     check_resumable,
@@ -61,13 +56,10 @@ from search.study.opening import (
 from search.study.plan import SearchPlan, prepare
 from search.study.probing import is_worth_probing, probe_pool
 from search.study.report_split import score_best_on_report, score_what_is_missing
-from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 from search.study.trials import claim, complete_trials, known_trials
 from search.training.candidate import Candidate
 from search.validation.audit.warning import LEAK, leak_warnings
 from search.validation.forgeries.contact_sheet import CONTACT_SHEET, write_contact_sheet
-
-LOCK = ".lock"
 
 SCORING_SPEED = "scoring_images_per_second"
 """Entry of metrics.json."""
@@ -162,16 +154,6 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     return write_projections(run, study, console)
 
 
-def study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.Study | None:
-    """The study of an existing run; None, and told, where its storage cannot be reached."""
-    try:
-        fingerprint = str(check_data(run)["fingerprint"])
-        return open_study(settings, fingerprint, study_name(run))
-    except (UserError, OSError, StorageInternalError) as error:
-        tell_line(console, f"the study cannot be opened: {' '.join(str(error).split())}")
-        return None
-
-
 @contextmanager
 def _opened(settings: SearchSettings, console: Console, started: float | None) -> Iterator[_Opened]:
     """Checks everything, then opens the run folder for this process alone."""
@@ -228,28 +210,6 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
         raise UserError(
             f"the storage of the study must stay within reach, found: "
             f"{' '.join(str(error).split())}; the same command goes on"
-        ) from error
-
-
-@contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Lets one process at a time search, or refit, in a run folder.
-
-    Raises:
-        UserError: if another one is at it, or the folder cannot be written to.
-    """
-    try:
-        with FileLock(run / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise UserError(
-            f"{run} must be searched by one process at a time, and another one is at it; wait for "
-            "it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{run} must take what is written, found: {error}; make room, and the same command "
-            "goes on"
         ) from error
 
 
@@ -451,18 +411,3 @@ class _Reserve:
                 costs.append(images / float(speed))
         total = sum(costs) + max(costs, default=0.0) + self.results_seconds
         return min(total, self.most)
-
-
-def clean(settings: SearchSettings, run: Path, console: Console) -> None:
-    """Deletes what killed processes left half-written; only under the run's lock."""
-    for folder in (run, run / "plots", *run.glob(f"{CANDIDATES}/*"), *run.glob(f"{REFITS}/*")):
-        drop_unfinished_writes(folder)
-    if settings.storage is not None:
-        return
-    drop_stale_lock(run)
-    if drop_torn_line(run):
-        tell_line(
-            console,
-            f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was running "
-            "then goes on",
-        )

@@ -1,0 +1,69 @@
+"""A run folder: its lock, what killed processes left half-written, and its study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
+from rich.console import Console
+
+from search.data.inputs import check_data, study_name
+from search.errors import UserError
+from search.machine.files import CANDIDATES, REFITS, drop_unfinished_writes
+from search.machine.progress import tell_line
+from search.settings import SearchSettings
+from search.study.opening import open_study
+from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
+
+LOCK = ".lock"
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Lets one process at a time search, or refit, in a run folder.
+
+    Raises:
+        UserError: if another one is at it, or the folder cannot be written to.
+    """
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{run} must be searched by one process at a time, and another one is at it; wait for "
+            "it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{run} must take what is written, found: {error}; make room, and the same command "
+            "goes on"
+        ) from error
+
+
+def clean(settings: SearchSettings, run: Path, console: Console) -> None:
+    """Deletes what killed processes left half-written; only under the run's lock."""
+    for folder in (run, run / "plots", *run.glob(f"{CANDIDATES}/*"), *run.glob(f"{REFITS}/*")):
+        drop_unfinished_writes(folder)
+    if settings.storage is not None:
+        return
+    drop_stale_lock(run)
+    if drop_torn_line(run):
+        tell_line(
+            console,
+            f"{JOURNAL} ended in the middle of a line, which is dropped: a trial that was running "
+            "then goes on",
+        )
+
+
+def study_of(settings: SearchSettings, run: Path, console: Console) -> optuna.Study | None:
+    """The study of an existing run; None, and told, where its storage cannot be reached."""
+    try:
+        fingerprint = str(check_data(run)["fingerprint"])
+        return open_study(settings, fingerprint, study_name(run))
+    except (UserError, OSError, StorageInternalError) as error:
+        tell_line(console, f"the study cannot be opened: {' '.join(str(error).split())}")
+        return None
