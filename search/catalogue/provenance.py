@@ -147,7 +147,7 @@ def _by_name(tag: str, weight: _Weight) -> Provenance:
 
 
 def _unknown(reason: str) -> Provenance:
-    remedy = f"take another tag, or review it in search/{TABLE_PATH.name}"
+    remedy = f"take another tag, or review it in search/catalogue/{TABLE_PATH.name}"
     return Provenance(False, UNKNOWN, f"{reason}; {remedy}")
 
 

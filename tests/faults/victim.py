@@ -47,7 +47,7 @@ HEAVY = (
 
 CONSTANTS = {
     # A round of these few images shall be several batches.
-    "ensemble.distill.distill:EVALUATION_BATCH": 16,
+    "ensemble.distill.distill:SCORING_BATCH": 16,
     # No phase that is struck, and most of a merge's time.
     "ensemble.compare.speed:SECONDS_PER_MEASUREMENT": 0.001,
     # A figure that is as large as in a report takes twice as long, and as many renames.
@@ -135,6 +135,7 @@ def wrap_phases(trace: TraceWriter, phases: tuple[Phase, ...]) -> None:
     _wrap("ensemble.distill.recordings:_Round.add", training.traced_answer)
     for place, value in CONSTANTS.items():
         owner, name = find(place)
+        assert hasattr(owner, name), f"{place} is no more: it would be set in vain"
         setattr(owner, name, value)
     for place in ("pathlib:Path.replace", "pathlib:Path.rename"):
         _wrap(place, _slow_rename)

@@ -229,7 +229,7 @@ def test_what_is_not_recognised_is_rejected_with_a_remedy(name: str, word: str) 
     found = provenance(name)
     assert (found.allowed, found.pretraining) == (False, "unknown")
     assert found.reason.startswith(word)
-    assert "take another tag, or review it in search/pretraining.yaml" in found.reason
+    assert "take another tag, or review it in search/catalogue/pretraining.yaml" in found.reason
 
 
 @given(st.from_regex(r"[a-z0-9]{1,12}", fullmatch=True))
