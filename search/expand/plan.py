@@ -18,6 +18,7 @@ from search.data.labels import NO_METHOD
 from search.errors import UserError
 from search.expand.kinds import KINDS
 from search.machine.files import suggestion
+from search.pixels.loading.pairing import GroupedReals
 
 DEFAULT_SHARE = 0.25
 """Samples to each image of fit, unless --count or --share says it."""
@@ -143,15 +144,13 @@ def _sources(fit: pd.DataFrame, kind: str, count: int, generator: np.random.Gene
 def _pairs(fit: pd.DataFrame, generator: np.random.Generator) -> _Rows:
     """Rows (N, 2) of each fake and a real image of its group; fakes without one are left out."""
     targets = fit["target"].to_numpy()
-    groups, names = pd.factorize(fit["group"])
-    reals = generator.permutation(np.flatnonzero(targets == 0))
+    groups = pd.factorize(fit["group"])[0]
+    reals = GroupedReals.of(groups, generator.permutation(np.flatnonzero(targets == 0)))
     fakes = np.flatnonzero(targets == 1)
-    order = reals[np.argsort(groups[reals], kind="stable")]
-    counts = np.bincount(groups[reals], minlength=len(names))
-    starts = np.cumsum(counts) - counts
-    fakes = fakes[counts[groups[fakes]] > 0]
-    drawn = generator.integers(0, np.maximum(1, counts[groups[fakes]]))
-    return np.stack([order[starts[groups[fakes]] + drawn], fakes], axis=1)
+    fakes = fakes[reals.counts[groups[fakes]] > 0]
+    of_fakes = groups[fakes]
+    drawn = generator.integers(0, np.maximum(1, reals.counts[of_fakes]))
+    return np.stack([reals.rows[reals.starts[of_fakes] + drawn], fakes], axis=1)
 
 
 def _in_proportion(targets: _Rows, count: int, generator: np.random.Generator) -> _Rows:

@@ -1,8 +1,9 @@
-"""Both classes of a group in one batch: an order of rows, rearranged."""
+"""Reals and fakes of one group: together in a batch, or as pairs."""
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,27 @@ def side_by_side(order: Integers, groups: Integers, targets: Integers, batch_siz
     members = np.split(order[np.argsort(units, kind="stable")], np.bincount(units).cumsum()[:-1])
     packed = _packed([len(rows) for rows in members], batch_size)
     return np.concatenate([members[unit] for unit in packed]) if packed else order
+
+
+@dataclass(frozen=True)
+class GroupedReals:
+    """The reals of each group."""
+
+    rows: Integers  # those of a group one after the other
+    starts: Integers  # (G,) - where a group's are in `rows`
+    counts: Integers  # (G,) - how many it has
+
+    @staticmethod
+    def of(groups: Integers, reals: Integers) -> GroupedReals:
+        """Those of a table.
+
+        Args:
+            groups: (N,), of each row, as a number from 0.
+            reals: rows of the reals; within a group they stay in this order.
+        """
+        counts = np.bincount(groups[reals], minlength=groups.max(initial=-1) + 1)
+        rows = reals[np.argsort(groups[reals], kind="stable")]
+        return GroupedReals(rows, np.cumsum(counts) - counts, counts)
 
 
 def _packed(sizes: list[int], batch_size: int) -> list[int]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.pixels.loading.epochs import shuffled
-from search.pixels.loading.pairing import Integers, side_by_side
+from search.pixels.loading.pairing import GroupedReals, Integers, side_by_side
 
 
 def alone(order: Integers, groups: Integers, targets: Integers, batch_size: int) -> int:
@@ -72,3 +72,14 @@ def test_batches_are_still_random() -> None:
         for epoch in range(5)
     ]
     assert len(set(batches)) == 5
+
+
+def test_reals_are_found_by_group() -> None:
+    groups, reals = np.array([2, 0, 2, 0, 3, 2]), np.array([5, 3, 0])
+    found = GroupedReals.of(groups, reals)
+    assert found.counts.tolist() == [1, 0, 2, 0]
+    of_groups = [
+        found.rows[start : start + count].tolist()
+        for start, count in zip(found.starts, found.counts, strict=True)
+    ]
+    assert of_groups == [[3], [], [5, 0], []]
