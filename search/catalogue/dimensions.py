@@ -124,6 +124,7 @@ DIMENSIONS: dict[str, Dimension] = {
         Dimension("degradation_rounds", 0.0, (0.0, 2.0)),
         Dimension("patch_masking", 0.0, (0.0, 0.2)),
         Dimension("self_blended", 0.0, (0.0, 0.25)),
+        Dimension("mixed_with_real", 0.0, (0.0, 0.25)),
         Dimension("batch_order", "random", ("random", "groups")),
     )
 }

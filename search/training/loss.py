@@ -111,6 +111,7 @@ def training_batches(table: pd.DataFrame, recipe: Recipe, reader: Reader) -> Loa
         balance=recipe.class_balance == "sampler",
         batch_order=recipe.batch_order,
         blended=recipe.self_blended,
+        mixed=recipe.mixed_with_real,
     )
 
 

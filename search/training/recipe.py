@@ -25,6 +25,7 @@ NOT_OF_RECORDED_VIEWS: dict[str, Any] = {
     "degradation_rounds": 0,
     "patch_masking": 0.0,
     "self_blended": 0.0,
+    "mixed_with_real": 0.0,
     "batch_order": "random",
 }
 """Fields that mean nothing to a student, which sees what its teachers have seen and scored."""
@@ -120,6 +121,9 @@ class Recipe:
     self_blended: float = 0.0
     """Share of the reals that are shown as fakes blended of themselves, beside the given fakes; see
     `search.pixels.augmentation.blending`."""
+    mixed_with_real: float = 0.0
+    """Share of the fakes that are shown with a real of their group around a part of them, pixel by
+    pixel; see the same. Fakes whose group has no real stay as they are."""
     batch_order: BatchOrder = "random"
     """groups: both classes of a group in one batch, see `search.pixels.loading.pairing`."""
 

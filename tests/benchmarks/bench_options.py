@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random degradations": {"degradation_rounds": 2},
     "patch masking": {"patch_masking": 0.2},
     "self-blended fakes": {"self_blended": 0.25},
+    "fakes mixed with reals": {"mixed_with_real": 0.25},
     "both classes of a group in a batch": {"batch_order": "groups"},
 }
 """As the space draws them."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from search.errors import UserError
 from search.pixels.augmentation.augment import Augmentation
 from search.pixels.loading.batches import NO_TARGET, Batch
-from search.pixels.loading.pairing import side_by_side
+from search.pixels.loading.pairing import Partners, side_by_side
 from search.pixels.loading.reading import Reader
-from search.pixels.loading.workers import Broken, Request
+from search.pixels.loading.workers import Broken, Partner, Request
 from search.pixels.quarantine import BrokenFile
 
 Integers = NDArray[np.int64]
@@ -166,10 +166,11 @@ class _Source:
     targets: list[int]
     rows: list[int]
     augmentation: Augmentation | None
+    partners: Partners | None = None
     sizes: tuple[int, ...] = ()
 
-    def request(self, draws: list[Draw]) -> Request:
-        """For one batch."""
+    def request(self, draws: list[Draw], left_out: Collection[int] = ()) -> Request:
+        """For one batch; rows that are left out are mixed into none."""
         indices = [index for index, _ in draws]
         return Request(
             paths=[self.paths[index] for index in indices],
@@ -179,7 +180,21 @@ class _Source:
             rows=[self.rows[index] for index in indices],
             augmentation=self.augmentation,
             sizes=self.sizes,
+            partners={
+                place: Partner(self.paths[real], real, self.rows[real])
+                for place, real in self._mixed_in(draws)
+                if real not in left_out
+            },
         )
+
+    def _mixed_in(self, draws: list[Draw]) -> Iterator[tuple[int, int]]:
+        """Places of a batch whose fake is mixed with a real, and the real's row of the table."""
+        if self.partners is None:
+            return
+        for place, (row, seed) in enumerate(draws):
+            real = self.partners.find(row, seed)
+            if real is not None:
+                yield place, real
 
 
 class Loader:
@@ -196,6 +211,7 @@ class Loader:
         table: pd.DataFrame,
         plan: BatchPlan,
         augmentation: Augmentation | None = None,
+        partners: Partners | None = None,
     ) -> None:
         """
         Args:
@@ -203,6 +219,7 @@ class Loader:
             table: has the columns img_name and path, and target unless it is unlabelled.
             plan: which rows come when.
             augmentation: of the views; None leaves images as they are.
+            partners: reals that fakes of the table are mixed with; None mixes none.
         """
         self.table = table
         self._reader, self._plan = reader, plan
@@ -212,6 +229,7 @@ class Loader:
             targets=table["target"].tolist() if "target" in table else [NO_TARGET] * len(table),
             rows=[-1] * len(table) if reader.cache is None else reader.cache.locate(paths),
             augmentation=augmentation,
+            partners=partners,
         )
 
     def __len__(self) -> int:
@@ -247,7 +265,8 @@ class Loader:
         source = self._source
         if sizes and self._reader.renders:
             source = replace(source, sizes=tuple(sizes))
-        requests = map(source.request, self._plan)
+        # Images that are found broken on the way are added to the set that it holds.
+        requests = (source.request(draws, self._plan.left_out) for draws in self._plan)
         for number, read in enumerate(self._reader.read(requests), start):
             if read.broken:
                 self._set_aside(read.broken)
@@ -282,6 +301,7 @@ def train_batches(
     balance: bool = False,
     batch_order: BatchOrder = "random",
     blended: float = 0.0,
+    mixed: float = 0.0,
 ) -> Loader:
     """Images in random order and new views, different in every epoch.
 
@@ -298,9 +318,13 @@ def train_batches(
         batch_order: see there.
         blended: share of the reals that are shown as self-blended fakes, their targets 1; it needs
             an augmentation, which makes them.
+        mixed: share of the fakes that are shown mixed with a real of their group, before anything
+            else is done to them; those whose group has none, or whose real is broken, stay as they
+            are. See `Partners` and `search.pixels.augmentation.blending`.
 
     Raises:
-        UserError: if the batch size is below two, or all reals would be blended.
+        UserError: if the batch size is below two, all reals would be blended, or what is mixed is
+            no share.
     """
     if batch_size < SMALLEST_TRAINING_BATCH:
         raise UserError(
@@ -310,13 +334,15 @@ def train_batches(
         raise UserError(
             f"the share of reals that are blended must be from 0 to less than 1, found {blended}"
         )
+    if not 0.0 <= mixed <= 1.0:
+        raise UserError(f"the share of fakes that are mixed must be from 0 to 1, found {mixed}")
     assert not blended or augmentation is not None
     targets = table["target"].to_numpy()
-    groups = pd.factorize(table["group"])[0] if batch_order == "groups" else None
+    groups = pd.factorize(table["group"])[0]
 
     def draw(epoch: int) -> tuple[Integers, Integers]:
         order = balanced(targets, seed, epoch) if balance else shuffled(len(table), seed, epoch)
-        if groups is not None:
+        if batch_order == "groups":
             order = side_by_side(order, groups, targets, batch_size)
         rows, seeds = with_views(order, seed, epoch)
         return rows, self_blended(seeds, targets[rows], blended) if blended else seeds
@@ -328,7 +354,8 @@ def train_batches(
         smallest_batch=SMALLEST_TRAINING_BATCH,
         drop_last=True,
     )
-    return Loader(reader, table, plan, augmentation)
+    partners = Partners.of(groups, targets, mixed) if mixed else None
+    return Loader(reader, table, plan, augmentation, partners)
 
 
 def eval_batches(reader: Reader, table: pd.DataFrame, *, batch_size: int) -> Loader:

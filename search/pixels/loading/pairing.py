@@ -1,7 +1,8 @@
-"""Reals and fakes of one group: together in a batch, or as pairs."""
+"""Reals and fakes of one group: together in a batch, or mixed in one view."""
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from dataclasses import dataclass
 
@@ -64,6 +65,46 @@ class GroupedReals:
         counts = np.bincount(groups[reals], minlength=groups.max(initial=-1) + 1)
         rows = reals[np.argsort(groups[reals], kind="stable")]
         return GroupedReals(rows, np.cumsum(counts) - counts, counts)
+
+
+@dataclass(frozen=True)
+class Partners:
+    """Which fakes are shown mixed with a real of their group, and with which real: a function of
+    (row, seed), so that it depends neither on the batch nor on what else is drawn.
+
+    Attributes:
+        share: of the fakes whose group has a real, from 0 to 1; the others stay as they are.
+        groups: (N,), of each row of the table, as a number from 0.
+        targets: (N,), 1 = fake.
+        reals: of those groups.
+    """
+
+    share: float
+    groups: Integers
+    targets: Integers
+    reals: GroupedReals
+
+    @staticmethod
+    def of(groups: Integers, targets: Integers, share: float) -> Partners:
+        """Those of a table; see the attributes."""
+        reals = GroupedReals.of(groups, np.flatnonzero(targets == 0))
+        return Partners(share, groups, targets, reals)
+
+    def find(self, row: int, seed: int) -> int | None:
+        """The row of the real that a view is mixed with; None: it is not.
+
+        Args:
+            row: of the table.
+            seed: of the view.
+        """
+        group = self.groups[row]
+        count = int(self.reals.counts[group])
+        if not self.targets[row] or not count:
+            return None
+        rng = random.Random(f"partner {seed}")
+        if rng.random() >= self.share:
+            return None
+        return int(self.reals.rows[self.reals.starts[group] + rng.randrange(count)])
 
 
 def _packed(sizes: list[int], batch_size: int) -> list[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from search.machine.device import keep_freed_memory
 from search.pixels.augmentation.augment import Augmentation
+from search.pixels.augmentation.blending import mix
 from search.pixels.cache import CanvasCache, DamagedCacheError
 from search.pixels.canvas import read_canvas
 from search.pixels.images import BrokenImage
@@ -22,6 +23,15 @@ from search.pixels.loading.batches import Batch
 from search.pixels.loading.slots import Slot, Slots
 
 Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A real that a fake is to be mixed with."""
+
+    path: str
+    index: int  # row of the table
+    row: int  # of the cache; -1: not in it
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Request:
     rows: list[int]  # of the cache; -1: not in it
     augmentation: Augmentation | None
     sizes: tuple[int, ...] = ()  # of the views to make; none: they are made where one trains
+    partners: Mapping[int, Partner] = field(default_factory=dict)  # by the fake's place in paths
     slot: Slot | None = None  # where a worker puts the pixels
 
     def bytes(self, side: int) -> int:
@@ -118,15 +129,20 @@ class Canvases(Dataset[Read | Sent]):
         canvases = torch.empty(len(request.paths), 3, self.side, self.side, dtype=torch.uint8)
         columns = torch.empty(3, len(request.paths), dtype=torch.int64)
         count, broken, problem = 0, [], ""
-        for path, target, index, seed, row in zip(
-            *(request.paths, request.targets, request.indices, request.seeds, request.rows),
-            strict=True,
+        for place, (path, target, index, seed, row) in enumerate(
+            zip(
+                *(request.paths, request.targets, request.indices, request.seeds, request.rows),
+                strict=True,
+            )
         ):
             try:
                 problem = self._fetch(path, row, canvases[count]) or problem
             except BrokenImage as error:
                 broken.append(Broken(index, str(error)))
                 continue
+            if place in request.partners:
+                partner = request.partners[place]
+                problem = self._mix(partner, seed, canvases[count], broken) or problem
             if request.augmentation is not None:
                 prepared = request.augmentation.prepare(canvases[count], seed)
                 if prepared is not canvases[count]:
@@ -141,6 +157,18 @@ class Canvases(Dataset[Read | Sent]):
             views = batch.show(request.sizes)
             batch = replace(batch, canvases=canvases[:0], views=views)
         return Read(batch, broken, problem)
+
+    def _mix(self, partner: Partner, seed: int, into: torch.Tensor, broken: list[Broken]) -> str:
+        """Mixes a real into a fake's canvas, which stays as it is where the real is broken; returns
+        what is wrong with the cache, if anything is."""
+        real = torch.empty_like(into)
+        try:
+            problem = self._fetch(partner.path, partner.row, real)
+        except BrokenImage as error:
+            broken.append(Broken(partner.index, str(error)))
+            return ""
+        into.copy_(mix(into, real, seed))
+        return problem
 
     def _fetch(self, path: str, row: int, into: torch.Tensor) -> str:
         """Fills in one canvas; returns what is wrong with the cache, if anything is."""

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from search.data.splits import Splits
 from search.pixels.loading.batches import Shown
-from search.training.loss import ClassificationLoss, classification_loss, mixing
+from search.pixels.loading.reading import Reader
+from search.training.loss import (
+    ClassificationLoss,
+    classification_loss,
+    mixing,
+    training_batches,
+)
 from search.training.recipe import Recipe
 
 RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=224)
@@ -67,6 +74,22 @@ def test_reals_that_are_shown_as_fakes_count_as_fakes() -> None:
     loss = classification_loss(table, recipe)
     assert loss.weight is not None
     torch.testing.assert_close(loss.weight, torch.tensor([1.0, 1.0]))
+
+
+def test_a_recipe_has_fakes_mixed_with_reals_and_nothing_else_changed(splits: Splits) -> None:
+    recipe = replace(RECIPE, canvas=32)
+    plain, mixed = (
+        list(training_batches(splits.fit, replace(recipe, mixed_with_real=share), Reader(32)))
+        for share in (0.0, 1.0)
+    )
+    changed = []
+    for own, batch in zip(plain, mixed, strict=True):
+        assert torch.equal(own.indices, batch.indices)
+        assert torch.equal(own.targets, batch.targets)
+        differ = (own.canvases != batch.canvases).flatten(1).any(1)
+        changed += batch.targets[differ].tolist()
+    assert changed
+    assert set(changed) == {1}
 
 
 @pytest.mark.parametrize(

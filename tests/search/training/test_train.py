@@ -70,6 +70,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"schedule": "constant", "warmup_images": 16, "average_power": 7.0},
     {
         "self_blended": 0.5,
+        "mixed_with_real": 0.5,
         "batch_order": "groups",
         "class_balance": "loss",
         "compression_quality": 80,

@@ -82,7 +82,7 @@ def test_few_dimensions_are_searched_unless_trials_are_many() -> None:
     assert "lowest_layer_scale" not in scratch.distributions
     many = replace(SPACE, with_many_trials=True)
     against_bias = {"compression_quality", "degradation_rounds", "patch_masking"}
-    against_bias |= {"self_blended", "batch_order"}
+    against_bias |= {"self_blended", "mixed_with_real", "batch_order"}
     assert {"mixup_alpha", "class_balance"} | against_bias <= set(many.distributions)
     recipe = many.recipe(many.centre(SMALL[0]))
     assert recipe == replace(recipe, **NOT_OF_RECORDED_VIEWS)  # off until they are drawn
@@ -105,7 +105,7 @@ def test_draws_are_around_the_centre_and_from_everywhere() -> None:
     centres = [space.centre(CATALOGUE.get(one[BACKBONE])) for one in drawn]
     shares = [near(one, centre) for one, centre in zip(drawn, centres, strict=True)]
     assert 0.75 < np.mean(shares) < 0.95
-    assert min(shares) < 0.7
+    assert min(shares) < 0.75
     assert len({one[BACKBONE] for one in drawn}) == len(SMALL)
     assert {one["augmentation"] for one in drawn} == set(SEARCHED_POLICIES)
 
