@@ -95,8 +95,8 @@ def continued(looks: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def gain_at_the_same_time(looks: pd.DataFrame, compared_by: str = NAMES["auc"]) -> list[str]:
-    """What the search brought over the best preset at the same time, in a sentence; nothing before
-    both kinds were looked at.
+    """What the search brought over the best preset at the same time, in a sentence; nothing where
+    there is no time by which both kinds were looked at.
 
     The same time is the longest own training that a configuration of each kind has had, in seconds:
     what the best drawn one won later, with time that no preset was given, does not count, nor the
@@ -107,11 +107,11 @@ def gain_at_the_same_time(looks: pd.DataFrame, compared_by: str = NAMES["auc"]) 
         compared_by: what looks are compared by, for people.
     """
     kinds = {kind: looks[looks["kind"] == kind] for kind in ("drawn", "preset")}
-    if any(own.empty for own in kinds.values()):
-        return []
     same = min(own["own_seconds"].max() for own in kinds.values())
     # Speeds vary: a look that comes a little later is of the same stretch.
     by_then = {kind: own[own["own_seconds"] <= same / ALMOST] for kind, own in kinds.items()}
+    if any(own.empty for own in by_then.values()):
+        return []
     best = {kind: own.loc[own["auc"].idxmax()] for kind, own in by_then.items()}
     drawn, preset = best["drawn"], best["preset"]
     difference = float(drawn["auc"] - preset["auc"])

@@ -69,6 +69,8 @@ def table(*curves: Curve) -> pd.DataFrame:
         ([("baseline", [(60, 0.9)]), ("drawn", [(60, 0.8)])], None),
         ([("preset", [(60, 0.9)])], None),
         ([], None),
+        # One kind's first look came after the last of the other: no time is the same.
+        ([("preset", [(60, 0.8)]), ("drawn", [(90, 0.85)])], None),
     ],
 )
 def test_what_the_search_brought_at_the_same_time(curves: list[Curve], told: str | None) -> None:
