@@ -27,8 +27,11 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the whole session, away from the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One cache for the whole session, away from the user's, and for all of its processes: two may
+    fill it at once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["ONEFOLD_CACHE"] = str(folder)
     return folder
 

@@ -52,7 +52,7 @@ from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
 from search.training.scoring import first_look
 from search.training.train import Watch, train
-from tests.benchmarks.bench_anytime import resampled_groups
+from tests.benchmarks.bench_anytime import RESAMPLINGS, resampled_groups
 from tests.benchmarks.measured import kept_in
 from tests.benchmarks.replay import earlier_space
 from tests.benchmarks.replay.curves import Configuration, by_hand
@@ -220,6 +220,7 @@ def presets_then_best(bench: Bench, seed: int) -> None:
     share = SHARE_OF_PRESETS * bench.seconds / len(space.backbones)
     for number, backbone in enumerate(space.backbones):
         recipe, name = space.recipe(space.centre(backbone)), f"{number:04d}"
+        recipe = replace(recipe, schedule="constant", epochs=None)
         began = time.monotonic()
         bench.train(recipe, name, least, may_overrun=True)
         speed = (time.monotonic() - began) / least
@@ -310,7 +311,7 @@ def main(
                     board = pd.read_csv(place / BOARD)
                     board.to_csv(boards / f"{place.name}.csv", index=False)
     table = pd.concat(rows, ignore_index=True)[COLUMNS]
-    told = summary(table, ends, tables)
+    told = summary(table, ends, tables, 20 if quick else RESAMPLINGS)
     console.print(told.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:
         for name, one in (("", table.round(5)), ("_summary", told)):
@@ -402,6 +403,7 @@ def summary(
     rows: pd.DataFrame,
     ends: list[tuple[str, int, NDArray[np.float64]]],
     tables: dict[int, pd.DataFrame],
+    resamplings: int,
 ) -> pd.DataFrame:
     """A line an arm: means over the seeds of what it ends with, and by how much ours is above it
     on report; `share_of_time` is when ours is, on select, where the arm ends, in parts of the
@@ -411,6 +413,7 @@ def summary(
         rows: with COLUMNS.
         ends: arm, seed and (N,) scores on report of its last network.
         tables: report of each seed.
+        resamplings: of the groups, for an interval.
     """
     scores = {(arm, seed): own for arm, seed, own in ends}
     last = rows.groupby(["arm", "seed"], sort=False).last()
@@ -420,7 +423,7 @@ def summary(
         line: dict[str, Any] = {"arm": arm, "seeds": len(its)}
         line |= {name: its[name].mean() for name in ("best_auc", "auc_report", "seconds")}
         if (OURS, its.index[0]) in scores:
-            line |= _above(arm, scores, tables)
+            line |= _above(arm, scores, tables, resamplings)
             line["share_of_time"] = np.median(
                 [_share_of_time(rows, seed, own) for seed, own in its.iterrows()]
             )
@@ -432,6 +435,7 @@ def _above(
     arm: str,
     scores: dict[tuple[str, int], NDArray[np.float64]],
     tables: dict[int, pd.DataFrame],
+    resamplings: int,
 ) -> dict[str, float]:
     drawn = []
     for seed, table in tables.items():
@@ -441,7 +445,7 @@ def _above(
         drawn.append(
             [
                 roc_auc(ours[index], targets[index]) - roc_auc(its[index], targets[index])
-                for index in (everything, *resampled_groups(table))
+                for index in (everything, *resampled_groups(table, resamplings))
             ]
         )
     # Draws of one class are left out, of each seed its own.

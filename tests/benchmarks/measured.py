@@ -113,6 +113,7 @@ def divisions(
 def kept_in(folder: Path | None) -> Iterator[Path]:
     """A folder, or one that is gone afterwards."""
     if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -759,13 +759,13 @@ def test_trials_carry_their_note_and_artifacts(finished_run: Path) -> None:
 
 
 def test_a_one_class_list_is_refused(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_data: Path, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shared_data / "multiffdi-sample"
     (labels,) = folder.glob("trainset*label*")
     (images,) = (path for path in folder.iterdir() if path.is_dir() and "train" in path.name)
     out = tmp_path / "run"
     arguments = ["run", "--train-labels", str(labels), "--train-images", str(images)]
-    assert main([*arguments, "--weights", "none", "--out", str(out)]) == 2
+    assert main([*arguments, *quick, "--out", str(out)]) == 2
     assert "found only fake (1) ones among 5" in capsys.readouterr().err
     assert not out.exists()

@@ -52,3 +52,8 @@ def test_three_commands_lead_to_a_submission(
     assert len(prediction) == 600
     assert prediction["y_pred"].between(0, 1).all()
     assert ensemble(["verify", str(submission), "--images", str(demo.val_images)]) == 0
+    capsys.readouterr()
+    first = demo.val_images / prediction["img_name"].iloc[0]
+    assert ensemble(["predict", str(first), "--model", str(submission)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert float(line.split(",")[1]) == pytest.approx(prediction["y_pred"].iloc[0], abs=1e-6)

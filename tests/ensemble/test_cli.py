@@ -8,7 +8,6 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -65,33 +64,6 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_the_commands_lead_to_a_verified_submission(
-    run_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = ["--run", str(run_folder), "--device", "cpu", "--workers", "0"]
-    assert main(["soup", *run]) == 0
-    assert main(["fuse", *run, "--head", "weights"]) == 0
-    assert main(["distill", *run, "--epochs", "2", "--views", "2"]) == 0
-    comparison = pd.read_csv(run_folder / "comparison.csv")
-    assert {"soup-greedy", "fused", "distilled"} <= set(comparison["model"])
-    settings = (run_folder / "settings.yaml").read_text()
-    images = next(
-        line.partition(": ")[2] for line in settings.splitlines() if line.startswith("val_images")
-    )
-    names = Path(images).parent / "valset_label.txt"
-    listed = ["--images", images, "--list", str(names), "--phase", "validation"]
-    assert main(["submit", *run, *listed]) == 0
-    submission = run_folder / "submission"
-    assert main(["verify", str(submission), "--images", images]) == 0
-    prediction = pd.read_csv(submission / "prediction.csv")
-    assert prediction.columns.tolist() == ["img_name", "y_pred"]
-    capsys.readouterr()
-    first = Path(images) / prediction["img_name"].iloc[0]
-    assert main(["predict", str(first), "--model", str(submission)]) == 0
-    line = capsys.readouterr().out.splitlines()[1]
-    assert float(line.split(",")[1]) == pytest.approx(prediction["y_pred"].iloc[0], abs=1e-6)
 
 
 def command_of(name: str, run: Path, *more: str) -> list[str]:
