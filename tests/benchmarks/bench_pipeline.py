@@ -256,9 +256,9 @@ def main(
         workers: processes that load.
         quick: a few images once: whether it works at all.
     """
-    side = 512
+    side, policies = 512, ("light", "heavy")
     if quick:
-        count, repetitions, workers, side = 2 * BATCH, 1, (1,), 64
+        count, repetitions, workers, side, policies = 2 * BATCH, 1, (1,), 64, ("heavy",)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
         made, cache = Path(temporary) / f"made-{side}px", Path(temporary) / "cache"
@@ -269,7 +269,7 @@ def main(
         paths = [str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
         paths = paths[:count]
         rows = []
-        for policy, number in itertools.product(("light", "heavy"), workers):
+        for policy, number in itertools.product(policies, workers):
             cases = [Case(arm, policy, number) for arm in ARMS]
             found = measure(cases, paths, cache, repetitions, console)
             challenged = statistics.median(found[cases[0]])
