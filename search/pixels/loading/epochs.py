@@ -265,8 +265,9 @@ class Loader:
         source = self._source
         if sizes and self._reader.renders:
             source = replace(source, sizes=tuple(sizes))
-        # Images that are found broken on the way are added to the set that it holds.
-        requests = (source.request(draws, self._plan.left_out) for draws in self._plan)
+        # It holds the plan alone, to whose set images are added that are found broken on the way.
+        plan = self._plan
+        requests = (source.request(draws, plan.left_out) for draws in plan)
         for number, read in enumerate(self._reader.read(requests), start):
             if read.broken:
                 self._set_aside(read.broken)
@@ -338,7 +339,8 @@ def train_batches(
         raise UserError(f"the share of fakes that are mixed must be from 0 to 1, found {mixed}")
     assert not blended or augmentation is not None
     targets = table["target"].to_numpy()
-    groups = pd.factorize(table["group"])[0]
+    needs_groups = batch_order == "groups" or mixed > 0
+    groups = pd.factorize(table["group"])[0] if needs_groups else np.empty(0, np.int64)
 
     def draw(epoch: int) -> tuple[Integers, Integers]:
         order = balanced(targets, seed, epoch) if balance else shuffled(len(table), seed, epoch)

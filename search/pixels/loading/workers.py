@@ -117,6 +117,7 @@ class Canvases(Dataset[Read | Sent]):
 
     def __init__(self, side: int, cache: CanvasCache | None) -> None:
         self.side, self.cache = side, cache
+        self._problem = ""  # of the cache, to be told with the next answer
 
     def __getitem__(self, request: Request) -> Read | Sent:
         read = self.read(request)
@@ -128,7 +129,7 @@ class Canvases(Dataset[Read | Sent]):
             return Read(None, [])
         canvases = torch.empty(len(request.paths), 3, self.side, self.side, dtype=torch.uint8)
         columns = torch.empty(3, len(request.paths), dtype=torch.int64)
-        count, broken, problem = 0, [], ""
+        count, broken = 0, list[Broken]()
         for place, (path, target, index, seed, row) in enumerate(
             zip(
                 *(request.paths, request.targets, request.indices, request.seeds, request.rows),
@@ -136,19 +137,19 @@ class Canvases(Dataset[Read | Sent]):
             )
         ):
             try:
-                problem = self._fetch(path, row, canvases[count]) or problem
+                self._fetch(path, row, canvases[count])
             except BrokenImage as error:
                 broken.append(Broken(index, str(error)))
                 continue
             if place in request.partners:
-                partner = request.partners[place]
-                problem = self._mix(partner, seed, canvases[count], broken) or problem
+                self._mix(request.partners[place], seed, canvases[count], broken)
             if request.augmentation is not None:
                 prepared = request.augmentation.prepare(canvases[count], seed)
                 if prepared is not canvases[count]:
                     canvases[count] = prepared
             columns[:, count] = torch.tensor((target, index, seed))
             count += 1
+        problem, self._problem = self._problem, ""
         if not count:
             return Read(None, broken, problem)
         targets, indices, seeds = columns[:, :count].unbind()
@@ -158,29 +159,25 @@ class Canvases(Dataset[Read | Sent]):
             batch = replace(batch, canvases=canvases[:0], views=views)
         return Read(batch, broken, problem)
 
-    def _mix(self, partner: Partner, seed: int, into: torch.Tensor, broken: list[Broken]) -> str:
-        """Mixes a real into a fake's canvas, which stays as it is where the real is broken; returns
-        what is wrong with the cache, if anything is."""
+    def _mix(self, partner: Partner, seed: int, into: torch.Tensor, broken: list[Broken]) -> None:
+        """Mixes a real into a fake's canvas, which stays as it is where the real is broken."""
         real = torch.empty_like(into)
         try:
-            problem = self._fetch(partner.path, partner.row, real)
+            self._fetch(partner.path, partner.row, real)
         except BrokenImage as error:
             broken.append(Broken(partner.index, str(error)))
-            return ""
+            return
         into.copy_(mix(into, real, seed))
-        return problem
 
-    def _fetch(self, path: str, row: int, into: torch.Tensor) -> str:
-        """Fills in one canvas; returns what is wrong with the cache, if anything is."""
-        problem = ""
+    def _fetch(self, path: str, row: int, into: torch.Tensor) -> None:
+        """Fills in one canvas, from the cache or else from the file."""
         if self.cache is not None and row >= 0:
             try:
                 if self.cache.copy(row, path, into.numpy()):
-                    return ""
+                    return
             except DamagedCacheError as error:
-                self.cache, problem = None, str(error)
+                self.cache, self._problem = None, str(error)
         into.copy_(read_canvas(path, self.side))
-        return problem
 
 
 GRACE_SECONDS = 30

@@ -23,6 +23,7 @@ from PIL import Image
 from search.errors import UserError
 from search.pixels.augmentation.augment import Augmentation, render
 from search.pixels.augmentation.geometry import resize
+from search.pixels.cache import DamagedCacheError
 from search.pixels.canvas import read_canvas
 from search.pixels.loading.batches import NO_TARGET, Batch
 from search.pixels.loading.epochs import Loader, eval_batches, train_batches, view_seed
@@ -428,6 +429,22 @@ def test_workers_can_be_spawned(table: pd.DataFrame) -> None:
     assert pickle.loads(pickle.dumps(one)).batch.indices.tolist() == [3, 4]  # noqa: S301
 
 
+class Damaged:
+    """A cache whose every canvas is."""
+
+    def copy(self, _row: int, _path: str, _into: np.ndarray) -> bool:
+        raise DamagedCacheError("the cache is damaged")
+
+
+def test_a_damaged_cache_is_told_with_a_broken_image(tmp_path: Path) -> None:
+    canvases = Canvases(CANVAS, Damaged())  # type: ignore[arg-type]
+    request = Request([str(tmp_path / "none.png")], [1], [0], [5], [0], None)
+    read = canvases.read(request)
+    assert [image.index for image in read.broken] == [0]
+    assert read.cache_problem == "the cache is damaged"
+    assert canvases.read(request).cache_problem == "", "told twice"
+
+
 class HitByABusError(Augmentation):
     """Dies as by writing to shared memory that is not there."""
 
@@ -472,6 +489,22 @@ def test_workers_that_cannot_be_started_are_told_with_the_remedy(
     monkeypatch.setattr(torch.utils.data.DataLoader, "_get_iterator", fail)
     with pytest.raises(UserError, match="use --workers 0"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.5])
+def test_workers_of_a_reader_that_is_dropped_end_at_once(table: pd.DataFrame, mixed: float) -> None:
+    """Nothing that they hold leads back to the reader: the garbage collector may come late."""
+    before = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        loader = training(table, workers=1, mixed=mixed)
+        batches = iter(loader)
+        next(batches)
+        assert set(multiprocessing.active_children()) - before
+        del batches, loader
+        assert not set(multiprocessing.active_children()) - before
+    finally:
+        gc.enable()
 
 
 def test_other_errors_of_workers_stay_what_they_are(table: pd.DataFrame) -> None:
