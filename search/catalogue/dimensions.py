@@ -27,6 +27,7 @@ class Dimension:
         log: whether it is searched on a log scale.
         always: searched in every search; else only where trials are many, or the file says so.
         only_pretrained: means nothing to a network that is trained from scratch.
+        only_paired: means nothing where no group has both classes.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Dimension:
     log: bool = False
     always: bool = False
     only_pretrained: bool = False
+    only_paired: bool = False
 
     @property
     def is_fixed(self) -> bool:
@@ -124,12 +126,20 @@ DIMENSIONS: dict[str, Dimension] = {
         Dimension("degradation_rounds", 0.0, (0.0, 2.0)),
         Dimension("patch_masking", 0.0, (0.0, 0.2)),
         Dimension("self_blended", 0.0, (0.0, 0.25)),
-        Dimension("mixed_with_real", 0.0, (0.0, 0.25)),
-        Dimension("batch_order", "random", ("random", "groups")),
+        Dimension("mixed_with_real", 0.0, (0.0, 0.25), only_paired=True),
+        Dimension("batch_order", "random", ("random", "groups"), only_paired=True),
     )
 }
 """By name. The centres are those of a recipe that is known to work on faces, with the learning rate
 in the middle of its backbone's range."""
+
+
+def without_pairs(dimensions: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    """The same for images of which no group has both classes: what needs such groups is fixed."""
+    return {
+        name: replace(one, choices=(one.centre,)) if one.only_paired else one
+        for name, one in dimensions.items()
+    }
 
 
 def read_dimensions(content: Any) -> dict[str, Dimension]:

@@ -11,6 +11,7 @@ import optuna
 from rich.console import Console
 
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, Catalogue, load_backbones
+from search.catalogue.dimensions import without_pairs
 from search.catalogue.rules import Verdict, judge
 from search.catalogue.weights import check_weights
 from search.data.inputs import read_splits
@@ -168,10 +169,16 @@ def prepare(
         canvas = settings.canvas
     if canvas is None:
         canvas = choose_canvas(splits, [size for b in allowed for size in b.image_sizes])
+    dimensions = catalogue.dimensions
+    if splits.fit.groupby("group")["target"].nunique().max() < 2:
+        asked = [name for name, one in dimensions.items() if one.only_paired and one.always]
+        if asked:
+            skipped.append(f"No group of fit has both classes: {', '.join(asked)} changes nothing.")
+        dimensions = without_pairs(dimensions)
     space = Space(
         backbones=allowed,
         baseline=baseline,
-        dimensions=catalogue.dimensions,
+        dimensions=dimensions,
         weights=source,
         weights_dir=settings.weights_dir,
         epochs=settings.epochs,

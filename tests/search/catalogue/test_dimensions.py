@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from search.catalogue.dimensions import DIMENSIONS, read_dimensions
+from search.catalogue.dimensions import DIMENSIONS, read_dimensions, without_pairs
 from search.errors import UserError
 
 
@@ -50,3 +50,13 @@ def test_a_value_fixes_and_a_list_widens() -> None:
     assert found["cutmix_alpha"].centre == 1.0
     assert found["weight_decay"].is_fixed
     assert found["weight_decay"].centre == 0.2
+
+
+def test_what_needs_groups_of_both_classes_is_fixed_without_them() -> None:
+    found = without_pairs(read_dimensions({"batch_order": "groups"}))
+    assert {name for name, one in found.items() if one.is_fixed} == {
+        "batch_order",
+        "mixed_with_real",
+    }
+    assert found["batch_order"].centre == "groups"
+    assert found["mixed_with_real"].centre == 0.0
