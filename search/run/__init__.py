@@ -1,1 +1,1 @@
-"""What works on a run folder: a search, a refit of its best, a look at where the time goes."""
+"""One process's work on a run folder: search, report, refit, profile."""

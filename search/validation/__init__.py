@@ -1,1 +1,1 @@
-"""What figures are worth: leaks in the data, methods held out, images that were altered."""
+"""What figures are worth: leaks in the data, unnamed kinds of forgery, altered images."""

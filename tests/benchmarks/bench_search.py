@@ -4,10 +4,11 @@
         --val-labels F --val-images D --val-groups G --backbones B --pool P --weights-dir W \\
         --timeout 1h --folder W --output results/benchmarks/search.csv
 
-`ours` is the command `search run --timeout`, from its start to its results; the others have their
-images opened and decoded before their time begins, and score report after it. Each ends with one
-complete network, the best on select; report chooses nothing. Nothing else may run meanwhile: arms
-take turns, seed by seed, and the same command goes on after the last that came to its end.
+`ours` is the command `search run --timeout`, from its start to its results, its baseline and its
+scoring of report included; the others (`real/arms.py`) score report after their time. Images are
+decoded, and the arithmetic of every backbone is chosen, before any clock begins. Each arm ends with
+one complete network, the best on select; report chooses nothing. Nothing else may run meanwhile:
+arms take turns, seed by seed, and the same command goes on after the last that came to its end.
 
 Beside the table lie a summary, and the leaderboard of every run. Intervals (95%) are of means over
 the seeds, and resample groups.
@@ -16,11 +17,12 @@ the seeds, and resample groups.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,51 +30,36 @@ from unittest.mock import patch
 import numpy as np
 import optuna
 import pandas as pd
+import yaml
 from cyclopts import run
-from numpy.typing import NDArray
-from optuna.pruners import MedianPruner
-from optuna.samplers import TPESampler
 from rich.console import Console
 
-from search.errors import Interrupted, UserError
-from search.machine.files import CANDIDATES, write_atomically
-from search.machine.interruption import Interruption
+from search.errors import Interrupted
+from search.machine.files import CANDIDATES, write_atomically, write_yaml_atomically
 from search.pixels.loading.reading import Reader
 from search.pixels.opening import fill, open_quarantine, open_reader
 from search.report.terminal import StudyProgress
 from search.run.folder import study_of
 from search.run.search import run_search
 from search.settings import SearchSettings
-from search.study.decisions.pace import next_stretch
 from search.study.plan import SearchPlan, prepare
-from search.study.trials import recipe_row, searched_trials, trial_name
+from search.study.trials import searched_trials, trial_name
+from search.training.arithmetic import choose_arithmetic
 from search.training.candidate import Candidate, Look, score_on_report
-from search.training.loop import NonFiniteLossError
 from search.training.metrics import roc_auc
+from search.training.network import build_network
 from search.training.recipe import Recipe
-from search.training.scoring import first_look
-from search.training.train import Watch, train
-from tests.benchmarks.bench_anytime import RESAMPLINGS, resampled_groups
+from tests.benchmarks.bench_anytime import RESAMPLINGS
 from tests.benchmarks.measured import kept_in
-from tests.benchmarks.replay import earlier_space
-from tests.benchmarks.replay.curves import Configuration, by_hand
+from tests.benchmarks.real.arms import ARMS, NEEDED, Allotment, Seen
+from tests.benchmarks.real.summary import Floats, summary
+from tests.benchmarks.replay.arms import OURS
 
 COLUMNS = ["arm", "seed", "seconds", "best_auc", "auc_report"]
 """A row whenever the best look at select changes, and a last one of the network that the arm ends
 with, on all of select; only that one is scored on report."""
 
-OURS, PLAIN = "ours", "optuna"
-
-EPOCHS_OF_A_TRIAL = 4
-"""Of plain Optuna, as of the search of 70bbfd5."""
-
-SHARE_OF_PRESETS = 0.25
-"""Of the time, before the best preset has all that is left."""
-
-MARGIN = 0.05
-"""Share of the time left that such a training is not planned with, because speeds vary."""
-
-ROWS, BOARD, SCORES = "rows.csv", "leaderboard.csv", "scores_report.csv"
+ROWS, BOARD, SCORES, GIVEN = "rows.csv", "leaderboard.csv", "scores_report.csv", "given.yaml"
 """In an arm's folder; its rows are written last, when it has come to its end."""
 
 QUICK_SECONDS = 2.0
@@ -84,169 +71,6 @@ pools:
   demo: {test_resnet.r160_in1k: {image_sizes: [32], learning_rate: [0.0003, 0.01]}}
 """
 """Without a ResNet-18: the baseline's settings are applied to the pool's only network."""
-
-
-@dataclass
-class Seen(Watch):
-    """The best look so far, and when it came, in seconds of the clock."""
-
-    started: float = field(default_factory=time.monotonic)
-    best: list[tuple[float, float]] = field(default_factory=list)
-    last: float = float("nan")
-
-    def look(self, record: Look, best: object = None) -> None:
-        self.last = record.select_auc
-        if not self.best or record.select_auc > self.best[-1][1]:
-            self.best.append((time.monotonic() - self.started, record.select_auc))
-
-
-@dataclass(frozen=True)
-class Bench:
-    """An arm's images, time and folder."""
-
-    plan: SearchPlan
-    reader: Reader
-    folder: Path
-    seconds: float
-    seen: Seen
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self.seen.started + self.seconds - time.monotonic()
-
-    @property
-    def complete(self) -> list[Candidate]:
-        """Candidates, best first."""
-        paths = sorted((self.folder / CANDIDATES).glob("*"))
-        found = [Candidate(path) for path in paths if Candidate(path).is_complete]
-        return sorted(found, key=lambda candidate: -candidate.metrics["auc"])
-
-    @property
-    def images(self) -> int:
-        """Of an epoch."""
-        return len(self.plan.splits.fit)
-
-    def train(
-        self, recipe: Recipe, name: str, until: int | None = None, *, may_overrun: bool = False
-    ) -> Candidate:
-        """Trains a candidate of this arm, or goes on with it.
-
-        Args:
-            recipe: its.
-            name: of its folder.
-            until: images after which to take a look and pause.
-            may_overrun: when the time is up, go on: the end is near, or there is nothing else yet.
-
-        Raises:
-            Interrupted: when the time is up.
-        """
-        return train(
-            recipe,
-            self.plan.splits,
-            self.folder / CANDIDATES / name,
-            until,
-            Interruption(None if may_overrun else self.seconds, self.seen.started),
-            runtime=self.plan.runtime,
-            reader=self.reader,
-            watch=self.seen,
-            facts=recipe_row(recipe),
-        )
-
-    def to_the_end(self, recipe: Recipe, name: str, images: int, seconds: float) -> None:
-        """Goes on with a training at a constant rate for all the time that is left.
-
-        Args:
-            recipe: its.
-            name: of its folder.
-            images: that it has seen.
-            seconds: that it took for them.
-        """
-        rules = self.plan.rules
-        while True:
-            stretch = next_stretch(
-                images,
-                seconds / images,
-                self.left,
-                decay_fraction=rules.decay_fraction,
-                first_look=rules.first_look,
-            )
-            if stretch.is_last:
-                recipe = self.plan.ended(recipe, stretch.images, images)
-                self.train(recipe, name, may_overrun=True)
-                return
-            began = time.monotonic()
-            self.train(recipe, name, stretch.images)
-            seconds, images = seconds + time.monotonic() - began, stretch.images
-
-
-def plain_optuna(bench: Bench, seed: int) -> None:
-    """Optuna as its documentation shows it, with the space of 70bbfd5: its default sampler, the
-    median pruner, a cosine to the end of each trial."""
-    study = optuna.create_study(
-        direction="maximize", sampler=TPESampler(seed=seed), pruner=MedianPruner()
-    )
-    space = bench.plan.space
-    while True:
-        trial = study.ask()
-        parameters = earlier_space.suggest(
-            trial, space.backbones, pretrained=space.weights != "none"
-        )
-        configuration = Configuration(trial.number, "old", parameters)
-        recipe = configuration.cosine(space, EPOCHS_OF_A_TRIAL)
-        with suppress(NonFiniteLossError, FloatingPointError):
-            study.tell(trial, *_outcome(trial, recipe, bench))
-            continue
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-
-
-def _outcome(
-    trial: optuna.Trial, recipe: Recipe, bench: Bench
-) -> tuple[float | None, optuna.trial.TrialState | None]:
-    for epoch in range(1, EPOCHS_OF_A_TRIAL + 1):
-        until = None if epoch == EPOCHS_OF_A_TRIAL else epoch * bench.images
-        name = f"{trial.number:04d}"
-        candidate = bench.train(recipe, name, until, may_overrun=not bench.complete)
-        trial.report(bench.seen.last, epoch)
-        if until is not None and trial.should_prune():
-            return None, optuna.trial.TrialState.PRUNED
-    return float(candidate.metrics["auc"]), None
-
-
-def presets_then_best(bench: Bench, seed: int) -> None:
-    """Every preset for its share of a quarter of the time, then the best of them for all the rest,
-    in the anytime way."""
-    space, found, least = bench.plan.space, [], first_look(bench.images)
-    share = SHARE_OF_PRESETS * bench.seconds / len(space.backbones)
-    for number, backbone in enumerate(space.backbones):
-        recipe, name = space.recipe(space.centre(backbone)), f"{number:04d}"
-        recipe = replace(recipe, schedule="constant", epochs=None)
-        began = time.monotonic()
-        bench.train(recipe, name, least, may_overrun=True)
-        speed = (time.monotonic() - began) / least
-        images = max(least, round(share / speed))
-        bench.train(recipe, name, images, may_overrun=True)
-        seconds = time.monotonic() - began
-        found.append((bench.seen.last, (recipe, name, images, seconds)))
-    bench.to_the_end(*max(found, key=lambda one: one[0])[1])
-
-
-def hand(bench: Bench, seed: int) -> None:
-    """The recipe set by hand for all the time, with cosine: as many epochs as its speed allows."""
-    space, least = bench.plan.space, first_look(bench.images)
-    configuration = Configuration(0, "hand", by_hand(space))
-    began = time.monotonic()
-    bench.train(configuration.constant(space), "speed", least, may_overrun=True)
-    speed = (time.monotonic() - began) / least
-    images = max(bench.images, round((1 - MARGIN) * bench.left / speed))
-    bench.train(configuration.cosine(space, images / bench.images), "0000", may_overrun=True)
-
-
-ARMS: dict[str, Callable[[Bench, int], None]] = {
-    PLAIN: plain_optuna,
-    "presets, then best": presets_then_best,
-    "hand": hand,
-}
 
 
 def main(
@@ -266,7 +90,7 @@ def main(
         output: CSV file.
         folder: keeps the runs, so that the same command goes on; default: none.
         seeds: of the divisions, the draws and the trainings.
-        arms: which, for example `ours optuna`.
+        arms: which, for example `--arms ours --arms optuna`.
         quick: a few images and seconds: whether it works at all.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -275,15 +99,10 @@ def main(
         settings = replace(settings, limit_train=64, limit_val=80, image_size=32, probe=False)
         settings = replace(settings, trials=2, epochs=1, timeout=timedelta(minutes=10))
         seeds = 1
-    unknown = [arm for arm in arms if arm not in (OURS, *ARMS)]
-    if unknown:
-        raise SystemExit(f"arms must be among {', '.join((OURS, *ARMS))}, found {unknown[0]}")
-    if settings.timeout is None:
-        raise SystemExit(
-            "--timeout must say how long each arm has, found none; for example --timeout 1h"
-        )
+    check(settings, arms)
+    assert settings.timeout is not None
     seconds = QUICK_SECONDS if quick else settings.timeout.total_seconds()
-    rows, ends, tables = [], [], {}
+    rows, scores, tables = [], {}, {}
     with kept_in(folder) as kept:
         if quick:
             settings = replace(settings, backbones=kept / "backbones.yaml")
@@ -293,16 +112,24 @@ def main(
                 place = kept / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
                 own = replace(settings, seed=seed, out=place).resolved()
                 with _opened(own) as (plan, reader):
-                    tables[seed] = plan.splits.report
-                    if not (place / ROWS).exists():
+                    given = _describe(own, plan, seconds)
+                    if not _is_done(place, given):
+                        names = {b.architecture for b in plan.space.backbones}
+                        if not quick and NEEDED.get(arm, "") not in {"", *names}:
+                            raise SystemExit(
+                                f"the pool must have {NEEDED[arm]} for the arm '{arm}', found "
+                                f"{', '.join(sorted(names))}; choose others with --arms"
+                            )
                         _spend(arm, seconds, own, plan, reader)
+                        write_yaml_atomically(place / GIVEN, given)
+                    tables[seed] = plan.splits.report
                 found = pd.read_csv(place / ROWS)
                 rows.append(found)
-                ends.append((arm, seed, pd.read_csv(place / SCORES)["y_pred"].to_numpy(np.float64)))
-                last = found.iloc[-1]
+                scores[arm, seed] = _scores_of(place, tables[seed])
+                end = found.iloc[-1]
                 console.print(
-                    f"seed {seed}, {arm}: AUC on select {last['best_auc']:.4f}, on report "
-                    f"{last['auc_report']:.4f}; {last['seconds']:.0f} s",
+                    f"seed {seed}, {arm}: AUC on select {end['best_auc']:.4f}, on report "
+                    f"{end['auc_report']:.4f}; {end['seconds']:.0f} s",
                     highlight=False,
                 )
                 if output is not None:
@@ -311,7 +138,7 @@ def main(
                     board = pd.read_csv(place / BOARD)
                     board.to_csv(boards / f"{place.name}.csv", index=False)
     table = pd.concat(rows, ignore_index=True)[COLUMNS]
-    told = summary(table, ends, tables, 20 if quick else RESAMPLINGS)
+    told = summary(table, scores, tables, 20 if quick else RESAMPLINGS)
     console.print(told.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:
         for name, one in (("", table.round(5)), ("_summary", told)):
@@ -319,9 +146,28 @@ def main(
             write_atomically(path, partial(one.to_csv, index=False))
 
 
+def check(settings: SearchSettings, arms: tuple[str, ...]) -> None:
+    """
+    Raises:
+        SystemExit: if there is no such arm, no time, or something that only ours would go by.
+    """
+    unknown = [arm for arm in arms if arm not in (OURS, *ARMS)]
+    if unknown:
+        raise SystemExit(f"arms must be among {', '.join((OURS, *ARMS))}, found {unknown[0]}")
+    if settings.timeout is None:
+        raise SystemExit(
+            "--timeout must say how long each arm has, found none; for example --timeout 1h"
+        )
+    if settings.objective != "auc":
+        raise SystemExit(
+            f"--objective must be auc, which all arms go by, found {settings.objective}"
+        )
+
+
 @contextmanager
 def _opened(settings: SearchSettings) -> Iterator[tuple[SearchPlan, Reader]]:
-    """What all arms of a seed find: the plan of a search, and its images, all of them decoded."""
+    """What all arms of a seed find: the plan of a search, its images, all of them decoded, and the
+    arithmetic of its backbones, chosen."""
     quiet = Console(quiet=True)
     plan = prepare(settings, console=quiet)
     assert settings.out is not None
@@ -334,43 +180,75 @@ def _opened(settings: SearchSettings) -> Iterator[tuple[SearchPlan, Reader]]:
         console=quiet,
     ) as reader:
         fill(reader, quiet, lambda: None)
+        for backbone in plan.space.backbones:
+            recipe = plan.space.recipe(plan.space.centre(backbone))
+            if recipe.precision == "auto":
+                network = build_network(recipe, pretrained=False)
+                choose_arithmetic(network, recipe, plan.runtime, lambda _: None, lambda: None)
         yield plan, reader
+
+
+def _describe(settings: SearchSettings, plan: SearchPlan, seconds: float) -> dict[str, Any]:
+    """What an arm is given, as plain values, but for where it lies."""
+    own = {name: value for name, value in settings.to_yaml().items() if name != "out"}
+    return {"settings": own, "images": plan.splits.fingerprint(), "seconds": seconds}
+
+
+def _is_done(place: Path, given: Mapping[str, Any]) -> bool:
+    """Whether an arm has come to its end.
+
+    Raises:
+        SystemExit: if it was given something else.
+    """
+    if not (place / GIVEN).exists():
+        return False
+    before = yaml.safe_load((place / GIVEN).read_text("utf-8"))
+    if before != given:
+        names = [name for name in given if before.get(name) != given[name]]
+        raise SystemExit(
+            f"{place.name} must have been given what it would be given now, found other "
+            f"{', '.join(names)}; choose another --folder"
+        )
+    return True
 
 
 def _spend(
     arm: str, seconds: float, settings: SearchSettings, plan: SearchPlan, reader: Reader
 ) -> None:
-    """Lets an arm spend its time, and keeps what came of it in its folder."""
+    """Lets an arm spend its time, and keeps what came of it in its folder.
+
+    Raises:
+        SystemExit: if it ends with nothing.
+    """
     folder = settings.out
     assert folder is not None
     if folder.exists():
         # The clock of an arm that was stopped cannot go on.
         folder.rename(folder.with_name(f"{folder.name}-stopped-{time.time():.0f}"))
-    bench = Bench(plan, reader, folder, seconds, Seen())
+    given = Allotment(plan, reader, folder, seconds, Seen())
     if arm == OURS:
-        complete = _search(settings, bench.seen)
-        took = time.monotonic() - bench.seen.started
+        complete = _search(settings, given.seen)
+        took = time.monotonic() - given.seen.started
     else:
         with suppress(Interrupted):
-            ARMS[arm](bench, settings.seed)
-        took, complete = time.monotonic() - bench.seen.started, bench.complete
+            ARMS[arm](given, settings.seed)
+        took, complete = time.monotonic() - given.seen.started, given.complete
         facts = [{"candidate": one.name, **one.metrics} for one in complete]
         board = pd.DataFrame([{k: v for k, v in row.items() if k != "versions"} for row in facts])
         write_atomically(folder / BOARD, partial(board.to_csv, index=False))
     if not complete:
-        raise UserError(
-            f"--timeout must be enough for one candidate, found {arm} with none after "
-            f"{took:.0f} s; give more"
+        raise SystemExit(
+            f"{arm} must end with a complete network, found none after {took:.0f} s; its trainings "
+            "failed, or --timeout is too short"
         )
     best = complete[0]
     if best.report_scores is None:
-        score_on_report(
-            best, best.load(), plan.splits.report, plan.runtime, reader, on_batch=lambda: None
-        )
+        report = plan.splits.report
+        score_on_report(best, best.load(), report, plan.runtime, reader, lambda: None)
     scores = best.report_scores
     assert scores is not None
     auc = roc_auc(scores["y_pred"].to_numpy(), scores["target"].to_numpy())
-    rows = [(arm, settings.seed, *look, float("nan")) for look in bench.seen.best]
+    rows = [(arm, settings.seed, *look, nan) for look in given.seen.best]
     rows.append((arm, settings.seed, took, best.metrics["auc"], auc))
     write_atomically(folder / SCORES, partial(scores.to_csv, index=False))
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -380,85 +258,41 @@ def _spend(
 def _search(settings: SearchSettings, seen: Seen) -> list[Candidate]:
     """The complete candidates of a search, best first."""
     with _watched(seen):
-        run = run_search(settings, Console(quiet=True), seen.started)
-    study = study_of(settings, run, Console(quiet=True))
+        folder = run_search(settings, Console(quiet=True), seen.started)
+    study = study_of(settings, folder, Console(quiet=True))
     assert study is not None
-    return [Candidate(run / CANDIDATES / trial_name(trial)) for trial in searched_trials(study)]
+    assert seen.best, "no look was seen"
+    return [Candidate(folder / CANDIDATES / trial_name(trial)) for trial in searched_trials(study)]
 
 
 @contextmanager
 def _watched(seen: Seen) -> Iterator[None]:
-    """Looks of searches inside are seen."""
-    shown = StudyProgress.look
+    """Looks of searches inside are seen; those at the challenge's baseline are not the search's."""
+    started, shown, is_baseline = StudyProgress.trial_started, StudyProgress.look, False
+
+    def trial_started(progress: StudyProgress, name: str, recipe: Recipe, **details: Any) -> None:
+        nonlocal is_baseline
+        is_baseline = recipe.augmentation == "baseline"
+        started(progress, name, recipe, **details)
 
     def look(progress: StudyProgress, record: Look) -> None:
-        seen.look(record)
+        if not is_baseline:
+            seen.look(record)
         shown(progress, record)
 
-    with patch.object(StudyProgress, "look", look):
+    with (
+        patch.object(StudyProgress, "trial_started", trial_started),
+        patch.object(StudyProgress, "look", look),
+    ):
         yield
 
 
-def summary(
-    rows: pd.DataFrame,
-    ends: list[tuple[str, int, NDArray[np.float64]]],
-    tables: dict[int, pd.DataFrame],
-    resamplings: int,
-) -> pd.DataFrame:
-    """A line an arm: means over the seeds of what it ends with, and by how much ours is above it
-    on report; `share_of_time` is when ours is, on select, where the arm ends, in parts of the
-    arm's time, median over the seeds (inf: it does not come to it).
-
-    Args:
-        rows: with COLUMNS.
-        ends: arm, seed and (N,) scores on report of its last network.
-        tables: report of each seed.
-        resamplings: of the groups, for an interval.
-    """
-    scores = {(arm, seed): own for arm, seed, own in ends}
-    last = rows.groupby(["arm", "seed"], sort=False).last()
-    told = []
-    for arm in rows["arm"].unique():
-        its = last.loc[arm]
-        line: dict[str, Any] = {"arm": arm, "seeds": len(its)}
-        line |= {name: its[name].mean() for name in ("best_auc", "auc_report", "seconds")}
-        if (OURS, its.index[0]) in scores:
-            line |= _above(arm, scores, tables, resamplings)
-            line["share_of_time"] = np.median(
-                [_share_of_time(rows, seed, own) for seed, own in its.iterrows()]
-            )
-        told.append(line)
-    return pd.DataFrame(told).round(4)
-
-
-def _above(
-    arm: str,
-    scores: dict[tuple[str, int], NDArray[np.float64]],
-    tables: dict[int, pd.DataFrame],
-    resamplings: int,
-) -> dict[str, float]:
-    drawn = []
-    for seed, table in tables.items():
-        targets = table["target"].to_numpy()
-        ours, its = scores[OURS, seed], scores[arm, seed]
-        everything = np.arange(len(targets))
-        drawn.append(
-            [
-                roc_auc(ours[index], targets[index]) - roc_auc(its[index], targets[index])
-                for index in (everything, *resampled_groups(table, resamplings))
-            ]
-        )
-    # Draws of one class are left out, of each seed its own.
-    shortest = min(map(len, drawn))
-    means = np.mean([own[:shortest] for own in drawn], axis=0)
-    low, high = np.quantile(means[1:], (0.025, 0.975))
-    return {"above_report": means[0], "above_low": low, "above_high": high}
-
-
-def _share_of_time(rows: pd.DataFrame, seed: Any, end: pd.Series[Any]) -> float:
-    ours = rows[(rows["arm"] == OURS) & (rows["seed"] == seed)]
-    reached = ours[ours["best_auc"] >= end["best_auc"]]
-    return float(reached["seconds"].iloc[0] / end["seconds"]) if len(reached) else float("inf")
+def _scores_of(place: Path, report: pd.DataFrame) -> Floats:
+    """An arm's scores in the rows of report; NaN: not read."""
+    own = pd.read_csv(place / SCORES, dtype={"img_name": str}, keep_default_na=False)
+    scores = own.set_index("img_name")["y_pred"].astype(float)
+    found: Floats = scores.reindex(report["img_name"]).to_numpy(np.float64)
+    return found
 
 
 if __name__ == "__main__":

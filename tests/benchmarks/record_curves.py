@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.record_curves --train-labels F --train-images D --train-groups G \\
         --val-labels F --val-images D --val-groups G --backbones B --pool P --weights-dir W \\
-        --image-size 64 --output results/benchmarks/curves.csv
+        --image-size 80 --output results/benchmarks/curves.csv
 
 Every configuration is trained on the same images in the same order: once with a rate that falls
 with a cosine to the end, and once in the anytime way, with a constant rate and looks each time that

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from math import inf, nan
 from pathlib import Path
 
@@ -7,7 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks.bench_search import ARMS, COLUMNS, OURS, main, summary
+from search.settings import SearchSettings
+from tests.benchmarks.bench_search import COLUMNS, GIVEN, check, main
+from tests.benchmarks.real.arms import ARMS
+from tests.benchmarks.real.summary import summary
+from tests.benchmarks.replay.arms import OURS
+from tests.processes import Process
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -28,25 +34,59 @@ def test_every_arm_ends_with_a_network_that_is_scored_on_report(tmp_path: Path) 
     before = output.read_bytes()
     main(output=output, folder=folder, quick=True)
     assert output.read_bytes() == before, "an arm was trained again"
+    given = folder / "hand-0" / GIVEN
+    given.write_text(given.read_text().replace("seconds: 2.0", "seconds: 3600.0"))
+    with pytest.raises(SystemExit, match=r"hand-0 must have been given .* found other seconds"):
+        main(folder=folder, quick=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arms", "message"),
+    [
+        (SearchSettings(), (OURS,), "--timeout must say how long each arm has"),
+        (SearchSettings(timeout=timedelta(hours=1)), ("lunch",), "found lunch"),
+        (
+            SearchSettings(timeout=timedelta(hours=1), objective="mean"),
+            (OURS,),
+            "--objective must be auc, which all arms go by, found mean",
+        ),
+    ],
+)
+def test_what_no_arm_could_do_is_refused(
+    settings: SearchSettings, arms: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        check(settings, arms)
+
+
+def test_its_command_line_can_be_read(tmp_path: Path) -> None:
+    process = Process(tmp_path / "told.txt", "tests.benchmarks.bench_search", "--help")
+    assert process.wait() == 0, process.told
+    assert "--arms" in process.told
 
 
 def test_ours_is_compared_with_every_arm() -> None:
     table = pd.DataFrame({"target": [0, 1] * 20, "group": [f"g{row // 2}" for row in range(40)]})
     right = table["target"].to_numpy(float)
-    generator = np.random.default_rng(0)
+    chance = np.random.default_rng(0).random(40)
+    chance[3] = nan  # an image that could not be read counts for neither
     rows = pd.DataFrame(
         [
             (OURS, 0, 10.0, 0.7, nan),
             (OURS, 0, 30.0, 0.8, nan),
-            (OURS, 0, 100.0, 0.9, 1.0),
-            ("hand", 0, 100.0, 0.75, 0.5),
-            ("optuna", 0, 100.0, 0.95, 1.0),
+            (OURS, 0, 100.0, 0.78, 1.0),
+            ("hand", 0, 60.0, 0.75, nan),
+            ("hand", 0, 100.0, 0.6, 0.5),
+            ("optuna", 0, 60.0, 0.95, nan),
+            ("optuna", 0, 100.0, 0.7, 1.0),
         ],
         columns=COLUMNS,
     )
-    ends = [(OURS, 0, right), ("hand", 0, generator.random(40)), ("optuna", 0, right)]
-    found = summary(rows, ends, {0: table}, resamplings=200).set_index("arm")
-    assert found.loc["hand", "share_of_time"] == pytest.approx(0.3)
-    assert found.loc["optuna", "share_of_time"] == inf
-    assert found.loc["optuna", ["above_report", "above_low", "above_high"]].tolist() == [0, 0, 0]
-    assert 0 < found.loc["hand", "above_low"] < found.loc["hand", "above_report"]
+    scores = {(OURS, 0): right, ("hand", 0): chance, ("optuna", 0): right}
+    found = summary(rows, scores, {0: table}, resamplings=200).set_index("arm")
+    assert found.loc["hand", "when_as_good"] == pytest.approx(0.3)
+    assert found.loc["optuna", "when_as_good"] == inf
+    assert found.loc["optuna", "above_report"] == 0
+    low, mean = found.loc["hand", ["above_report_low", "above_report"]]
+    assert 0 < low < mean
+    assert np.isnan(found.loc[OURS, "above_report"])

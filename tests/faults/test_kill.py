@@ -10,8 +10,8 @@ import pytest
 from tests.faults.kill import main
 
 PHASES = (
-    *("checkpoint write", "candidate save", "telling"),
-    *("recorded views", "joint training", "ledger"),
+    *("training", "checkpoint write", "telling"),
+    *("joint training", "packaging", "ledger"),
 )
 
 
