@@ -48,6 +48,7 @@ from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
 from tests.benchmarks.opening import opened_images
+from tests.benchmarks.replay import earlier_space
 from tests.benchmarks.replay.curves import (
     COLUMNS,
     CONSTANT,
@@ -57,9 +58,6 @@ from tests.benchmarks.replay.curves import (
     configurations,
     space_of,
 )
-
-COSINE_LOOKS = 4
-"""As many as the epochs of an earlier search, which looked after each."""
 
 SCORED_AT_ONCE = 64
 
@@ -200,7 +198,8 @@ class Studio:
     def _cosine(self, configuration: Configuration) -> Iterator[dict[str, Any]]:
         end = self.in_steps(self.lengths.whole)
         course = Course(self, configuration.cosine(self.space, end / self.steps))
-        looks = [round(end * look / COSINE_LOOKS) for look in range(1, COSINE_LOOKS + 1)]
+        epochs = earlier_space.EPOCHS
+        looks = [round(end * look / epochs) for look in range(1, epochs + 1)]
         for look in dict.fromkeys(looks):
             yield course.look(COSINE, look)
             if course.has_failed:

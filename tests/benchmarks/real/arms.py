@@ -34,9 +34,6 @@ from tests.benchmarks.replay import earlier_space
 from tests.benchmarks.replay.arms import PLAIN
 from tests.benchmarks.replay.curves import BY_HAND, Configuration, by_hand
 
-EPOCHS_OF_A_TRIAL = 4
-"""Of plain Optuna, as of the search of 70bbfd5."""
-
 SHARE_OF_PRESETS = 0.25
 """Of the time, before the best preset has all that is left."""
 
@@ -175,7 +172,7 @@ def plain_optuna(given: Allotment, seed: int) -> None:
     while True:
         trial = study.ask()
         parameters = earlier_space.suggest(trial, space.backbones, pretrained=pretrained)
-        recipe = Configuration(trial.number, "old", parameters).cosine(space, EPOCHS_OF_A_TRIAL)
+        recipe = Configuration(trial.number, "old", parameters).cosine(space, earlier_space.EPOCHS)
         try:
             candidate = given.train(
                 recipe,

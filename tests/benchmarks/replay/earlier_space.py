@@ -15,6 +15,9 @@ from search.catalogue.backbones import Backbone
 from search.catalogue.dimensions import SEARCHED_POLICIES
 from search.study.decisions.space import BACKBONE, Parameters
 
+EPOCHS = 4
+"""Of a training, with a look after each."""
+
 SHARED = (
     "weight_decay",
     "ema_decay",
