@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from search.catalogue.dimensions import DIMENSIONS, Dimension, read_dimensions
+from search.catalogue.kinds import Kind, read_kinds
 from search.catalogue.timm_models import architectures, pretrained_names, unknown_name
 from search.errors import UserError
 from search.machine.files import check_keys, first_problem, load_yaml, suggestion
@@ -58,6 +60,12 @@ class Backbone:
     """Data that the weights were trained on, if the file declares it."""
     source: str | None = None
     """Where declared weights come from."""
+    kind: str | None = None
+    """Name of a kind in the file, whose recipe is tried first; None: what is good for most."""
+    centre: dict[str, Any] = field(default_factory=dict)
+    """Values of dimensions that are known to be good for its kind, by name."""
+    recipe_source: str | None = None
+    """Where they are known from."""
     fixed_size: int | None = None
     """Side in pixels that the weights are bound to by position; None where any size will do."""
     in_timm: bool = True
@@ -126,6 +134,7 @@ ENTRY_KEYS = (
     "image_sizes",
     "learning_rate",
     "drop_path",
+    "kind",
     "pretraining",
     "source",
 )
@@ -201,7 +210,7 @@ def load_backbones(path: Path = DEFAULT_PATH) -> Catalogue:
 
 def _read_catalogue(content: Any) -> Catalogue:
     top = ("budget", "pretraining", "pools")
-    optional = ("space",)
+    optional = ("kinds", "space")
     if not isinstance(content, dict):
         raise UserError(f"the file must be a mapping with the keys {', '.join(top)}")
     check_keys(content, (*top, *optional), "the backbones file")
@@ -211,6 +220,7 @@ def _read_catalogue(content: Any) -> Catalogue:
     pools = content["pools"]
     if not isinstance(pools, dict) or not pools:
         raise UserError("'pools' must map pool names to backbones")
+    kinds = read_kinds(content.get("kinds", {}))
     backbones: list[Backbone] = []
     for pool, entries in pools.items():
         if not isinstance(entries, dict) or not entries:
@@ -221,7 +231,8 @@ def _read_catalogue(content: Any) -> Catalogue:
                 raise UserError(
                     f"backbone '{name}' must be in one pool, found in '{first.pool}' and '{pool}'"
                 )
-            backbones.append(_read_backbone(str(name), str(pool), {} if entry is None else entry))
+            settings = {} if entry is None else entry
+            backbones.append(_read_backbone(str(name), str(pool), settings, kinds))
     try:
         return Catalogue(
             budget=content["budget"],
@@ -233,7 +244,7 @@ def _read_catalogue(content: Any) -> Catalogue:
         raise UserError(first_problem(error)) from error
 
 
-def _read_backbone(name: str, pool: str, entry: Any) -> Backbone:
+def _read_backbone(name: str, pool: str, entry: Any, kinds: Mapping[str, Kind]) -> Backbone:
     if not isinstance(entry, dict):
         raise UserError(f"backbone '{name}' must be a mapping of settings, found {entry!r}")
     check_keys(entry, ENTRY_KEYS, f"backbone '{name}'")
@@ -253,13 +264,24 @@ def _read_backbone(name: str, pool: str, entry: Any) -> Backbone:
     for key in ("mean", "std"):
         if not in_timm and key not in entry:
             raise UserError(f"backbone '{name}' must state its {key}, because timm has no such tag")
+    kind = entry.get("kind")
+    if kind is not None and kind not in kinds:
+        known = ", ".join(kinds) or "none"
+        raise UserError(
+            f"kind of backbone '{name}' must be one of the file's kinds ({known}), found '{kind}'"
+            f"{suggestion(str(kind), list(kinds))}"
+        )
+    recipe = kinds[kind] if kind is not None else None
     native = timm.get_pretrained_cfg(name if in_timm else architecture)
     size = native.input_size[-1] if native else 224
     settings = {
         "mean": native.mean if native else None,
         "std": native.std if native else None,
         "image_sizes": (size,),
+        **(recipe.entry if recipe else {}),
         **entry,
+        "centre": dict(recipe.centre) if recipe else {},
+        "recipe_source": recipe.source if recipe else None,
         "architecture": architecture,
         "fixed_size": size if native and native.fixed_input_size else None,
         "in_timm": in_timm,

@@ -76,6 +76,14 @@ class Dimension:
         centre = min(max(self.centre, low), high)
         return replace(self, low=low, high=high, centre=centre, always=True)
 
+    def nearest(self, value: Value) -> Value:
+        """A value of some other range, or the nearest that this one has; the centre where that
+        means nothing."""
+        if self.choices:
+            return value if value in self.choices else self.centre
+        assert isinstance(value, float)
+        return min(max(value, self.low), self.high)
+
     def at(self, position: float) -> float:
         """The value of a range at a position in [0, 1]."""
         if self.log:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, distributions
@@ -256,9 +256,12 @@ def backbones_table(catalogue: Catalogue, pool: str | None, weights: str) -> Tab
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        caption=_sources_of_recipes(backbones),
+        caption_justify="left",
     )
     table.add_column("backbone", overflow="fold")
     table.add_column("pool", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
     for name in ("thop", "exact", "GMACs"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("sizes")
@@ -269,6 +272,7 @@ def backbones_table(catalogue: Catalogue, pool: str | None, weights: str) -> Tab
         table.add_row(
             backbone.name,
             backbone.pool,
+            backbone.kind or "",
             f"{verdict.params_thop / 1e6:.2f}M",
             f"{verdict.params_exact / 1e6:.2f}M",
             f"{verdict.gmacs:.2f}",
@@ -278,6 +282,12 @@ def backbones_table(catalogue: Catalogue, pool: str | None, weights: str) -> Tab
             style=None if verdict.allowed else "dim",
         )
     return table
+
+
+def _sources_of_recipes(backbones: Sequence[Backbone]) -> str | None:
+    """Where the recipe that each kind begins with is known from, a line a kind."""
+    sources = {b.kind: b.recipe_source for b in backbones if b.kind is not None}
+    return "\n".join(f"{kind}: {source}" for kind, source in sources.items()) or None
 
 
 def _source(weights: str) -> WeightsSource:

@@ -71,18 +71,12 @@ def main(
         subprocess.run(["tar", "-x", "-C", str(old)], input=archive.stdout, check=True)
         for backbone in pool[: 1 if quick else None]:
             for state, checkout in (("before", old), ("after", REPOSITORY)):
-                told = subprocess.run(
-                    [
-                        *(sys.executable, __file__, *sys.argv[1:]),
-                        *("--measure", f"{state}:{backbone.name}"),
-                        *("--folder", str(Path(temporary) / "canvases")),
-                    ],
-                    env={**os.environ, "PYTHONPATH": str(checkout)},
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                )
-                found = json.loads(told.stdout.splitlines()[-1])
+                folder = Path(temporary) / "canvases"
+                if quick and state == "after":
+                    # This process has imported it.
+                    found = after(settings, backbone.name, folder)
+                else:
+                    found = _in_its_process(f"{state}:{backbone.name}", checkout, folder)
                 rows.append({"arm": state, "backbone": backbone.name, **found})
                 console.print(rows[-1], highlight=False, soft_wrap=True)
     table = pd.DataFrame(rows)
@@ -90,6 +84,19 @@ def main(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(output, index=False)
+
+
+def _in_its_process(measure: str, checkout: Path, folder: Path) -> dict[str, Any]:
+    """What a state of the repository takes, by its own code."""
+    told = subprocess.run(
+        [*(sys.executable, __file__, *sys.argv[1:]), "--measure", measure, "--folder", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    return found
 
 
 def recipe_of(backbone: Any, settings: SearchSettings) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def compare(
     if quick:
         architecture, image_size, rounds, steps = "test_resnet", 32, 1, 2
     # A process of its own each, that need not import torch: memory is kept once and for all.
-    context = get_context("forkserver")
+    context = get_context("fork" if quick else "forkserver")
     context.set_forkserver_preload(["search.training.network"])
     results = Table("round", "freed memory", "images/s", "kernel", title=f"{architecture}")
     for number in range(rounds):

@@ -108,7 +108,7 @@ class Space:
         """Parameters that are known to be good: the first ones of a backbone that are tried."""
         special = {BACKBONE: backbone.name, IMAGE_SIZE: 0, LEARNING_RATE: CENTRE_POSITION}
         return {
-            name: special[name] if name in special else self.dimensions[name].centre
+            name: special[name] if name in special else self._centre_of(backbone, name)
             for name in self.distributions
         }
 
@@ -156,7 +156,7 @@ class Space:
         low, high = backbone.learning_rate
         position = float(parameters.get(LEARNING_RATE, CENTRE_POSITION))
         varied = {
-            name: parameters.get(name, dimension.centre)
+            name: parameters.get(name, self._centre_of(backbone, name))
             for name, dimension in self.dimensions.items()
             if not (dimension.only_pretrained and self.weights == "none")
         }
@@ -195,6 +195,13 @@ class Space:
             augmentation=BASELINE,
             batch_size=40,
         )
+
+    def _centre_of(self, backbone: Backbone, name: str) -> Any:
+        """Of a dimension: what is known of the backbone's kind, as far as the file allows it."""
+        dimension = self.dimensions[name]
+        if name not in backbone.centre:
+            return dimension.centre
+        return dimension.nearest(backbone.centre[name])
 
     def _backbone(self, name: object) -> Backbone | None:
         return next((backbone for backbone in self.backbones if backbone.name == name), None)
