@@ -27,7 +27,8 @@ from ensemble.settings import (
 )
 from search.errors import UserError, loading, run_app
 from search.machine.progress import tell_line
-from search.settings import AtLeastZero, StressSettings
+from search.settings.commands import StressSettings
+from search.settings.data import AtLeastZero
 
 if TYPE_CHECKING:
     from ensemble.pool.pool import Pool
@@ -310,7 +311,7 @@ def _alone(run: Path) -> Iterator[None]:
         MERGED,
         drop_unfinished_writes,
     )
-    from search.settings import load_settings
+    from search.settings.saved import load_settings
 
     load_settings(run)  # no lock is left where there is no run
     lock = FileLock(run / LOCK, timeout=0)

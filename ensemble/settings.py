@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from search.settings import AtLeastOne, AtLeastZero, flag
+from search.settings.data import AtLeastOne, AtLeastZero, flag
 
 Share = Parameter(validator=Number(gte=0, lte=1))
 Weight = Parameter(validator=Number(gte=0))

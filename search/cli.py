@@ -12,16 +12,16 @@ from cyclopts.argument import ArgumentCollection
 from rich.console import Console
 
 from search.errors import loading, run_app
-from search.settings import (
+from search.settings.commands import (
     AuditSettings,
     ExpandSettings,
     ProfileSettings,
     RefitSettings,
-    SearchSettings,
     StressSettings,
-    flag,
-    read_settings,
 )
+from search.settings.data import flag
+from search.settings.saved import read_settings
+from search.settings.search import SearchSettings
 
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -126,7 +126,7 @@ def report(*, out: Path) -> None:
     """
     console = Console()
     with loading(console):
-        from search.run.search import write_run_report
+        from search.run.report import write_run_report
 
     for path in write_run_report(out, console):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -190,7 +190,7 @@ def dashboard(*, out: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     """
     with loading(Console()):
         from search.report.dashboard import serve
-        from search.settings import load_settings
+        from search.settings.saved import load_settings
 
     settings = load_settings(out)
     assert settings.out is not None

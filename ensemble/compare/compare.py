@@ -34,7 +34,7 @@ from search.drawing.figure import DARK, LIGHT
 from search.errors import UserError
 from search.machine.files import COMPARISON, write_atomically
 from search.machine.progress import tell_line
-from search.settings import Objective
+from search.settings.data import Objective
 from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.metrics import Metrics, PairedTest, delong_test, holm, measure
 from search.training.objective import value_of

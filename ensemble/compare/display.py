@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.drawing.figure import LIGHT, Theme, add_legend, name_points, new_figure, save
-from search.settings import Objective
+from search.settings.data import Objective
 from search.training.objective import NAMES
 
 SIGNIFICANCE = 0.05

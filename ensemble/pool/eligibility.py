@@ -13,7 +13,8 @@ from search.catalogue.backbones import Catalogue
 from search.catalogue.provenance import IMAGENET_1K, provenance
 from search.errors import UserError
 from search.machine.files import CANDIDATES, LEADERBOARD
-from search.settings import Objective, SearchSettings
+from search.settings.data import Objective
+from search.settings.search import SearchSettings
 from search.training.candidate import METRICS, Candidate
 from search.training.objective import value_of
 from search.training.recipe import Recipe

@@ -34,7 +34,9 @@ from search.pixels.loading.epochs import Loader, eval_batches
 from search.pixels.loading.reading import Reader
 from search.pixels.opening import add_altered, open_quarantine, open_reader
 from search.pixels.quarantine import Quarantine
-from search.settings import Objective, SearchSettings, load_settings
+from search.settings.data import Objective
+from search.settings.saved import load_settings
+from search.settings.search import SearchSettings
 from search.training.candidate import Candidate, complete_refits, score_on_report
 from search.training.objective import Yardstick, needs_altered
 from search.training.scoring import SCORING_BATCH, Evaluation, evaluate, with_altered

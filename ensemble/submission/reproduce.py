@@ -33,7 +33,9 @@ from search.machine.files import (
     write_json_atomically,
     write_yaml_atomically,
 )
-from search.settings import SETTINGS, SearchSettings, flag, load_settings
+from search.settings.data import flag
+from search.settings.saved import SETTINGS, load_settings
+from search.settings.search import SearchSettings
 from search.training.candidate import METRICS, RECIPE, WEIGHTS, Candidate
 from search.training.recipe import Recipe
 

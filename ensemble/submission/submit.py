@@ -30,7 +30,7 @@ from search.data.labels import read_list
 from search.errors import UserError
 from search.machine.device import describe_device, resolve_precision
 from search.machine.files import BACKBONES, file_sha256
-from search.settings import load_settings
+from search.settings.saved import load_settings
 from search.training.candidate import Candidate
 from search.training.network import Network
 

@@ -26,7 +26,9 @@ from search.data.unseen import (
 )
 from search.errors import UserError
 from search.machine.files import cache_folder, write_atomically, write_yaml_atomically
-from search.settings import SETTINGS, DataSettings, SearchSettings
+from search.settings.data import DataSettings
+from search.settings.saved import SETTINGS
+from search.settings.search import SearchSettings
 
 DATA = "data.yaml"
 

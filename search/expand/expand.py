@@ -54,7 +54,8 @@ from search.machine.files import (
 )
 from search.machine.interruption import Interruption
 from search.machine.progress import Bars, tell_line
-from search.settings import ExpandSettings, load_settings
+from search.settings.commands import ExpandSettings
+from search.settings.saved import load_settings
 
 LOCK = ".lock"
 

@@ -14,7 +14,8 @@ import pandas as pd
 from search.data.inputs import DATA
 from search.errors import UserError
 from search.machine.files import CANDIDATES, load_yaml, read_json
-from search.settings import SearchSettings, load_settings
+from search.settings.saved import load_settings
+from search.settings.search import SearchSettings
 from search.training.candidate import HISTORY, METRICS
 from search.training.objective import NAMES
 

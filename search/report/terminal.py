@@ -17,7 +17,7 @@ from search.data.inputs import tables
 from search.errors import UserError
 from search.machine.files import short_path
 from search.machine.progress import Bars, tell_line
-from search.settings import Objective
+from search.settings.data import Objective
 from search.training.candidate import describe_look
 from search.training.objective import NAMES
 

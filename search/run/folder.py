@@ -15,7 +15,7 @@ from search.data.inputs import check_data, study_name
 from search.errors import UserError
 from search.machine.files import CANDIDATES, REFITS, drop_unfinished_writes
 from search.machine.progress import tell_line
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.opening import open_study
 from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 

@@ -28,8 +28,9 @@ from search.pixels.altered import ALTERED_IMAGES
 from search.pixels.altering import SUBSET
 from search.report.leaderboard import read_leaderboard
 from search.report.page import baseline_trials
-from search.run.search import LARGEST_RESERVE, RESULTS_SECONDS, SCORING_SPEED
-from search.settings import RefitSettings, SearchSettings
+from search.run.reserve import LARGEST_RESERVE, RESULTS_SECONDS, SCORING_SPEED
+from search.settings.commands import RefitSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.pace import MARGIN, ended
 from search.study.trials import recipe_row, verdict_row
 from search.training.candidate import RECIPE, REFIT_OF, Candidate

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
@@ -22,7 +21,7 @@ from search.catalogue.backbones import DEFAULT_PATH
 from search.data.generated import keep_record
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
-from search.machine.files import BACKBONES, CANDIDATES, short_path
+from search.machine.files import BACKBONES, short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
@@ -30,16 +29,11 @@ from search.pixels.loading.reading import Reader
 from search.pixels.opening import add_altered, fill, open_quarantine, open_reader
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
-from search.report.recorded import read_metrics
 from search.report.terminal import StudyProgress, introduce, print_top
-from search.run.folder import LOCK, alone, clean, study_of
-from search.settings import (
-    SearchSettings,
-    check_resumable,
-    load_settings,
-    read_settings,
-    write_settings,
-)
+from search.run.folder import alone, clean
+from search.run.reserve import Reserve
+from search.settings.saved import check_resumable, read_settings, write_settings
+from search.settings.search import SearchSettings
 from search.study.decisions.scheduler import Stop, Work, forecast, next_work
 from search.study.decisions.space import BASELINE, PRESET
 from search.study.driving import Search, kept_candidates
@@ -55,20 +49,10 @@ from search.study.opening import (
 )
 from search.study.plan import SearchPlan, prepare
 from search.study.probing import is_worth_probing, probe_pool
-from search.study.report_split import score_best_on_report, score_what_is_missing
+from search.study.report_split import score_best_on_report
 from search.study.trials import claim, complete_trials, known_trials
-from search.training.candidate import Candidate
 from search.validation.audit.warning import LEAK, leak_warnings
 from search.validation.forgeries.contact_sheet import CONTACT_SHEET, write_contact_sheet
-
-SCORING_SPEED = "scoring_images_per_second"
-"""Entry of metrics.json."""
-
-RESULTS_SECONDS = 10.0
-"""Kept of the time limit for plots and pages before they were first made and measured."""
-
-LARGEST_RESERVE = 1 / 3
-"""Share of the time limit that is kept for scoring on report and for the results at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,42 +100,6 @@ def run_baseline(settings: SearchSettings, console: Console, started: float | No
         enqueue_baseline(opened.study)
         _work(opened, baseline_alone=True)
     return opened.run
-
-
-def write_run_report(out: Path, console: Console) -> list[Path]:
-    """Writes leaderboard.csv, plots and report.html of a run from its folder alone; returns their
-    paths.
-
-    Kept candidates that have no scores on report get them if the images are at hand and no search
-    is running; else they are left blank, and told.
-
-    Raises:
-        UserError: if the folder holds no search.
-        KeyboardInterrupt: after Ctrl-C.
-    """
-    settings = load_settings(out)
-    assert settings.out is not None
-    run = settings.out
-    interruption = Interruption()
-    study: optuna.Study | None = None
-    try:
-        with FileLock(run / LOCK, timeout=0), interruption.handling_signals():
-            clean(settings, run, console)
-            study = study_of(settings, run, console)
-            if study is not None:
-                recover(study, run)
-                score_what_is_missing(settings, study, run, console, interruption)
-    except Timeout:
-        tell_line(console, "the search is running: the report split is left to its end")
-        study = study_of(settings, run, console)
-    except UserError as error:
-        tell_line(console, f"the report split is left as it is: {error}")
-    except OSError as error:
-        # A folder that may only be read, as Kaggle mounts its input.
-        tell_line(console, f"the report split is left as it is: {error}")
-        study = study_of(settings, run, console)
-    interruption.check()
-    return write_projections(run, study, console)
 
 
 @contextmanager
@@ -231,7 +179,7 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     interruption or the time limit ends it where it can go on."""
     run, study, console = opened.run, opened.study, opened.console
     interruption = opened.interruption
-    reserve = _Reserve(opened)
+    reserve = Reserve(opened.plan, run, study)
     interruption.reserved_seconds = reserve.seconds()
     # What stops it here stops the search below, where all is told.
     with suppress(Interrupted):
@@ -376,38 +324,3 @@ def _train_baseline(search: Search) -> None:
             reason = search.run_trial(claim(search.study, trial))
             if reason is not None:
                 raise UserError(f"the baseline failed: {reason}")
-
-
-class _Reserve:
-    """The time that scoring on report and writing the results will take, as measured so far."""
-
-    def __init__(self, opened: _Opened) -> None:
-        self.opened = opened
-        self.results_seconds = RESULTS_SECONDS
-        self.is_measured = False
-        timeout = opened.plan.settings.timeout
-        self.most = math.inf if timeout is None else LARGEST_RESERVE * timeout.total_seconds()
-
-    def measured(self, seconds: float) -> None:
-        """Takes note of how long the results took to write, of few trials as yet."""
-        self.results_seconds, self.is_measured = 2 * seconds, True
-
-    def seconds(self) -> float:
-        """For the kept candidates that are not scored yet, and one that may come; 0 without a
-        limit."""
-        opened = self.opened
-        if opened.interruption.deadline is None:
-            return 0.0
-        keep = opened.plan.settings.keep
-        images = len(opened.plan.splits.report)
-        folders = [
-            opened.run / CANDIDATES / f"{trial.number:04d}"
-            for trial in complete_trials(opened.study)[: keep + 1]
-        ]
-        costs = []
-        for candidate in map(Candidate, folders):
-            speed = read_metrics(candidate.path, lambda _line: None).get(SCORING_SPEED)
-            if speed and candidate.report_scores is None:
-                costs.append(images / float(speed))
-        total = sum(costs) + max(costs, default=0.0) + self.results_seconds
-        return min(total, self.most)

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
 from search.machine.files import CANDIDATES
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.space import BASELINE, PRESET
 from search.study.plan import SearchPlan
 from search.study.prior import Probe, ordered

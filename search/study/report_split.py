@@ -17,7 +17,7 @@ from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.loading.reading import Reader
 from search.pixels.opening import open_quarantine, open_reader
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.driving import kept_candidates
 from search.training.candidate import Candidate, complete_refits, score_on_report
 

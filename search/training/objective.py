@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from search.data.splits import Splits
 from search.errors import UserError
-from search.settings import Objective
+from search.settings.data import Objective
 from search.training.metrics import mean_auc_of_alterations, roc_auc, split_by_novelty
 
 PARTS: Mapping[Objective, tuple[str, ...]] = {

@@ -16,7 +16,7 @@ from search.machine.files import write_yaml_atomically
 from search.pixels.augmentation.additions import Additions
 from search.pixels.augmentation.augment import Augmentation
 from search.pixels.loading.epochs import BatchOrder
-from search.settings import Objective
+from search.settings.data import Objective
 
 Triple = tuple[float, float, float]
 ClassBalance = Literal["none", "sampler", "loss"]

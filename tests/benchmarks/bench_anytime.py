@@ -33,7 +33,7 @@ from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.training.loop import StepRecord, Training
 from search.training.loss import classification_loss, training_batches
 from search.training.metrics import roc_auc

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.space import Space
 from search.training.loop import NonFiniteLossError
 from search.training.recipe import Recipe

@@ -24,7 +24,7 @@ import pandas as pd
 from cyclopts import run
 from rich.console import Console
 
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 
 REPOSITORY = Path(__file__).parents[2]
 BEFORE = "70bbfd5"

@@ -21,7 +21,7 @@ import pandas as pd
 from cyclopts import run
 from rich.console import Console
 
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.training.recipe import Recipe
 from tests.benchmarks.bench_anytime import resampled_groups
 from tests.benchmarks.measured import (

@@ -23,7 +23,7 @@ from search.machine.files import short_path
 from search.machine.interruption import Interruption
 from search.pixels.opening import fill, open_quarantine, open_reader
 from search.report.probes import rank_correlation
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.space import BASELINE
 from search.study.plan import prepare
 from search.study.probing import probe_pool

@@ -41,7 +41,7 @@ from search.pixels.opening import fill, open_quarantine, open_reader
 from search.report.terminal import StudyProgress
 from search.run.folder import study_of
 from search.run.search import run_search
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.plan import SearchPlan, prepare
 from search.study.trials import searched_trials, trial_name
 from search.training.arithmetic import choose_arithmetic

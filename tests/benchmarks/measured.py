@@ -20,7 +20,7 @@ from search.machine.files import write_atomically
 from search.pixels.altered import altered_part
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.training.candidate import Candidate
 from search.training.metrics import mean_auc_of_alterations, split_by_novelty
 from search.training.recipe import Recipe

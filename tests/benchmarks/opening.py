@@ -10,7 +10,7 @@ from search.data.splits import Splits
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.loading.reading import Reader
 from search.pixels.opening import choose_canvas
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 
 
 @contextmanager

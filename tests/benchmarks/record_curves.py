@@ -40,7 +40,7 @@ from search.machine.device import Runtime, resolve_device
 from search.machine.files import write_atomically
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.space import Space
 from search.training.loop import NonFiniteLossError, Training
 from search.training.loss import classification_loss, training_batches

@@ -35,7 +35,7 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from search.machine.files import write_atomically
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from tests.benchmarks.replay.arms import Arm, by_name, with_other_rules
 from tests.benchmarks.replay.clock import Clock, TimeIsUp
 from tests.benchmarks.replay.courses import read_courses

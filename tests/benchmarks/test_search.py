@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from tests.benchmarks.bench_search import COLUMNS, GIVEN, check, main
 from tests.benchmarks.real.arms import ARMS
 from tests.benchmarks.real.summary import summary

@@ -25,7 +25,7 @@ from search.machine.seconds import SECONDS
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.report.terminal import StudyProgress
-from search.settings import FORMAT, load_settings
+from search.settings.saved import FORMAT, load_settings
 from search.study.storage import open_storage
 from search.training import scoring
 from search.training.candidate import Candidate
@@ -465,7 +465,7 @@ def test_a_report_survives_damage(
         def read_only(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("search.run.search.FileLock.acquire", read_only)
+        monkeypatch.setattr("search.run.report.FileLock.acquire", read_only)
     capsys.readouterr()
     assert main(["report", "--out", str(run)]) == 0
     told = capsys.readouterr()
@@ -661,7 +661,7 @@ def test_a_search_that_is_told_its_time_alone_trains_on_what_it_began(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("search.run.search.RESULTS_SECONDS", 1.0)
+    monkeypatch.setattr("search.run.reserve.RESULTS_SECONDS", 1.0)
     run = tmp_path / "run"
     assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "10s"]) == 0
     told = capsys.readouterr().out

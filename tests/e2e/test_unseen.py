@@ -12,7 +12,7 @@ from PIL import Image
 
 from search.cli import main
 from search.data.inputs import check_data, read_splits
-from search.settings import load_settings
+from search.settings.saved import load_settings
 from tests.e2e.conftest import DataSet, make_data_set
 
 UNSEEN = ("--split", "unseen", "--trials", "2", "--epochs", "1")

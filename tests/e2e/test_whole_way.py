@@ -13,7 +13,7 @@ from ensemble.cli import main as ensemble
 from search.cli import main as search
 from search.data.demo import make_demo
 from search.machine.files import cache_folder
-from search.settings import DEMO_DEFAULTS
+from search.settings.search import DEMO_DEFAULTS
 from tests.e2e.conftest import BACKBONES
 
 README = Path(__file__).parents[2] / "README.md"

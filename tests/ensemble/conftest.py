@@ -24,7 +24,8 @@ from search.pixels.canvas import describe_canvas
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.report.leaderboard import COLUMNS, write_leaderboard
-from search.settings import SearchSettings, write_settings
+from search.settings.saved import write_settings
+from search.settings.search import SearchSettings
 from search.training.arithmetic import DEFAULT
 from search.training.candidate import Candidate
 from search.training.network import build_network

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from search.cli import main
-from search.settings import SearchSettings, write_settings
+from search.settings.saved import write_settings
+from search.settings.search import SearchSettings
 
 COMMANDS = (
     *("run", "baseline", "backbones", "report", "dashboard"),

@@ -14,7 +14,8 @@ import pytest
 
 from search.cli import main
 from search.errors import Interrupted
-from search.settings import SearchSettings, write_settings
+from search.settings.saved import write_settings
+from search.settings.search import SearchSettings
 from tests.processes import Process
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_ctrl_c_in_a_report_is_no_traceback(
     def stop(*_: object) -> None:
         raise reason
 
-    monkeypatch.setattr("search.run.search.write_run_report", stop)
+    monkeypatch.setattr("search.run.report.write_run_report", stop)
     before = signal.getsignal(signal.SIGINT)
     assert main(["report", "--out", "x"]) == 130
     assert capsys.readouterr().err == "stopped\n"

@@ -18,7 +18,7 @@ from optuna.distributions import (
 from search.catalogue.backbones import Backbone
 from search.catalogue.dimensions import Dimension
 from search.machine.device import Precision
-from search.settings import Objective
+from search.settings.data import Objective
 from search.training.recipe import Recipe, SelectLimit
 
 BASELINE = "baseline"

@@ -22,7 +22,7 @@ from search.pixels.canvas import choose_side, sample_sizes
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.pixels.quarantine import Quarantine
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.validation.forgeries.clusters import check_enough, cluster

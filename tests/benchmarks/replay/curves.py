@@ -14,7 +14,7 @@ from optuna.samplers import RandomSampler
 
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
 from search.catalogue.dimensions import DIMENSIONS
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.space import AVERAGE_POWER, BACKBONE, LEARNING_RATE, Parameters, Space
 from search.training.recipe import Recipe
 from tests.benchmarks.replay import earlier_space

@@ -10,7 +10,7 @@ import timm
 from timm.optim import param_groups_layer_decay
 
 from search.errors import UserError
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.space import AVERAGE_POWER, Space
 from search.training.network import Network
 from tests.benchmarks.record_curves import Lengths, check_same

@@ -17,7 +17,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from tests.benchmarks.replay.arms import (
     Arm,
     by_hand,

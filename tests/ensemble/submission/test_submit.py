@@ -25,7 +25,7 @@ from search.errors import UserError
 from search.machine.device import Runtime, resolve_device
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
-from search.settings import load_settings
+from search.settings.saved import load_settings
 from search.training.candidate import Candidate, copy_state, save_weights
 from search.training.scoring import predict
 

@@ -14,7 +14,7 @@ from ensemble.network.model import HeadSpec, ModelSpec, build_model, load_model
 from ensemble.settings import SubmitSettings
 from ensemble.submission.submit import run_submit
 from ensemble.submission.verify import verify
-from search.settings import load_settings
+from search.settings.saved import load_settings
 from search.training.candidate import save_weights
 from search.training.recipe import Recipe
 

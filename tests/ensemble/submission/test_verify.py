@@ -20,7 +20,7 @@ from ensemble.submission.manifest import find_changes, write_manifest
 from ensemble.submission.submit import run_submit
 from ensemble.submission.verify import run_verify, verify
 from search.errors import UserError
-from search.settings import load_settings
+from search.settings.saved import load_settings
 from search.training.candidate import Candidate, copy_state, save_weights
 
 UNREADABLE = "1007.png"

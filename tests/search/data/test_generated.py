@@ -15,7 +15,7 @@ from search.data.generated import MANIFEST, join, keep_record, read_manifest
 from search.data.inputs import check_data, describe_data, read_splits, write_data
 from search.errors import UserError
 from search.expand.expand import run_expand
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from tests.search.expand.conftest import make_images
 
 

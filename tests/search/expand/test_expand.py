@@ -21,7 +21,7 @@ from search.data.labels import read_labels
 from search.errors import Interrupted, UserError
 from search.expand import making
 from search.expand.expand import run_expand
-from search.settings import ExpandSettings
+from search.settings.commands import ExpandSettings
 
 QUIET = Console(quiet=True)
 

@@ -16,7 +16,8 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 import search.drawing.figure
-from search.settings import SearchSettings, write_settings
+from search.settings.saved import write_settings
+from search.settings.search import SearchSettings
 from search.study.storage import open_storage
 from search.training.metrics import measure
 

@@ -14,7 +14,7 @@ from search.errors import UserError
 from search.machine.device import Runtime, describe_device
 from search.machine.interruption import Interruption
 from search.run.refit_plan import Refit, _within_the_time
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.training.candidate import Candidate
 from search.training.recipe import Recipe
 

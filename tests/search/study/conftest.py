@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.opening import open_study
 from search.training.candidate import METRICS, WEIGHTS, Candidate
 from search.training.recipe import Recipe

@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.decisions.space import BASELINE, PRESET
 from search.study.opening import (
     enqueue_baseline,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study.plan import prepare
 from tests.e2e.conftest import BACKBONES, make_data_set
 

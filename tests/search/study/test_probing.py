@@ -20,7 +20,7 @@ from search.machine.device import Runtime
 from search.machine.interruption import Interrupted, Interruption
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.study import probing
 from search.study.decisions.scheduler import Rules
 from search.study.prior import PROBE, Probe, read_probes

@@ -9,7 +9,7 @@ import pytest
 
 from search.data.splits import Splits
 from search.errors import UserError
-from search.settings import Objective
+from search.settings.data import Objective
 from search.training.metrics import mean_auc_of_alterations, measure, roc_auc, split_by_novelty
 from search.training.objective import PARTS, Yardstick, check_objective, needs_altered, value_of
 from search.training.scoring import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from search.settings import AuditSettings
+from search.settings.commands import AuditSettings
 
 CLASS_IMAGES = {"trainset": 60, "valset": 30}
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from search.cli import main
 from search.data.inputs import DATA, read_splits
 from search.run import search as module
-from search.settings import SearchSettings
+from search.settings.search import SearchSettings
 from search.validation.audit import warning
 from search.validation.audit.warning import LEAK, leak_warnings
 from tests.e2e.conftest import BACKBONES

@@ -16,7 +16,9 @@ from search.cli import main
 from search.data.inputs import read_splits, write_data
 from search.pixels.altering import ALTERATIONS, CLEAN
 from search.pixels.canvas import describe_canvas
-from search.settings import SearchSettings, StressSettings, write_settings
+from search.settings.commands import StressSettings
+from search.settings.saved import write_settings
+from search.settings.search import SearchSettings
 from search.training.candidate import save_candidate
 from search.training.network import build_network
 from search.training.recipe import Recipe

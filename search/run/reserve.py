@@ -1,0 +1,57 @@
+"""The part of a time limit that is kept for scoring on report and for the results."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+
+from search.machine.files import CANDIDATES
+from search.report.recorded import read_metrics
+from search.study.plan import SearchPlan
+from search.study.trials import complete_trials, trial_name
+from search.training.candidate import Candidate
+
+SCORING_SPEED = "scoring_images_per_second"
+"""Entry of metrics.json."""
+
+RESULTS_SECONDS = 10.0
+"""Kept of the time limit for plots and pages before they were first made and measured."""
+
+LARGEST_RESERVE = 1 / 3
+"""Share of the time limit that is kept for scoring on report and for the results at most."""
+
+
+class Reserve:
+    """The time that scoring on report and writing the results will take, as measured so far."""
+
+    def __init__(self, plan: SearchPlan, run: Path, study: optuna.Study) -> None:
+        self.plan, self.run, self.study = plan, run, study
+        self.results_seconds = RESULTS_SECONDS
+        self.is_measured = False
+        timeout = plan.settings.timeout
+        self.most = math.inf if timeout is None else LARGEST_RESERVE * timeout.total_seconds()
+
+    def measured(self, seconds: float) -> None:
+        """Takes note of how long the results took to write, of few trials as yet."""
+        self.results_seconds, self.is_measured = 2 * seconds, True
+
+    def seconds(self) -> float:
+        """For the kept candidates that are not scored yet, and one that may come; 0 without a
+        limit."""
+        settings = self.plan.settings
+        if settings.timeout is None:
+            return 0.0
+        images = len(self.plan.splits.report)
+        folders = [
+            self.run / CANDIDATES / trial_name(trial)
+            for trial in complete_trials(self.study)[: settings.keep + 1]
+        ]
+        costs = []
+        for candidate in map(Candidate, folders):
+            speed = read_metrics(candidate.path, lambda _line: None).get(SCORING_SPEED)
+            if speed and candidate.report_scores is None:
+                costs.append(images / float(speed))
+        total = sum(costs) + max(costs, default=0.0) + self.results_seconds
+        return min(total, self.most)

@@ -1,0 +1,1 @@
+"""What commands are told: one source for their flags, their help, and settings.yaml."""
