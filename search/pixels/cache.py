@@ -121,7 +121,7 @@ class _Opened:
         if not 0 <= row < min(len(self.index), len(self.canvases)):
             return False
         entry = self.index[row]
-        if entry["state"] != THERE or _identity(path) != (entry["size"], entry["mtime"]):
+        if entry["state"] != THERE or identity_of_file(path) != (entry["size"], entry["mtime"]):
             return False
         # What lies behind the end of a file that was cut short must not be touched: SIGBUS.
         if self.file.stat().st_size < self.canvases.nbytes:
@@ -246,7 +246,7 @@ def _fill(
 
         def decode(row: int) -> None:
             path = paths[row]
-            size, mtime = _identity(path)
+            size, mtime = identity_of_file(path)
             try:
                 content = read_canvas(path, cache.side).numpy().tobytes()
             except BrokenImage:
@@ -275,11 +275,11 @@ def _missing(cache: CanvasCache) -> NDArray[np.int64]:
         entries[: len(found)] = found
     there = entries["state"] == THERE
     for row in np.flatnonzero(there).tolist():
-        there[row] = _identity(paths[row]) == (entries["size"][row], entries["mtime"][row])
+        there[row] = identity_of_file(paths[row]) == (entries["size"][row], entries["mtime"][row])
     return np.flatnonzero(~there)
 
 
-def _identity(path: str) -> tuple[int, int]:
+def identity_of_file(path: str) -> tuple[int, int]:
     """Size in bytes and time of change in nanoseconds; of a file that is gone, what none has."""
     try:
         found = os.stat(path)  # noqa: PTH116 - a third of the time, and called for each image

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import nn
 
 from search.catalogue.backbones import Backbone
 from search.catalogue.weights import check_weights, locate_weights
@@ -17,7 +17,9 @@ from search.data.labels import NO_METHOD
 from search.data.unseen import Found
 from search.errors import UserError
 from search.machine.device import Runtime
+from search.machine.files import cache_folder
 from search.machine.progress import Bars, tell_line
+from search.pixels.cache import AUTO, OFF
 from search.pixels.canvas import choose_side, sample_sizes
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
@@ -27,11 +29,15 @@ from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.validation.forgeries.clusters import check_enough, cluster
 from search.validation.forgeries.describing import EarlyMaps, Frequencies, Together, describe
+from search.validation.forgeries.kept import described_in_parts, fingerprint
 
 LARGEST_SIDE = 224
 """In pixels, of the squares that are described."""
 
 BATCH = 64
+
+DESCRIPTIONS = "descriptions"
+"""Folder in that of the cache."""
 
 
 def finder(
@@ -56,7 +62,8 @@ def finder(
         table = rows.iloc[looked_at].reset_index(drop=True)
         side = choose_side(sample_sizes(table["path"].tolist()), LARGEST_SIDE)
         descriptor = Together(_descriptors(settings, backbones, side, console))
-        described = _described(descriptor, table, side, runtime, console)
+        kept = kept_below(settings.cache)
+        described = _described(descriptor, table, side, runtime, console, kept)
         changes = changes_of(described, table)
         is_whole = np.isfinite(changes).all(axis=1)
         clusters = cluster(changes[is_whole], settings.clusters, settings.seed)
@@ -120,8 +127,20 @@ def _descriptors(
     return [Frequencies()]
 
 
+def kept_below(cache: str) -> Path | None:
+    """Where descriptions are kept, by --cache; None: nowhere."""
+    if cache == OFF:
+        return None
+    return (cache_folder() if cache == AUTO else Path(cache).expanduser()) / DESCRIPTIONS
+
+
 def _described(
-    descriptor: nn.Module, table: pd.DataFrame, side: int, runtime: Runtime, console: Console
+    descriptor: Together,
+    table: pd.DataFrame,
+    side: int,
+    runtime: Runtime,
+    console: Console,
+    kept: Path | None,
 ) -> NDArray[np.float64]:
     quarantine = Quarantine(None, tell=lambda line: tell_line(console, line))
     reader = Reader(
@@ -129,5 +148,18 @@ def _described(
     )
     with reader, Bars(console, time_left=True, transient=True) as bars:
         bar = bars.add("describing forgeries", len(table), unit="images", plain="described")
-        batches = eval_batches(reader, table, batch_size=BATCH)
-        return describe(descriptor, batches, len(table), runtime, bar.update)
+        done = 0
+
+        def describe_part(part: pd.DataFrame) -> NDArray[np.float64]:
+            batches = eval_batches(reader, part, batch_size=BATCH)
+            return describe(
+                descriptor, batches, len(part), runtime, lambda own: bar.update(done + own)
+            )
+
+        def on_part(images: int) -> None:
+            nonlocal done
+            done = images
+            bar.update(done)
+
+        of = fingerprint(descriptor, side)
+        return described_in_parts(table, describe_part, of, kept, on_part)
