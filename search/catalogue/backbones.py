@@ -220,7 +220,8 @@ def _read_catalogue(content: Any) -> Catalogue:
     pools = content["pools"]
     if not isinstance(pools, dict) or not pools:
         raise UserError("'pools' must map pool names to backbones")
-    kinds = read_kinds(content.get("kinds", {}))
+    dimensions = read_dimensions(content.get("space", {}))
+    kinds = read_kinds(content.get("kinds", {}), dimensions)
     backbones: list[Backbone] = []
     for pool, entries in pools.items():
         if not isinstance(entries, dict) or not entries:
@@ -238,7 +239,7 @@ def _read_catalogue(content: Any) -> Catalogue:
             budget=content["budget"],
             pretraining=content["pretraining"],
             backbones=tuple(backbones),
-            dimensions=read_dimensions(content.get("space", {})),
+            dimensions=dimensions,
         )
     except ValidationError as error:
         raise UserError(first_problem(error)) from error
@@ -265,13 +266,13 @@ def _read_backbone(name: str, pool: str, entry: Any, kinds: Mapping[str, Kind]) 
         if not in_timm and key not in entry:
             raise UserError(f"backbone '{name}' must state its {key}, because timm has no such tag")
     kind = entry.get("kind")
-    if kind is not None and kind not in kinds:
+    if kind is not None and str(kind) not in kinds:
         known = ", ".join(kinds) or "none"
         raise UserError(
             f"kind of backbone '{name}' must be one of the file's kinds ({known}), found '{kind}'"
             f"{suggestion(str(kind), list(kinds))}"
         )
-    recipe = kinds[kind] if kind is not None else None
+    recipe = None if kind is None else kinds[str(kind)]
     native = timm.get_pretrained_cfg(name if in_timm else architecture)
     size = native.input_size[-1] if native else 224
     settings = {

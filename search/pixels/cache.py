@@ -144,6 +144,13 @@ def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(path, base, mode="r", shape=(items, *kind.shape))
 
 
+def cache_root(setting: str) -> Path | None:
+    """The folder that --cache says: "auto" is `cache_folder()`, "off" is None."""
+    if setting == OFF:
+        return None
+    return cache_folder() if setting == AUTO else Path(setting).expanduser()
+
+
 def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> CanvasCache | None:
     """The cache of some images, made if it is absent; None, and told, if it cannot be used.
 
@@ -153,10 +160,12 @@ def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> Can
         side: of the canvases, in pixels.
         tell: given a line on why there is none.
     """
-    if setting == OFF or not paths:
+    root = cache_root(setting)
+    if root is None or not paths:
         return None
     paths = list(dict.fromkeys(paths))
-    root = cache_folder() / "canvases" if setting == AUTO else Path(setting).expanduser()
+    if setting == AUTO:
+        root /= "canvases"
     described = {
         "version": VERSION,
         "side": side,

@@ -1,4 +1,5 @@
-"""One process's work on a run folder: open and lock it, search, score on report, show it all."""
+"""One process's search: open and lock the run folder, search, score on report, show what was
+found."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class SearchSettings(DataSettings):
     """Side in pixels that images are decoded to, for all networks. Default: chosen from both."""
 
     cache: str = "auto"
-    """Keep decoded images: auto (in the user's cache folder), off, or a folder."""
+    """Keep decoded and described images: auto (in the user's cache folder), off, or a folder."""
 
     probe: bool = True
     """Before the first trial, look at frozen features and speeds: where to begin, what to skip."""

@@ -24,7 +24,10 @@ import pandas as pd
 from cyclopts import run
 from rich.console import Console
 
-from search.settings.search import SearchSettings
+try:
+    from search.settings.search import SearchSettings
+except ModuleNotFoundError:  # this file runs with the code of BEFORE as well
+    from search.settings import SearchSettings  # type: ignore[attr-defined, no-redef]
 
 REPOSITORY = Path(__file__).parents[2]
 BEFORE = "70bbfd5"

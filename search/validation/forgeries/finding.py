@@ -17,9 +17,8 @@ from search.data.labels import NO_METHOD
 from search.data.unseen import Found
 from search.errors import UserError
 from search.machine.device import Runtime
-from search.machine.files import cache_folder
 from search.machine.progress import Bars, tell_line
-from search.pixels.cache import AUTO, OFF
+from search.pixels.cache import cache_root
 from search.pixels.canvas import choose_side, sample_sizes
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
@@ -62,8 +61,9 @@ def finder(
         table = rows.iloc[looked_at].reset_index(drop=True)
         side = choose_side(sample_sizes(table["path"].tolist()), LARGEST_SIDE)
         descriptor = Together(_descriptors(settings, backbones, side, console))
-        kept = kept_below(settings.cache)
-        described = _described(descriptor, table, side, runtime, console, kept)
+        root = cache_root(settings.cache)
+        kept = None if root is None else root / DESCRIPTIONS
+        described = described_images(descriptor, table, side, runtime, console, kept)
         changes = changes_of(described, table)
         is_whole = np.isfinite(changes).all(axis=1)
         clusters = cluster(changes[is_whole], settings.clusters, settings.seed)
@@ -127,14 +127,7 @@ def _descriptors(
     return [Frequencies()]
 
 
-def kept_below(cache: str) -> Path | None:
-    """Where descriptions are kept, by --cache; None: nowhere."""
-    if cache == OFF:
-        return None
-    return (cache_folder() if cache == AUTO else Path(cache).expanduser()) / DESCRIPTIONS
-
-
-def _described(
+def described_images(
     descriptor: Together,
     table: pd.DataFrame,
     side: int,
@@ -142,23 +135,41 @@ def _described(
     console: Console,
     kept: Path | None,
 ) -> NDArray[np.float64]:
-    quarantine = Quarantine(None, tell=lambda line: tell_line(console, line))
+    """Descriptions of a table's images, (N, D); NaN for those that cannot be read.
+
+    Args:
+        descriptor: describes squares.
+        table: label table.
+        side: of the squares, in pixels.
+        runtime: the device to compute on, and how many processes read.
+        console: shows how far it is, and what cannot be read.
+        kept: folder that keeps what is described, see `described_in_parts`.
+
+    Raises:
+        UserError: if too many images are broken.
+    """
+    # Of the whole table few images may be broken; they may all lie in one part of it.
+    quarantine = Quarantine(None, limit_fraction=1.0, tell=lambda line: tell_line(console, line))
     reader = Reader(
         side, workers=runtime.workers, pin_memory=runtime.on_cuda, quarantine=quarantine
     )
     with reader, Bars(console, time_left=True, transient=True) as bars:
         bar = bars.add("describing forgeries", len(table), unit="images", plain="described")
-        done = 0
+        before = 0
 
         def describe_part(part: pd.DataFrame) -> NDArray[np.float64]:
             batches = eval_batches(reader, part, batch_size=BATCH)
-            return describe(
-                descriptor, batches, len(part), runtime, lambda own: bar.update(done + own)
+            found = describe(
+                descriptor, batches, len(part), runtime, lambda done: bar.update(before + done)
             )
+            broken = Quarantine(None)
+            broken.add_all(quarantine.among(table))
+            broken.check(table)
+            return found
 
-        def on_part(images: int) -> None:
-            nonlocal done
-            done = images
+        def on_part(done: int) -> None:
+            nonlocal before
+            before = done
             bar.update(done)
 
         of = fingerprint(descriptor, side)

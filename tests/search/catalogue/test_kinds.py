@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from search.catalogue.backbones import Backbone, load_backbones
@@ -91,16 +92,31 @@ def test_every_shipped_backbone_has_a_kind_that_is_known_from_somewhere() -> Non
         ({"a": {"weight_decay": 0.1}}, "kind 'a' must say where it is known from in 'source'"),
         ({"a": {"weight_deca": 0.1}}, "unknown key 'weight_deca' in kind 'a'; did you mean"),
         ({"a": {"weight_decay": [0, 1], "source": "x"}}, "'weight_decay' of kind 'a' must be one"),
+        ({"a": {"weight_decay": 0.5, "source": "x"}}, "must lie between 0.001 and 0.3, found 0.5"),
         ({"a": {"augmentation": "lihgt", "source": "x"}}, "kind 'a': 'augmentation' must be one"),
     ],
 )
 def test_what_is_no_kind_is_told(content: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_kinds(content)
+        read_kinds(content, DIMENSIONS)
 
 
-def test_an_unknown_kind_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "found"), [("slwo", "'slwo'; did"), ("[slow]", r"'\['slow'\]'")])
+def test_an_unknown_kind_is_told(kind: str, found: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(FILE.replace("kind: slow}", "kind: slwo}"))
-    with pytest.raises(UserError, match=r"one of the file's kinds \(slow\), found 'slwo'; did"):
+    path.write_text(FILE.replace("kind: slow}", f"kind: {kind}}}"))
+    with pytest.raises(UserError, match=rf"one of the file's kinds \(slow\), found {found}"):
         load_backbones(path)
+
+
+def test_the_space_may_widen_what_a_kind_says() -> None:
+    content = {"a": {"weight_decay": 0.5, "source": "x"}}
+    found = read_kinds(content, read_dimensions({"weight_decay": [0.1, 0.9]}))
+    assert found["a"].centre == {"weight_decay": 0.5}
+
+
+def test_draws_lie_around_what_a_kind_says(backbones: tuple[Backbone, ...]) -> None:
+    space = replace(SPACE, backbones=backbones[1:2])
+    generator = np.random.default_rng(0)
+    drawn = [space.near_centre(generator)["lowest_layer_scale"] for _ in range(400)]
+    assert 0.008 < np.median(drawn) < 0.015  # of all: 0.05
