@@ -10,7 +10,14 @@ import optuna
 from search.machine.files import CANDIDATES
 from search.report.recorded import read_metrics
 from search.study.plan import SearchPlan
-from search.study.trials import complete_trials, trial_name
+from search.study.trials import (
+    ROW,
+    complete_trials,
+    known_trials,
+    looks_of,
+    paused_trials,
+    trial_name,
+)
 from search.training.candidate import Candidate
 
 SCORING_SPEED = "scoring_images_per_second"
@@ -37,6 +44,22 @@ class Reserve:
         """Takes note of how long the results took to write, of few trials as yet."""
         self.results_seconds, self.is_measured = 2 * seconds, True
 
+    def seconds_to_keep_one(self) -> float:
+        """For the scoring of the first candidate, which then is complete and is scored on report;
+        0 once there is one, and before the first look."""
+        known = [one for one in known_trials(self.study) if not one.is_baseline]
+        if not self.plan.rules.prolongs or any(one.state == "complete" for one in known):
+            return 0.0
+        splits, limit = self.plan.splits, self.plan.images_of_a_look
+        altered = 0 if splits.altered is None else len(splits.altered)
+        images = limit + len(splits.select) + altered + len(splits.report)
+        costs = [
+            images * float(trial.user_attrs[ROW]["score_seconds"]) / (len(looks_of(trial)) * limit)
+            for trial in paused_trials(self.study)
+            if looks_of(trial)
+        ]
+        return min(max(costs, default=0.0), self.most)
+
     def seconds(self) -> float:
         """For the kept candidates that are not scored yet, and one that may come; 0 without a
         limit."""
@@ -54,4 +77,4 @@ class Reserve:
             if speed and candidate.report_scores is None:
                 costs.append(images / float(speed))
         total = sum(costs) + max(costs, default=0.0) + self.results_seconds
-        return min(total, self.most)
+        return min(total + self.seconds_to_keep_one(), self.most)

@@ -215,6 +215,9 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
             else:
                 reason = search.drive()
                 remains = not isinstance(_next(opened), Stop)
+                if interruption.timed_out and not interruption.requested:
+                    interruption.reserved_seconds -= reserve.seconds_to_keep_one()
+                    search.keep_best()
         stopped_by_time = interruption.timed_out and remains
         interruption.reserved_seconds = reserve.results_seconds
         if not interruption.requested:

@@ -51,7 +51,7 @@ from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.metrics import Metrics
 from search.training.objective import value_of
 from search.training.recipe import Recipe
-from search.training.train import HOW_NOT_WHAT, Watch, train
+from search.training.train import HOW_NOT_WHAT, Watch, steps_done, train
 
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
@@ -129,6 +129,27 @@ class Search:
                 )
         return ""
 
+    def keep_best(self) -> None:
+        """Completes the best candidate as it is, where none is complete: its average was scored at
+        looks, and there is no time left for its rate to fall. Not with a schedule that must know
+        its end."""
+        if not self.plan.rules.prolongs:
+            return
+        known = [one for one in known_trials(self.study) if not one.is_baseline]
+        if any(one.state == "complete" for one in known):
+            return
+        paused = [one for one in known if one.state == "paused" and one.points]
+        for one in sorted(paused, key=lambda one: (-_best_auc(one), one.number)):
+            (trial,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == one.number)
+            steps = steps_done(self.folder(trial), self.plan.steps)
+            if steps is None:
+                continue  # its checkpoint is gone or damaged
+            name = trial_name(trial)
+            self.progress.tell(f"no time is left: trial {name} is kept as it was at its best look")
+            images = steps * self.plan.space.batch_size
+            self.run_trial(claim(self.study, trial), None, images, keeps=True)
+            return
+
     def _taken(self, work: Start | GoOn | Finish) -> tuple[optuna.Trial, int | None, int | None]:
         """The trial of a piece of work, running now; the images at which the piece ends (None: at
         the trial's end), and the images of the whole training where that is to be moved."""
@@ -154,7 +175,12 @@ class Search:
         return len(trials)
 
     def run_trial(
-        self, trial: optuna.Trial, until: int | None = None, images: int | None = None
+        self,
+        trial: optuna.Trial,
+        until: int | None = None,
+        images: int | None = None,
+        *,
+        keeps: bool = False,
     ) -> str | None:
         """Trains a trial, or goes on with it, and tells the study; returns why it failed.
 
@@ -162,12 +188,13 @@ class Search:
             trial: a running one.
             until: images at which to pause it; None trains it to its end.
             images: of the whole training, if they are settled only now.
+            keeps: these are what it has seen: nothing more is trained.
 
         Raises:
             UserError: if the data or the machine are at fault, which no further trial could mend.
         """
         try:
-            return self._run_trial(trial, until, images)
+            return self._run_trial(trial, until, images, keeps=keeps)
         except (UserError, KeyboardInterrupt) as error:
             # It goes on once the data are mended; a trial that failed for good is told already.
             if trial.storage.get_trial(trial._trial_id).state is TrialState.RUNNING:
@@ -181,10 +208,12 @@ class Search:
             self._drop_surplus_checkpoints()
             self.after_trial(trial.number)
 
-    def _run_trial(self, trial: optuna.Trial, until: int | None, images: int | None) -> str | None:
+    def _run_trial(
+        self, trial: optuna.Trial, until: int | None, images: int | None, *, keeps: bool
+    ) -> str | None:
         recipe = self._recipe(trial)
         if images is not None:
-            recipe = self.plan.ended(recipe, images, self._images(trial))
+            recipe = self.plan.ended(recipe, images, images if keeps else self._images(trial))
         verdict = self.plan.judge_recipe(recipe)
         # Figures that the trial had reached stay until there are others.
         row = trial.user_attrs.get(ROW, {}) | recipe_row(recipe) | verdict_row(verdict)

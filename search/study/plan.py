@@ -65,7 +65,7 @@ class SearchPlan:
     @property
     def rules(self) -> Rules:
         """How the search is laid out."""
-        space, steps = self.space, self._steps
+        space, steps = self.space, self.steps
         batch = space.batch_size
         is_constant = space.schedule == "constant"
         return Rules(
@@ -86,10 +86,10 @@ class SearchPlan:
 
     def ended(self, recipe: Recipe, images: int, done: int) -> Recipe:
         """A recipe whose training ends after so many images, `done` of which it has seen."""
-        return ended(recipe, images, done, self._steps)
+        return ended(recipe, images, done, self.steps)
 
     @property
-    def _steps(self) -> int:
+    def steps(self) -> int:
         """Optimizer steps of an epoch."""
         return max(1, len(self.splits.fit) // self.space.batch_size)
 

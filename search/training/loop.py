@@ -349,10 +349,10 @@ class Training:
             self._scheduler.step(self.epoch)
 
     def _check_end(self, state: dict[str, Any]) -> None:
-        if self.recipe.schedule != "constant":
+        done = state["epoch"] * self.steps + state["batch"]
+        if self.recipe.schedule != "constant" or done == self.end:
             return
         before, now = state["decay_start"], decay_start(self.recipe, self.steps)
-        done = state["epoch"] * self.steps + state["batch"]
         if (before, state["end"]) != (now, self.end) and done > min(before, now):
             raise UserError(
                 f"a training can end after {self.end} steps instead of {state['end']} only before "

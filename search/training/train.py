@@ -291,6 +291,19 @@ def unfinished_training(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def steps_done(folder: Path, steps_per_epoch: int) -> int | None:
+    """Optimizer steps after which a folder's checkpoint was saved; None without one that can be
+    read."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state = load_state(path)
+        return int(state["epoch"]) * steps_per_epoch + int(state["batch"])
+    except (UserError, KeyError, ValueError):
+        return None
+
+
 def evaluation_batch(recipe: Recipe) -> int:
     """Images of one forward pass of an evaluation: canvases of 384 px, 16 workers with two batches
     each, 256 take 3.6 GB of shared memory."""

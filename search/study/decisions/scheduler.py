@@ -3,8 +3,8 @@
 Every configuration gets the same short stretch, the better half goes on to twice as much, and so on
 (successive halving, arXiv:1502.07943), but from its checkpoint; the few that are left are finished.
 With a time limit stretches are seconds, so that a backbone that takes ten times as long must earn
-it, and the best of those few gets all the time that is left, or, where it is said how long a
-training is, more configurations do. Without one they are images: the same seed gives the same
+it, and the best of those few gets all the time that the others leave, or, where it is said how long
+a training is, more configurations do. Without one they are images: the same seed gives the same
 search.
 """
 
@@ -85,6 +85,8 @@ class Rules:
     """How many the time shall be good for: their first stretch comes of it."""
     halvings: int = 2
     """Rungs after the first, with a time limit."""
+    best_share: float = 0.4
+    """Of the time, what must be left to the best for others to go on to a further rung."""
     margin: float = 0.05
     """Share of the time left that is not planned with, because speeds vary."""
     baseline_share: float = 0.05
@@ -247,14 +249,15 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
         return start
     best = searched
     for rung in range(len(layout.rungs)):
-        for one in best:
-            if one.state == "paused" and layout.auc_at(one, rung) is None:
+        below = [one for one in best if one.state == "paused" and layout.auc_at(one, rung) is None]
+        for one in below:
+            if one is best[0] or _leaves_the_best_its_share(one, best, rules, layout, rung):
                 return GoOn(one.number, _images_at(one, layout, rung))
         members = layout.ranked(best, rung)
-        survivors = max(rules.finalists, math.ceil(rules.kept * len(members)))
-        best = members[:survivors]
         if len(members) <= rules.finalists:
+            best = [*members, *below][: rules.finalists]
             break
+        best = members[: max(rules.finalists, math.ceil(rules.kept * len(members)))]
     finish = _finish(best, rules, layout)
     if isinstance(finish, Stop) and not finish.reason:
         if has_settled:
@@ -302,6 +305,19 @@ def _seconds_per_image(looked: Sequence[Known]) -> float:
     return median(one.seconds / one.images for one in looked)
 
 
+def _leaves_the_best_its_share(
+    one: Known, best: Sequence[Known], rules: Rules, layout: Layout, rung: int
+) -> bool:
+    """Whether a candidate can go on to a rung, and the finalists be finished, so that the best
+    still gets its share of the time. On the first rung all are compared."""
+    if layout.seconds is None or rung == 0:
+        return True
+    share = rules.decay_fraction / (1 - rules.decay_fraction)
+    ahead = layout.rungs[rung] - one.seconds
+    ahead += share * layout.rungs[rung] * min(len(best), rules.finalists)
+    return layout.left - ahead >= rules.best_share * layout.seconds
+
+
 def _patience(rules: Rules) -> int:
     return max(rules.patience, (rules.trials or 0) // 2)
 
@@ -335,21 +351,24 @@ def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
         return Finish(paused[0].number, rules.longest)
     usable = (1 - rules.margin) * layout.left
     share = rules.decay_fraction / (1 - rules.decay_fraction)
-    # The best last, with all the time that the others leave.
-    for one in reversed(paused):
-        decay = share * one.seconds
-        if one is not best[0] and decay + share * best[0].seconds <= usable:
-            return Finish(one.number, _decayed(one, rules))
     one = best[0]
     if one.state != "paused":
+        # The best has all its time: the others are finished in what is left.
+        for other in paused:
+            if share * other.seconds <= usable:
+                return Finish(other.number, _decayed(other, rules))
         return Stop("the others cannot be finished in the time left")
-    more = (usable - share * one.seconds) * (1 - rules.decay_fraction)
+    usable -= share * one.seconds
+    for other in paused[1:]:
+        if share * other.seconds <= usable:
+            usable -= share * other.seconds
+    more = usable * (1 - rules.decay_fraction)
     per_image = one.seconds / one.images
     images = one.images + int(more / per_image)
     if rules.longest is not None:
         images = min(images, int(rules.longest * (1 - rules.decay_fraction)))
     if images - one.images < rules.first_look or is_flat(one, rules):
-        affordable = one.images + int(usable / per_image)
+        affordable = one.images + int((1 - rules.margin) * layout.left / per_image)
         return Finish(one.number, min(_decayed(one, rules), affordable))
     # In two pieces: its speed is known better then.
     half = one.images + (images - one.images) // 2

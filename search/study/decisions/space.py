@@ -30,8 +30,8 @@ BASELINE_IMAGE_SIZE = 256
 BASELINE_EPOCHS = 2
 
 AVERAGE_POWER = 7.0
-"""Of those that `bench_anytime.py` compares the best on select of the demo set: a uniform average of
-a network that is trained for a few epochs lags behind."""
+"""Of those that `bench_anytime.py` compares the best on select of the demo set: a uniform average
+of a network that is trained for a few epochs lags behind."""
 
 MANY_TRIALS = 60
 """With so many, more is searched than what is known to matter."""

@@ -160,6 +160,46 @@ def test_a_trial_that_completes_is_told_with_what_lies_on_disk(
     assert study.trials[1].user_attrs[ROW]["path"] == "candidates/0001"
 
 
+def test_without_time_to_finish_one_the_best_is_kept_as_it_is(
+    make_search: Callable[..., Search], study: optuna.Study
+) -> None:
+    search = make_search(looking, trials=3, longest=None)
+    ends: list[tuple[int, int]] = []
+
+    def ended(recipe: Recipe, images: int, done: int) -> Recipe:
+        ends.append((images, done))
+        return recipe
+
+    plan: Any = search.plan
+    plan.ended, plan.steps = ended, 100
+    for _ in range(3):
+        new_trial(study, CENTRE, SPACE)
+        search.run_trial(claim(study, study.trials[-1]), 1_000)
+    # The best checkpoint of all cannot be read; the next one was saved amid its second epoch.
+    state = {"epoch": 1, "batch": 20}
+    torch.save(state, search.folder(study.trials[1]) / CHECKPOINT)
+    search.keep_best()
+    seen = 120 * SPACE.batch_size
+    assert ends == [(seen, seen)]
+    complete = [trial.number for trial in study.trials if trial.state is TrialState.COMPLETE]
+    assert complete == [1]
+    progress: Any = search.progress
+    assert progress.lines == ["no time is left: trial 0001 is kept as it was at its best look"]
+    # With one that is complete, the others wait.
+    search.keep_best()
+    assert [trial.number for trial in paused_trials(study)] == [0, 2]
+
+
+def test_a_schedule_that_must_know_its_end_is_not_cut_short(
+    make_search: Callable[..., Search], study: optuna.Study
+) -> None:
+    search = make_search(looking, trials=1, prolongs=False)
+    new_trial(study, CENTRE, SPACE)
+    search.run_trial(claim(study, study.trials[0]), 1_000)
+    search.keep_best()
+    assert len(paused_trials(study)) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "raised"),
     [

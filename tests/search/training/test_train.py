@@ -32,7 +32,7 @@ from search.training.loss import Loss
 from search.training.metrics import Metrics, roc_auc
 from search.training.recipe import Recipe
 from search.training.scoring import Evaluation
-from search.training.train import Classification, Watch, train, unfinished_training
+from search.training.train import Classification, Watch, steps_done, train, unfinished_training
 from tests.search.training.small import SMALL
 from tests.stopping import StopAfter
 
@@ -550,7 +550,7 @@ def test_a_constant_rate_can_be_trained_for_longer_than_was_thought(
 
 def test_the_end_stays_once_the_rate_falls(splits: Splits, tmp_path: Path) -> None:
     train(replace(CONSTANT, epochs=3), splits, tmp_path, 96, runtime=CPU)
-    for changes in ({"epochs": 2}, {"epochs": 9}, {"decay_fraction": 0.2}):
+    for changes in ({"epochs": 2.5}, {"epochs": 9}, {"decay_fraction": 0.2}):
         with pytest.raises(UserError, match=r"can end after \d+ steps instead of 18 only"):
             train(replace(CONSTANT, **{"epochs": 3, **changes}), splits, tmp_path, runtime=CPU)
     assert train(replace(CONSTANT, epochs=3), splits, tmp_path, runtime=CPU).is_complete
@@ -605,6 +605,39 @@ def test_a_training_whose_end_is_not_settled_is_paused_or_told_its_end(
     assert rates[:2] == [CONSTANT.learning_rate] * 2
     assert rates[-1] == 0.0
     assert found.recipe.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("epochs", "stop", "looks"),
+    [
+        # Paused at a look, in the middle of a piece, and while its rate falls.
+        (None, None, [48, 72]),
+        (None, 4, [32]),
+        (3, 18, [48, 96, 128]),
+    ],
+)
+def test_a_training_can_end_where_it_is(
+    epochs: int | None, stop: int | None, looks: list[int], splits: Splits, tmp_path: Path
+) -> None:
+    """At its best look so far; no step is trained for it."""
+    recipe = replace(CONSTANT, epochs=epochs)
+    if stop is None:
+        train(recipe, splits, tmp_path, 72, runtime=CPU)
+    else:
+        with pytest.raises(Interrupted):
+            train(recipe, splits, tmp_path, None, StopAfter(stop), runtime=CPU)
+    steps = steps_done(tmp_path, 6)
+    assert steps == looks[-1] / 8
+    told = Told()
+    found = complete(
+        splits, tmp_path, replace(CONSTANT, epochs=steps / 6, decay_fraction=0.0), watch=told
+    )
+    assert told.steps == []
+    assert found.history["images"].tolist() == looks
+    best = found.history.loc[found.history["select_auc"].idxmax()]
+    assert found.metrics["best_epoch"] == best["epoch"]
+    assert found.metrics["auc"] == best["select_auc"]
+    assert steps_done(tmp_path, 6) is None
 
 
 def test_an_objective_decides_between_looks_and_is_kept(splits: Splits, tmp_path: Path) -> None:

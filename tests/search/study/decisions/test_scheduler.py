@@ -175,6 +175,27 @@ def test_the_time_given_is_used_up_and_no_more(limit: float) -> None:
     assert len(found.complete) == TIME.finalists
 
 
+@pytest.mark.parametrize("limit", [150.0, 300.0, 600.0])
+def test_first_looks_that_take_long_leave_the_best_its_share(limit: float) -> None:
+    """Ten seconds each: a third of the time is gone before a second stretch is begun."""
+    found = Simulation(TIME, limit).run()
+    best = max(found.known, key=lambda one: one.seconds)
+    assert best.state == "complete"
+    assert best.seconds > (TIME.best_share + TIME.explored / len(found.known)) * limit
+    spread = Simulation(replace(TIME, best_share=0.0), limit).run()
+    assert max(one.seconds for one in spread.known) < best.seconds
+
+
+@pytest.mark.parametrize("limit", [150.0, 600.0, 20_000.0])
+def test_the_best_is_finished_before_the_others(limit: float) -> None:
+    """Whatever slows down the machine after that costs the others."""
+    found = Simulation(TIME, limit).run()
+    finished = [work.number for work in found.log if isinstance(work, Finish)]
+    longest = max(found.known, key=lambda one: one.images)
+    assert finished[0] == longest.number
+    assert len(finished) == len(found.complete) >= 2
+
+
 @pytest.mark.parametrize("limit", [150.0, 333.0, 1_000.0, 4_321.0])
 def test_whole_batches_reach_what_they_are_told_to(limit: float) -> None:
     rules = Rules(first_look=1_184, batch_size=32)
