@@ -26,6 +26,9 @@ SCORING_SPEED = "scoring_images_per_second"
 RESULTS_SECONDS = 10.0
 """Kept of the time limit for plots and pages before they were first made and measured."""
 
+SLOWER = 2.0
+"""Times that a first scoring may take longer than looks did: without it nothing is complete."""
+
 LARGEST_RESERVE = 1 / 3
 """Share of the time limit that is kept for scoring on report and for the results at most."""
 
@@ -58,7 +61,7 @@ class Reserve:
             for trial in paused_trials(self.study)
             if looks_of(trial)
         ]
-        return min(max(costs, default=0.0), self.most)
+        return min(SLOWER * max(costs, default=0.0), self.most)
 
     def seconds(self) -> float:
         """For the kept candidates that are not scored yet, and one that may come; 0 without a

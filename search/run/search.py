@@ -216,7 +216,8 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
                 reason = search.drive()
                 remains = not isinstance(_next(opened), Stop)
                 if interruption.timed_out and not interruption.requested:
-                    interruption.reserved_seconds -= reserve.seconds_to_keep_one()
+                    # What is kept for the results may be spent: there are none without it.
+                    interruption.reserved_seconds = 0.0
                     search.keep_best()
         stopped_by_time = interruption.timed_out and remains
         interruption.reserved_seconds = reserve.results_seconds

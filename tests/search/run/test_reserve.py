@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from search.run.reserve import LARGEST_RESERVE, RESULTS_SECONDS, Reserve
+from search.run.reserve import LARGEST_RESERVE, RESULTS_SECONDS, SLOWER, Reserve
 from search.study.trials import LOOKS, PAUSED, ROW, STATE, UNTIL
 
 
@@ -47,8 +47,8 @@ def test_one_candidate_can_be_kept_at_the_end_of_the_time(tmp_path: Path) -> Non
     add(study, 2, 16.0)  # 0.2 s an image
     add(study, 1, 4.0)
     # A look, select, its altered images and report, of the slowest.
-    assert reserve.seconds_to_keep_one() == pytest.approx(340 * 0.2)
-    assert reserve.seconds() == pytest.approx(340 * 0.2 + RESULTS_SECONDS)
+    assert reserve.seconds_to_keep_one() == pytest.approx(SLOWER * 340 * 0.2)
+    assert reserve.seconds() == pytest.approx(SLOWER * 340 * 0.2 + RESULTS_SECONDS)
     add(study, 1, 4.0, state="complete")
     assert reserve.seconds_to_keep_one() == 0.0
 
