@@ -5,14 +5,13 @@ from __future__ import annotations
 # Without `from __future__ import annotations`: those of inherited fields would be resolved in the
 # module of the class that inherits them.
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from search.settings.data import AtLeastOne, AtLeastZero, flag
+from search.settings.data import AtLeastOne, AtLeastZero, TimeLimit, flag
 
 Share = Parameter(validator=Number(gte=0, lte=1))
 Weight = Parameter(validator=Number(gte=0))
@@ -70,7 +69,7 @@ class MergeSettings(RunSettings):
     allow_tainted: bool = False
     """Accept candidates whose pretraining breaks the rule; recorded, and the result is tainted."""
 
-    timeout: timedelta | None = None
+    timeout: TimeLimit = None
     """Stop after this time (90m, 8h, 1d), as Ctrl-C would; the same command goes on."""
 
 

@@ -308,11 +308,13 @@ def describe_rules(rules: Rules, seconds_left: float | None) -> str:
             f"{rules.trials} configurations are trained on {rules.first_look:,} images, {best}, "
             f"and so on; {rules.finalists} at least are finished, on {rules.longest:,} images"
         )
+    if seconds_left <= 0:
+        return "no time is left for training: give a longer --timeout"
     stretch = rules.explored * seconds_left / rules.configurations
     most = "" if rules.trials is None else f", {rules.trials} at most"
     return (
         f"in {format_seconds(seconds_left)}: about {rules.configurations} configurations{most}, "
         f"for {format_seconds(stretch)} each, or to their first look at {rules.first_look:,} "
         f"images where that takes longer; {best}, {rules.halvings} times; {rules.finalists} are "
-        "finished, the best with all the time that is left"
+        "finished, the best first and with all the time that the others leave"
     )

@@ -22,6 +22,29 @@ from search.study.storage import JOURNAL, drop_stale_lock, drop_torn_line
 LOCK = ".lock"
 
 
+BEFORE_A_SEARCH = frozenset({"audit.json", "audit.html", "lost+found"})
+"""What a search may find in its folder, beside hidden files: `search audit` writes where the search
+will, and a disk may be mounted there."""
+
+
+def check_new(run: Path) -> None:
+    """Refuses to begin a search among a user's own files.
+
+    Raises:
+        UserError: if the folder is there and holds files, but no search was ever begun in it.
+    """
+    try:
+        found = {path.name for path in run.iterdir()}
+    except OSError:
+        return  # it is not there yet; what cannot be read cannot be written to, and that is told
+    foreign = {name for name in found - BEFORE_A_SEARCH if not name.startswith(".")}
+    if LOCK not in found and foreign:
+        raise UserError(
+            f"--out must be a new folder or that of a search, found {min(foreign)} in "
+            f"{run.absolute()}; choose another"
+        )
+
+
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
     """Lets one process at a time search, or refit, in a run folder.

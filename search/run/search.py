@@ -31,7 +31,7 @@ from search.pixels.opening import add_altered, fill, open_quarantine, open_reade
 from search.report.leaderboard import rows_from_study
 from search.report.projections import write_after_trial, write_projections
 from search.report.terminal import StudyProgress, introduce, print_top
-from search.run.folder import alone, clean
+from search.run.folder import alone, check_new, clean
 from search.run.reserve import Reserve
 from search.settings.saved import check_resumable, read_settings, write_settings
 from search.settings.search import SearchSettings
@@ -112,6 +112,7 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
     assert run is not None
     saved = read_settings(run)
     if saved is None:
+        check_new(run)
         plan = prepare(settings, console=console)
         leaks = _warn_of_leaks(plan, console)
     else:
@@ -248,7 +249,8 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     if stopped_by_time:
         tell_line(console, "the time limit was reached: what was begun goes on from where it is")
     if stopped_by_time or interruption.requested:
-        tell_line(console, f"resume with: python -m search run --out {short_path(run)}")
+        command = "baseline" if baseline_alone else "run"
+        tell_line(console, f"resume with: python -m search {command} --out {short_path(run)}")
     if interruption.requested:
         # All is written; a script must not go on as if the search had come to its end.
         raise KeyboardInterrupt

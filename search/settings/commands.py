@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from search.errors import UserError
-from search.settings.data import AtLeastOne, AtLeastZero, DataSettings, flag
+from search.settings.data import AtLeastOne, AtLeastZero, DataSettings, TimeLimit, flag
 from search.settings.search import SearchSettings
 
 
@@ -119,7 +118,7 @@ class RefitSettings:
     epochs: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
     """Passes over the images. Default: twice those of the candidate."""
 
-    timeout: timedelta | None = None
+    timeout: TimeLimit = None
     """Instead of --epochs: train for this time, results included (90m, 8h, 1d)."""
 
     image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,14 @@ from search.errors import UserError
 
 AtLeastOne = Parameter(validator=Number(gte=1))
 AtLeastZero = Parameter(validator=Number(gte=0))
+
+
+def _check_time_limit(_type: object, value: timedelta | None) -> None:
+    if value is not None and value <= timedelta(0):
+        raise ValueError("it must be above 0")
+
+
+TimeLimit = Annotated[timedelta | None, Parameter(validator=_check_time_limit)]
 
 Objective = Literal["auc", "auc_unseen", "auc_stress", "mean"]
 """What candidates are compared by, see `search.training.objective`."""

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from search.errors import UserError
-from search.settings.data import AtLeastOne, AtLeastZero, DataSettings, Objective
+from search.settings.data import AtLeastOne, AtLeastZero, DataSettings, Objective, TimeLimit
 
 
 @Parameter(name="*")
@@ -52,7 +52,7 @@ class SearchSettings(DataSettings):
     trials: Annotated[int | None, AtLeastOne] = None
     """Begin so many configurations, earlier ones included. Default: 20 or more, or by --timeout."""
 
-    timeout: timedelta | None = None
+    timeout: TimeLimit = None
     """End the whole command after this time, results included: 90m, 8h, 1d. Enough by itself."""
 
     epochs: Annotated[int | None, AtLeastOne] = None

@@ -27,12 +27,21 @@ def open_storage(run: Path, url: str | None) -> BaseStorage:
         url: an Optuna storage URL (postgresql://..., sqlite:///...), or None for the journal.
 
     Raises:
-        UserError: if the URL is malformed or nothing answers there; its password is not repeated.
+        UserError: if the journal is damaged, the URL is malformed or nothing answers there; its
+            password is not repeated.
     """
     if url is None:
         path = str(run / JOURNAL)
         # The lock by open() needs no symbolic links, which some mounted file systems lack.
-        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+        backend = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
+        try:
+            return JournalStorage(backend)
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{path} must be the journal of a search, but it is damaged "
+                f"({' '.join(str(error).split())[:200]}); put back a copy of it, or begin a search "
+                "with another --out"
+            ) from error
     try:
         # Without its query, which may hold a password too.
         shown = make_url(url).set(query={}).render_as_string(hide_password=True)
@@ -49,7 +58,7 @@ def open_storage(run: Path, url: str | None) -> BaseStorage:
         driver = cause.name if isinstance(cause, ImportError) and cause.name else "its driver"
         raise UserError(
             f"--storage {shown} needs the Python package {driver}, which is not installed; install "
-            "it (for PostgreSQL: pip install 'psycopg[binary]')"
+            "it (for PostgreSQL: pip install -e '.[postgresql]')"
         ) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = _first_cause(error)

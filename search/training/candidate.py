@@ -143,8 +143,14 @@ class Candidate:
         """The trained network, on the CPU, in evaluation mode.
 
         Raises:
-            UserError: if the weights were deleted (only the best `--keep` are kept) or do not fit.
+            UserError: if it is not complete, or its weights were deleted (only the best `--keep`
+                are kept) or do not fit.
         """
+        if not self.has_weights and not self.is_complete:
+            raise UserError(
+                f"candidate {self.name} must be complete, but its training is not: {self.path} has "
+                f"no {METRICS}; choose one that is"
+            )
         if not self.has_weights:
             raise UserError(
                 f"candidate {self.name} must have its weights, but {self.path / WEIGHTS} is gone: "

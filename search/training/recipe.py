@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from search.data.splits import TrainedOn
 from search.errors import UserError
-from search.machine.files import write_yaml_atomically
+from search.machine.files import first_problem, write_yaml_atomically
 from search.pixels.augmentation.additions import Additions
 from search.pixels.augmentation.augment import Augmentation
 from search.pixels.loading.epochs import BatchOrder
@@ -185,5 +185,8 @@ class Recipe:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             return TypeAdapter(Recipe).validate_python(content)
-        except (OSError, yaml.YAMLError, ValidationError) as error:
-            raise UserError(f"{path} must be a recipe that onefold wrote: {error}") from error
+        except ValidationError as error:
+            found = first_problem(error)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            found = " ".join(str(error).split())
+        raise UserError(f"{path} must be a recipe that onefold wrote, found: {found}")

@@ -104,3 +104,11 @@ def test_debug_shows_the_traceback() -> None:
 
     with pytest.raises(UserError):
         main(["report", "--out", "nowhere", "--debug"])
+
+
+@pytest.mark.parametrize("timeout", ["-5m", "0s"])
+def test_a_time_limit_lies_ahead(timeout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--timeout", timeout]) == 2
+    told = capsys.readouterr().err
+    assert "--timeout" in told
+    assert "it must be above 0" in told

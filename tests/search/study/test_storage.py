@@ -68,6 +68,19 @@ def test_a_torn_last_line_costs_nothing_else(lost: int, tmp_path: Path) -> None:
     assert [trial.value for trial in read.trials if trial.value is not None] == [0.5, 0.25]
 
 
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"\xff\xfe\xff", b'{"op_code": 4, "stu'])
+def test_a_journal_that_is_damaged_in_its_middle_is_told(damage: bytes, tmp_path: Path) -> None:
+    """A power cut may leave a block of nothing."""
+    study = optuna.create_study(storage=open_storage(tmp_path, None), study_name="s")
+    study.tell(study.ask(), 0.5)
+    path = tmp_path / JOURNAL
+    first, *others = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, damage, *others, b""]))
+    with pytest.raises(UserError, match=r"but it is damaged .* put back a copy of it") as error:
+        open_storage(tmp_path, None)
+    assert "\n" not in str(error.value)
+
+
 def test_a_run_without_a_journal_has_no_torn_line(tmp_path: Path) -> None:
     assert not drop_torn_line(tmp_path)
 

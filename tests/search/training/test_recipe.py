@@ -27,20 +27,24 @@ def test_a_recipe_survives_the_disk(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     [
-        "backbone: x\narchitecture: y\nlearning_rat: 1\n",
-        "backbone: x\narchitecture: y\nepochs: many\n",
-        "backbone: x\n",
-        "[1, 2]",
-        "a: [",
+        b"backbone: x\narchitecture: y\nlearning_rat: 1\n",
+        b"backbone: x\narchitecture: y\nepochs: many\n",
+        b"backbone: x\n",
+        b"[1, 2]",
+        b"a: [",
+        b"backbone: \xff\xfe",
+        b"",
     ],
 )
-def test_a_damaged_recipe_is_one_user_error(text: str, tmp_path: Path) -> None:
+def test_a_damaged_recipe_is_told_in_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match="must be a recipe"):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="must be a recipe that onefold wrote, found: ") as error:
         Recipe.load(path)
+    assert "\n" not in str(error.value)
+    assert "pydantic" not in str(error.value)
 
 
 def test_an_absent_recipe_is_a_user_error(tmp_path: Path) -> None:
