@@ -230,7 +230,8 @@ class Search:
         facts = recipe_row(recipe) | verdict_row(verdict) | {"path": row["path"]}
         watch = _TrialWatch(self, trial)
         goes_on = (folder / CHECKPOINT).exists()
-        self.progress.trial_started(folder.name, recipe, until=until, goes_on=goes_on)
+        if not keeps:
+            self.progress.trial_started(folder.name, recipe, until=until, goes_on=goes_on)
         try:
             candidate = train(
                 recipe,
