@@ -217,8 +217,10 @@ class Search:
         verdict = self.plan.judge_recipe(recipe)
         # Figures that the trial had reached stay until there are others.
         row = trial.user_attrs.get(ROW, {}) | recipe_row(recipe) | verdict_row(verdict)
-        trial.set_user_attr(RECIPE, asdict(recipe))
-        trial.set_user_attr(UNTIL, until)
+        if not keeps:
+            # What is only kept as it is may have to wait all the same, for a later command.
+            trial.set_user_attr(RECIPE, asdict(recipe))
+            trial.set_user_attr(UNTIL, until)
         trial.set_user_attr(ROW, row)
         if not verdict.allowed:
             reject(trial, verdict, self.plan.catalogue.budget)
@@ -285,6 +287,7 @@ class Search:
             put_back(self.study, trial)
             self.progress.trial_paused()
             return None
+        trial.set_user_attr(RECIPE, asdict(recipe))
         value = tell_complete(self.study, trial, candidate)
         self.progress.trial_finished("complete", value)
         return None

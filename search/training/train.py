@@ -345,6 +345,8 @@ class _Keeper:
             ARITHMETIC: {"machine": machine, "chosen": chosen},
         }
         self.saved = time.monotonic()
+        # Nothing will be trained: whoever goes on may still move its end.
+        self.is_needed = training.done < training.end
 
     def save_if_due(self) -> None:
         """Saves if the last time is long enough ago."""
@@ -352,7 +354,9 @@ class _Keeper:
             self.save()
 
     def save(self) -> None:
-        """Replaces the checkpoint as a whole."""
+        """Replaces the checkpoint as a whole, if there is something new."""
+        if not self.is_needed:
+            return
         with self.training.seconds.spent_on("save"):
             save_state(self.path, {**self.about, **self.training.state_dict()})
         self.saved = time.monotonic()

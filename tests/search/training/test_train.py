@@ -640,6 +640,24 @@ def test_a_training_can_end_where_it_is(
     assert steps_done(tmp_path, 6) is None
 
 
+def test_a_training_that_was_to_end_where_it_is_can_still_go_on(
+    splits: Splits, tmp_path: Path
+) -> None:
+    """A second stop, before it was scored, changes nothing."""
+    recipe = replace(CONSTANT, epochs=3, select_limit=8)
+    straight = complete(splits, tmp_path / "straight", recipe)
+    folder = tmp_path / "broken"
+    with pytest.raises(Interrupted):
+        train(recipe, splits, folder, None, StopAfter(18), runtime=CPU)
+    steps = steps_done(folder, 6)
+    assert steps is not None
+    ended = replace(recipe, epochs=steps / 6, decay_fraction=0.0)
+    for checks in (1, 2):  # before its look, and after it
+        with pytest.raises(Interrupted):
+            train(ended, splits, folder, None, StopAfter(checks), runtime=CPU)
+    assert_same(straight, complete(splits, folder, recipe))
+
+
 def test_an_objective_decides_between_looks_and_is_kept(splits: Splits, tmp_path: Path) -> None:
     altered = altered_part(splits.select, RECIPE.canvas, tmp_path / "altered", seed=0)
     splits = replace(splits, altered=altered)
