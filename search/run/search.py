@@ -216,11 +216,11 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
             else:
                 reason = search.drive()
                 remains = not isinstance(_next(opened), Stop)
-                if interruption.timed_out and not interruption.requested:
-                    # What is kept for the results may be spent: there are none without it.
-                    interruption.reserved_seconds = 0.0
-                    search.keep_best()
-        stopped_by_time = interruption.timed_out and remains
+            stopped_by_time = interruption.timed_out and remains
+            if stopped_by_time and not (baseline_alone or interruption.requested):
+                # What is kept for the results may be spent: there are none without it.
+                interruption.reserved_seconds = 0.0
+                search.keep_best()
         interruption.reserved_seconds = reserve.results_seconds
         if not interruption.requested:
             score_best_on_report(
