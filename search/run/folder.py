@@ -13,7 +13,7 @@ from rich.console import Console
 
 from search.data.inputs import check_data, study_name
 from search.errors import UserError
-from search.machine.files import CANDIDATES, REFITS, drop_unfinished_writes
+from search.machine.files import BACKBONES, CANDIDATES, REFITS, drop_unfinished_writes
 from search.machine.progress import tell_line
 from search.settings.search import SearchSettings
 from search.study.opening import open_study
@@ -23,8 +23,11 @@ LOCK = ".lock"
 
 
 BEFORE_A_SEARCH = frozenset({"audit.json", "audit.html", "lost+found"})
-"""What a search may find in its folder, beside hidden files: `search audit` writes where the search
-will, and a disk may be mounted there."""
+"""What a search may find in its folder, beside hidden files and logs: `search audit` writes where
+the search will, and a disk may be mounted there."""
+
+OF_A_SEARCH = frozenset({LOCK, JOURNAL, BACKBONES})
+"""What one leaves that ended before it was a run, or brings."""
 
 
 def check_new(run: Path) -> None:
@@ -37,8 +40,12 @@ def check_new(run: Path) -> None:
         found = {path.name for path in run.iterdir()}
     except OSError:
         return  # it is not there yet; what cannot be read cannot be written to, and that is told
-    foreign = {name for name in found - BEFORE_A_SEARCH if not name.startswith(".")}
-    if LOCK not in found and foreign:
+    foreign = {
+        name
+        for name in found - BEFORE_A_SEARCH
+        if not name.startswith(".") and not name.endswith(".log")
+    }
+    if not found & OF_A_SEARCH and foreign:
         raise UserError(
             f"--out must be a new folder or that of a search, found {min(foreign)} in "
             f"{run.absolute()}; choose another"

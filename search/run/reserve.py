@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -57,7 +59,9 @@ class Reserve:
         altered = 0 if splits.altered is None else len(splits.altered)
         images = limit + len(splits.select) + altered + len(splits.report)
         costs = [
-            images * float(trial.user_attrs[ROW]["score_seconds"]) / (len(looks_of(trial)) * limit)
+            images
+            * _scoring_seconds(trial.user_attrs.get(ROW, {}))
+            / (len(looks_of(trial)) * limit)
             for trial in paused_trials(self.study)
             if looks_of(trial)
         ]
@@ -81,3 +85,11 @@ class Reserve:
                 costs.append(images / float(speed))
         total = sum(costs) + max(costs, default=0.0) + self.results_seconds
         return min(total + self.seconds_to_keep_one(), self.most)
+
+
+def _scoring_seconds(row: Mapping[str, Any]) -> float:
+    """Of all looks at a trial, with their share of the time that was waited for images."""
+    train, score, wait = (
+        float(row.get(f"{part}_seconds", 0.0)) for part in ("train", "score", "wait")
+    )
+    return score * (1 + wait / (train + score)) if score else 0.0

@@ -145,10 +145,10 @@ class Search:
             if steps is None:
                 continue  # its checkpoint is gone or damaged
             name = trial_name(trial)
-            self.progress.tell(f"no time is left: trial {name} is kept as it was at its best look")
+            self.progress.tell(f"no time is left: trial {name} is taken as it was at its best look")
             images = steps * self.plan.space.batch_size
-            self.run_trial(claim(self.study, trial), None, images, keeps=True)
-            return
+            if self.run_trial(claim(self.study, trial), None, images, keeps=True) is None:
+                return
 
     def _taken(self, work: Start | GoOn | Finish) -> tuple[optuna.Trial, int | None, int | None]:
         """The trial of a piece of work, running now; the images at which the piece ends (None: at
@@ -410,9 +410,12 @@ class _TrialWatch(Watch):
             if one.number != self.trial.number
         )
         told = looks_of(self.trial)
+        seen = told[-1][0] if told else 0
         told += [
             [int(images), round(float(taken), 3), float(value), round(float(taken) + others, 3)]
-            for images, taken, value in looks[len(told) :]
+            for images, taken, value in looks
+            # Not by their number: the last look of a training that was kept in vain is not there.
+            if images > seen
         ]
         self.trial.set_user_attr(LOOKS, told)
         for images, _, value in looks:

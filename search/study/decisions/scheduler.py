@@ -247,7 +247,7 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
     start = None if has_settled else _start(known, rules, layout)
     if start is not None:
         return start
-    best = searched
+    best = [one for one in searched if one.state != "pruned"]
     for rung in range(len(layout.rungs)):
         below = [one for one in best if one.state == "paused" and layout.auc_at(one, rung) is None]
         for one in below:
@@ -315,7 +315,8 @@ def _leaves_the_best_its_share(
     share = rules.decay_fraction / (1 - rules.decay_fraction)
     ahead = layout.rungs[rung] - one.seconds
     ahead += share * layout.rungs[rung] * min(len(best), rules.finalists)
-    return layout.left - ahead >= rules.best_share * layout.seconds
+    kept = 0.0 if best[0].state == "complete" else rules.best_share * layout.seconds
+    return (1 - rules.margin) * layout.left - ahead >= kept
 
 
 def _patience(rules: Rules) -> int:
@@ -356,7 +357,7 @@ def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
         # The best has all its time: the others are finished in what is left.
         for other in paused:
             if share * other.seconds <= usable:
-                return Finish(other.number, _decayed(other, rules))
+                return _end(other, rules)
         return Stop("the others cannot be finished in the time left")
     usable -= share * one.seconds
     for other in paused[1:]:
@@ -369,15 +370,19 @@ def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
         images = min(images, int(rules.longest * (1 - rules.decay_fraction)))
     if images - one.images < rules.first_look or is_flat(one, rules):
         affordable = one.images + int((1 - rules.margin) * layout.left / per_image)
-        return Finish(one.number, min(_decayed(one, rules), affordable))
+        return _end(one, rules, affordable)
     # In two pieces: its speed is known better then.
     half = one.images + (images - one.images) // 2
     return GoOn(one.number, half if half - one.images >= rules.first_look else images)
 
 
-def _decayed(one: Known, rules: Rules) -> int:
-    """Images of the whole training whose rate falls from here on."""
-    return round(one.images / (1 - rules.decay_fraction))
+def _end(one: Known, rules: Rules, affordable: float = math.inf) -> Work:
+    """Lets the rate of a candidate fall from where it is; where it falls already, to the end that
+    it has."""
+    images = round(one.images / (1 - rules.decay_fraction))
+    if rules.longest is not None and images > rules.longest:
+        return GoOn(one.number, None)
+    return Finish(one.number, int(min(images, affordable)))
 
 
 def is_flat(one: Known, rules: Rules) -> bool:

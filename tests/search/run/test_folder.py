@@ -9,7 +9,15 @@ from search.run.folder import LOCK, check_new
 
 
 @pytest.mark.parametrize(
-    "names", [[], ["audit.json", "audit.html"], [".gitkeep", "lost+found"], [LOCK, "study.journal"]]
+    "names",
+    [
+        [],
+        ["audit.json", "audit.html"],
+        [".gitkeep", "lost+found"],
+        [LOCK, "data.yaml"],
+        ["backbones.yaml"],
+        ["night.log"],
+    ],
 )
 def test_a_search_may_begin_in_a_folder_that_is_new_or_its_own(
     names: list[str], tmp_path: Path

@@ -184,10 +184,24 @@ def test_without_time_to_finish_one_the_best_is_kept_as_it_is(
     complete = [trial.number for trial in study.trials if trial.state is TrialState.COMPLETE]
     assert complete == [1]
     progress: Any = search.progress
-    assert progress.lines == ["no time is left: trial 0001 is kept as it was at its best look"]
+    assert progress.lines == ["no time is left: trial 0001 is taken as it was at its best look"]
     # With one that is complete, the others wait.
     search.keep_best()
     assert [trial.number for trial in paused_trials(study)] == [0, 2]
+
+
+def test_a_look_that_a_trial_lost_hides_no_later_one(
+    make_search: Callable[..., Search], study: optuna.Study
+) -> None:
+    """A training that was kept in vain was looked at where it goes on without a look."""
+    search = make_search(looking, trials=1)
+    new_trial(study, CENTRE, SPACE)
+    search.run_trial(claim(study, study.trials[0]), 1_000)
+    told = study.trials[0].user_attrs[LOOKS]
+    lost = [1_300, told[0][1] + 1, 0.6, told[0][3] + 1]
+    study._storage.set_trial_user_attr(study.trials[0]._trial_id, LOOKS, [*told, lost])
+    search.run_trial(claim(study, study.trials[0]), 2_000)
+    assert [look[0] for look in study.trials[0].user_attrs[LOOKS]] == [1_000, 1_300, 2_000]
 
 
 def test_a_schedule_that_must_know_its_end_is_not_cut_short(

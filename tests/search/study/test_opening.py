@@ -182,6 +182,18 @@ def test_recovery_works_with_any_storage(url: str | None, tmp_path: Path) -> Non
     assert [trial.number for trial in paused_trials(again)] == [0]
 
 
+def test_a_candidate_that_was_taken_as_it_was_is_told_after_a_kill(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    """Its trial still says that its end is open."""
+    begun = replace(RECIPE, schedule="constant", epochs=None)
+    study.ask().set_user_attr(RECIPE_ATTRIBUTE, asdict(begun))
+    ended = replace(begun, epochs=1.5, decay_fraction=0.0)
+    save_progress(leave_complete(tmp_path / "candidates" / "0000").path, ended, [])
+    recover(study, tmp_path)
+    assert study.trials[0].state is TrialState.COMPLETE
+
+
 def test_a_finished_trials_checkpoint_is_cleared_away(study: optuna.Study, tmp_path: Path) -> None:
     trial = study.ask()
     record_outcome(trial, "pruned", row={})

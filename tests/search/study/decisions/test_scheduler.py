@@ -316,3 +316,30 @@ def test_a_forecast_is_what_comes() -> None:
     before = found.seconds
     assert ahead == pytest.approx(found.run().seconds - before)
     assert forecast(found.known, IMAGES, 0.01) == 0.0
+
+
+def test_a_rate_that_falls_already_falls_to_the_end_it_has() -> None:
+    """A training of known length that was stopped while its rate fell."""
+    rules = replace(TIME, longest=8_000, trials=1)
+    late = Known(0, "paused", (Point(2_000, 20.0, 0.8), Point(7_000, 70.0, 0.9)), until=7_000)
+    assert next_work([late], rules, 30.0) == GoOn(0, None)
+    early = replace(late, points=(Point(2_000, 20.0, 0.8), Point(6_000, 60.0, 0.9)), until=6_000)
+    assert next_work([early], rules, 30.0) == Finish(0, 7_500)
+
+
+def test_more_time_after_the_best_is_complete_is_for_the_others() -> None:
+    first = Simulation(TIME, 600.0).run()
+    known = list(first.known)
+    spent = first.seconds
+    more = Simulation(TIME, 1_200.0, known=known, seconds=spent).run()
+    assert len(more.complete) > len(first.complete)
+    assert more.seconds > 900.0
+
+
+def test_what_was_pruned_takes_no_finalists_place() -> None:
+    points = (Point(1_000, 10.0, 0.8), Point(2_000, 20.0, 0.82), Point(4_000, 40.0, 0.85))
+    pruned = [Known(n, "pruned", (Point(1_000, 10.0, 0.9),)) for n in range(3)]
+    paused = Known(3, "paused", points, until=4_000)
+    work = next_work([*pruned, paused], replace(TIME, trials=4), 100.0)
+    assert isinstance(work, GoOn | Finish)
+    assert work.number == 3
