@@ -89,7 +89,7 @@ def test_a_time_limit_is_no_failure_and_tells_how_to_go_on(
 ) -> None:
     command = command_of(name, run_folder, *more)
     open_pool(run_folder, device="cpu")  # nothing is left to score
-    assert main([*command, "--timeout", "0s"]) == 0
+    assert main([*command, "--timeout", "0.001s"]) == 0
     told = capsys.readouterr()
     assert told.out.splitlines()[-1] == f"the time limit was reached: {how}"
     assert told.err == ""
@@ -99,7 +99,7 @@ def test_a_time_limit_is_no_failure_and_tells_how_to_go_on(
 def test_a_time_limit_while_a_run_is_opened_goes_on_as_well(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command_of("soup", run_folder, "--timeout", "0s")) == 0
+    assert main(command_of("soup", run_folder, "--timeout", "0.001s")) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"the time limit was reached: {GOES_ON}"
 
 

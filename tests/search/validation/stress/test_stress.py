@@ -142,7 +142,10 @@ def test_without_out_it_lies_beside_the_model(run: Path, tmp_path: Path) -> None
             "add --images",
         ),
         (lambda run, own: ["--model", str(run / "fused"), *own], "python -m ensemble stress"),
-        (lambda run, own: ["--model", str(run / "alone"), *own], "must have its weights"),
+        (
+            lambda run, own: ["--model", str(run / "alone"), *own],
+            "must be complete, but its training is not",
+        ),
         (
             lambda run, own: ["--model", str(run.parent / "lonely" / "x"), "--limit", "4"],
             "a model that lies in no run has no select split",
