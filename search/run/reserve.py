@@ -26,7 +26,7 @@ SCORING_SPEED = "scoring_images_per_second"
 """Entry of metrics.json."""
 
 RESULTS_SECONDS = 10.0
-"""Kept of the time limit for plots and pages before they were first made and measured."""
+"""Kept of the time limit for plots and pages, at least."""
 
 SLOWER = 2.0
 """Times that a first scoring may take longer than looks did: without it nothing is complete."""
@@ -46,8 +46,10 @@ class Reserve:
         self.most = math.inf if timeout is None else LARGEST_RESERVE * timeout.total_seconds()
 
     def measured(self, seconds: float) -> None:
-        """Takes note of how long the results took to write, of few trials as yet."""
-        self.results_seconds, self.is_measured = 2 * seconds, True
+        """Takes note of how long the results took to write, of few trials as yet: those of many
+        take longer."""
+        self.results_seconds = max(RESULTS_SECONDS, 2 * seconds)
+        self.is_measured = True
 
     def seconds_to_keep_one(self) -> float:
         """For the scoring of the first candidate, which then is complete and is scored on report;

@@ -218,8 +218,7 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
                 remains = not isinstance(_next(opened), Stop)
             stopped_by_time = interruption.timed_out and remains
             if stopped_by_time and not (baseline_alone or interruption.requested):
-                # What is kept for the results may be spent: there are none without it.
-                interruption.reserved_seconds = 0.0
+                interruption.reserved_seconds = reserve.results_seconds
                 search.keep_best()
         interruption.reserved_seconds = reserve.results_seconds
         if not interruption.requested:

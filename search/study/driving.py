@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import optuna
 import pandas as pd
 import torch
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter, ValidationError
 
 from search.errors import UserError
@@ -100,7 +100,7 @@ class Search:
     after_trial: Callable[[int], None] = lambda _: None
     """Called with the number of a trial that was told, or waits again."""
 
-    def folder(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Path:
+    def folder(self, trial: optuna.Trial | FrozenTrial) -> Path:
         """Where a trial's candidate lies."""
         return self.run / CANDIDATES / trial_name(trial)
 
@@ -140,7 +140,7 @@ class Search:
             return
         paused = [one for one in known if one.state == "paused" and one.points]
         for one in sorted(paused, key=lambda one: (-_best_auc(one), one.number)):
-            (trial,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == one.number)
+            trial = self._trial(one.number)
             steps = steps_done(self.folder(trial), self.plan.steps)
             if steps is None:
                 continue  # its checkpoint is gone or damaged
@@ -156,13 +156,16 @@ class Search:
         number = work.number
         if number is None:
             number = self._drawn()
-        (waiting,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == number)
         until = None if isinstance(work, Finish) else work.until
         return (
-            claim(self.study, waiting),
+            claim(self.study, self._trial(number)),
             until,
             work.images if isinstance(work, Finish) else None,
         )
+
+    def _trial(self, number: int) -> FrozenTrial:
+        (found,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == number)
+        return found
 
     def _drawn(self) -> int:
         """Adds a configuration that is drawn; returns its number."""

@@ -39,7 +39,7 @@ from search.study.trials import (
 )
 from search.training.candidate import Candidate
 from search.training.objective import NAMES
-from search.training.train import HOW_NOT_WHAT, ITS_END
+from search.training.train import free_fields
 
 FINGERPRINT = "fingerprint"
 """User attribute of a study: of the splits that its trials were trained and scored on."""
@@ -141,7 +141,7 @@ def _is_of(candidate: Candidate, trial: FrozenTrial) -> bool:
     # As a storage gives it back, without tuples.
     same: dict[str, Any] = json.loads(json.dumps(found))
     # One that was taken as it was ended elsewhere than was thought.
-    free = (*HOW_NOT_WHAT, *(ITS_END if candidate.recipe.schedule == "constant" else ()))
+    free = free_fields(candidate.recipe)
     return begun is None or all(
         same.get(name) == value for name, value in begun.items() if name not in free
     )

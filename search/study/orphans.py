@@ -9,7 +9,7 @@ from pathlib import Path
 from search.errors import UserError
 from search.training.candidate import RECIPE, Candidate
 from search.training.recipe import Recipe
-from search.training.train import HOW_NOT_WHAT, ITS_END
+from search.training.train import free_fields
 
 ORPHANS = "orphans"
 
@@ -42,5 +42,5 @@ def set_aside_orphan(folder: Path, recipe: Recipe, tell: Callable[[str], None]) 
 
 
 def _what(recipe: Recipe) -> Recipe:
-    names = (*HOW_NOT_WHAT, *(ITS_END if recipe.schedule == "constant" else ()))
+    names = free_fields(recipe)
     return replace(recipe, **{name: getattr(Recipe, name) for name in names})

@@ -356,7 +356,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """Reads a training state that `save_state` wrote, onto the CPU.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: if the file is absent or damaged.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -267,11 +267,14 @@ def train(
     return _complete(candidate, training, task, splits, final, facts)
 
 
+def free_fields(recipe: Recipe) -> frozenset[str]:
+    """Fields of a Recipe that may be others while it is still the same training."""
+    return frozenset((*HOW_NOT_WHAT, *(ITS_END if recipe.schedule == "constant" else ())))
+
+
 def describe_training(recipe: Recipe, splits: Splits, task: Task) -> dict[str, Any]:
     """What tells a training from others, as plain values: a checkpoint goes on only as the same."""
-    left_out = {*HOW_NOT_WHAT}
-    if recipe.schedule == "constant":
-        left_out |= {*ITS_END}
+    left_out = free_fields(recipe)
     what = {name: value for name, value in asdict(recipe).items() if name not in left_out}
     described = {**what, "images": splits.fingerprint(), **task.identity()}
     plain: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read
@@ -281,11 +284,8 @@ def describe_training(recipe: Recipe, splits: Splits, task: Task) -> dict[str, A
 def unfinished_training(folder: Path) -> dict[str, Any] | None:
     """What `describe_training` said of the training that a folder's checkpoint is of; None without
     a checkpoint that can be read."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return None
     try:
-        found: dict[str, Any] = json.loads(load_state(path)["identity"])
+        found: dict[str, Any] = json.loads(load_state(folder / CHECKPOINT)["identity"])
     except (UserError, KeyError, ValueError):
         return None
     return found
@@ -294,11 +294,8 @@ def unfinished_training(folder: Path) -> dict[str, Any] | None:
 def steps_done(folder: Path, steps_per_epoch: int) -> int | None:
     """Optimizer steps after which a folder's checkpoint was saved; None without one that can be
     read."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return None
     try:
-        state = load_state(path)
+        state = load_state(folder / CHECKPOINT)
         return int(state["epoch"]) * steps_per_epoch + int(state["batch"])
     except (UserError, KeyError, ValueError):
         return None

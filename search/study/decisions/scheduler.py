@@ -99,6 +99,11 @@ class Rules:
     """Configurations, or half of `trials` if that is more, that may be no better than those before
     them; then no more are begun."""
 
+    @property
+    def fall(self) -> float:
+        """What the fall of the rate takes, in all that a training has taken before it."""
+        return self.decay_fraction / (1 - self.decay_fraction)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -312,9 +317,8 @@ def _leaves_the_best_its_share(
     still gets its share of the time. On the first rung all are compared."""
     if layout.seconds is None or rung == 0:
         return True
-    share = rules.decay_fraction / (1 - rules.decay_fraction)
     ahead = layout.rungs[rung] - one.seconds
-    ahead += share * layout.rungs[rung] * min(len(best), rules.finalists)
+    ahead += rules.fall * layout.rungs[rung] * min(len(best), rules.finalists)
     kept = 0.0 if best[0].state == "complete" else rules.best_share * layout.seconds
     return (1 - rules.margin) * layout.left - ahead >= kept
 
@@ -351,18 +355,17 @@ def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
         assert rules.longest is not None
         return Finish(paused[0].number, rules.longest)
     usable = (1 - rules.margin) * layout.left
-    share = rules.decay_fraction / (1 - rules.decay_fraction)
     one = best[0]
     if one.state != "paused":
         # The best has all its time: the others are finished in what is left.
         for other in paused:
-            if share * other.seconds <= usable:
+            if rules.fall * other.seconds <= usable:
                 return _end(other, rules)
         return Stop("the others cannot be finished in the time left")
-    usable -= share * one.seconds
+    usable -= rules.fall * one.seconds
     for other in paused[1:]:
-        if share * other.seconds <= usable:
-            usable -= share * other.seconds
+        if rules.fall * other.seconds <= usable:
+            usable -= rules.fall * other.seconds
     more = usable * (1 - rules.decay_fraction)
     per_image = one.seconds / one.images
     images = one.images + int(more / per_image)
