@@ -67,8 +67,9 @@ def resolve_device(name: str) -> torch.device:
         ) from None
     if device.type == "cuda":
         _check_cuda(device)
-        # The thread that pins memory, and other parts of torch, use the current GPU.
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            # The thread that pins memory, and other parts of torch, use the current GPU.
+            torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps needs an Apple GPU, none was found; use --device auto")
     return device
@@ -111,6 +112,11 @@ def supports_capability(capability: tuple[int, int], architectures: list[str]) -
         if kind == "compute" and (major, minor) <= capability:
             return True
     return False
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def describe_device(device: torch.device) -> str:

@@ -303,7 +303,7 @@ def frozen_features(
                 back_off(lambda part: network.forward_with_features(part)[0], images)
             )
         # Copies: what a worker sent lies in shared memory.
-        parts.append(pooled.double().cpu().numpy().copy())
+        parts.append(pooled.cpu().double().numpy().copy())
         speeds.append(len(images) / (time.perf_counter() - started))
         indices.append(batch.indices.numpy().copy())
         if not goes_on():

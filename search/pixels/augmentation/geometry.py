@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.machine.device import exact_float32
 from search.pixels.augmentation.colours import spread, to_bytes
 from search.pixels.canvas import resample
 
@@ -86,8 +87,9 @@ def crop_resize_together(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     of it, slower on a CPU."""
     top, left, height, width = boxes.unbind(1)
     sizes, filters = torch.full_like(top, size), torch.full_like(top, Filter.BILINEAR)
-    rows = _weights(top, height, sizes, (size, images.shape[-2]), filters)
-    columns = _weights(left, width, sizes, (size, images.shape[-1]), filters)
+    device = images.device
+    rows = _weights(top, height, sizes, (size, images.shape[-2]), filters, device)
+    columns = _weights(left, width, sizes, (size, images.shape[-1]), filters, device)
     return to_bytes(_separable(images.float(), rows, columns).round_())
 
 
@@ -112,7 +114,8 @@ def _resample(
     if images.device.type == "cpu" and len(images) == 1 and filters[0] != Filter.LANCZOS:
         return _interpolate(images, size, Filter(int(filters[0])).name.lower())
     shape = (size, images.shape[-1])
-    weights = _weights(torch.zeros_like(lengths), lengths, counts, shape, filters)
+    starts = torch.zeros_like(lengths)
+    weights = _weights(starts, lengths, counts, shape, filters, images.device)
     return to_bytes(_separable(images.float(), weights, weights).round_())
 
 
@@ -129,14 +132,21 @@ def _interpolate(images: Tensor, size: int, mode: str) -> Tensor:
 
 def _separable(levels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Levels (N, 3, H, W) mapped by (N, S, H) and (N, T, W) to (N, 3, S, T)."""
-    rows, columns = rows.to(levels.device), columns.to(levels.device)
-    return rows[:, None] @ levels @ columns[:, None].mT
+    # TF32, which is for training alone, would leave many pixels a level off.
+    with exact_float32() if levels.is_cuda else nullcontext():
+        return rows[:, None] @ levels @ columns[:, None].mT
 
 
 def _weights(
-    starts: Tensor, lengths: Tensor, counts: Tensor, shape: tuple[int, int], filters: Tensor
+    starts: Tensor,
+    lengths: Tensor,
+    counts: Tensor,
+    shape: tuple[int, int],
+    filters: Tensor,
+    device: torch.device,
 ) -> Tensor:
-    """What antialiased resampling along one axis takes from where, (N, *shape), float32.
+    """What antialiased resampling along one axis takes from where, (N, *shape), float32, made on a
+    device.
 
     Args:
         starts: (N,), where each image's stretch of the axis begins, in pixels.
@@ -144,16 +154,19 @@ def _weights(
         counts: (N,), to how many pixels it is brought; further rows are 0.
         shape: rows and columns of each matrix.
         filters: (N,), a `Filter` each.
+        device: of the matrices; the other arguments are on the CPU.
     """
+    names = filters.unique().tolist()  # before they are on a GPU, which would be waited for
     starts, lengths, counts, filters = (
-        column.float()[:, None, None] for column in (starts, lengths, counts, filters)
+        column.float().to(device, non_blocking=True)[:, None, None]
+        for column in (starts, lengths, counts, filters)
     )
-    row = torch.arange(shape[0], dtype=torch.float32)[:, None]
-    column = torch.arange(shape[1], dtype=torch.float32)
+    row = torch.arange(shape[0], dtype=torch.float32, device=device)[:, None]
+    column = torch.arange(shape[1], dtype=torch.float32, device=device)
     scale = lengths / counts
     distance = (column + 0.5 - starts - (row + 0.5) * scale) / scale.clamp_min(1.0)
     weights = torch.zeros_like(distance)
-    for name in filters.unique().tolist():
+    for name in names:
         weights = torch.where(filters == name, _KERNELS[name](distance.abs()), weights)
     weights = weights * (column >= starts) * (column < starts + lengths)
     weights = weights / weights.sum(-1, keepdim=True)

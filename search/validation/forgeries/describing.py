@@ -123,7 +123,7 @@ def describe(
     for batch in batches:
         with torch.inference_mode(), exact_float32():
             images = batch.canvases.to(runtime.device).float() / 255
-            found = descriptor(images).double().cpu().numpy()
+            found = descriptor(images).cpu().double().numpy()
         if described is None:
             described = np.full((rows, found.shape[1]), np.nan)
         described[batch.indices.numpy()] = found

@@ -55,6 +55,20 @@ def test_unsupported_gpu_is_told_before_the_first_kernel(monkeypatch: pytest.Mon
         resolve_device("cuda:3")
 
 
+def test_a_gpu_is_made_the_current_one_only_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses to make a device without a number the current one."""
+    current = list[int]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+    assert current == []
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [1]
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
 def test_unknown_device_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="--device must be auto"):

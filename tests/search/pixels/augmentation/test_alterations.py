@@ -13,6 +13,8 @@ from timm.data import auto_augment as timm_operations
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
+from search.machine.device import fast_float32, widest_float
+from search.pixels.augmentation import colours
 from search.pixels.augmentation.alterations import OPERATIONS, alter_one_by_one, alter_together
 from search.pixels.augmentation.blending import REACH, blob, draw_blend
 from search.pixels.augmentation.geometry import (
@@ -70,6 +72,28 @@ def test_crops_of_a_whole_batch_are_alike(size: int) -> None:
     boxes = torch.tensor(BOXES)
     together = crop_resize_together(CANVASES, boxes, size)
     assert furthest(together, crop_resize(CANVASES, boxes, size)) <= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to crop on")
+def test_crops_are_the_same_on_a_gpu_that_trains() -> None:
+    """Its products are in TF32 then, which has half the digits."""
+    boxes, device = torch.tensor(BOXES), torch.device("cuda")
+    with fast_float32(device):
+        found = crop_resize(CANVASES.to(device), boxes, 100)
+    assert found.is_cuda
+    assert furthest(found.cpu(), crop_resize_together(CANVASES, boxes, 100)) <= 1
+
+
+def test_a_device_without_float64_alters_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert widest_float(torch.device("mps")) is torch.float32
+    parameters = torch.tensor([(1.0, 0.6, 1.0, 0.0, 0, 1, 2, 3)] * len(CANVASES))
+    expected = [OPERATIONS[name](CANVASES, parameters) for name in ("autocontrast", "jitter")]
+    monkeypatch.setattr(colours, "widest_float", lambda _: torch.float32)
+    stretched, jittered = (
+        OPERATIONS[name](CANVASES, parameters) for name in ("autocontrast", "jitter")
+    )
+    assert torch.equal(stretched, expected[0])
+    assert furthest(jittered, expected[1]) <= 1
 
 
 @pytest.mark.parametrize("size", [24, 72, 100])
