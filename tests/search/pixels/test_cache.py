@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,19 @@ def test_what_does_not_fit_is_decoded_as_it_comes(
     caching.read.clear()
     assert torch.equal(caching.scored(), expected)
     assert caching.read == ["6.png", "7.png", "8.png"]
+
+
+def test_the_next_command_takes_nothing_of_what_the_first_one_left(
+    caching: Caching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT_FREE", 0.5)
+    usage = SimpleNamespace(free=12 * ONE)
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: usage)
+    caching.fill()
+    assert len(caching.read) == 6
+    usage.free = 6 * ONE
+    caching.fill()
+    assert len(caching.read) == 6
 
 
 def test_broken_images_are_left_to_whoever_reads_them(
