@@ -80,6 +80,9 @@ class StressSettings:
     labels: Path | None = None
     """Label file of the images (img_name,target; 1 = fake)."""
 
+    groups: Path | None = None
+    """Group file of the images (img_name,group): intervals take those of one group together."""
+
     limit: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
     """Use at most so many images: stratified, whole groups, the same for every model."""
 
@@ -99,6 +102,8 @@ class StressSettings:
                 f"--images and --labels belong together, but only --{given} was given; add "
                 f"--{missing}"
             )
+        if self.groups is not None and self.labels is None:
+            raise UserError("--groups needs --images and --labels")
 
 
 @Parameter(name="*")

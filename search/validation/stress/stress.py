@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def run_stress(
             quarantine=quarantine,
             on_image=bar.update,
         )
-    rows = stress_table(scores, table["target"].to_numpy())
+    rows = stress_table(scores, table["target"].to_numpy(), table["group"].to_numpy())
     write_atomically(folder / STRESS, lambda path: rows.to_csv(path, index=False))
     draw_heat_maps(rows, folder)
     console.print(_printed(rows))
@@ -106,23 +107,26 @@ def run_stress(
     return rows
 
 
-def stress_table(scores: NDArray[np.float64], targets: NDArray[np.int64]) -> pd.DataFrame:
+def stress_table(
+    scores: NDArray[np.float64], targets: NDArray[np.int64], groups: NDArray[np.object_]
+) -> pd.DataFrame:
     """The rows of stress.csv: first the images as they are, then a row for each alteration.
 
     Args:
         scores: of CLEAN and ALTERATIONS, (K, N), as `score_altered` gives them.
         targets: (N,), 1 = fake.
+        groups: (N,), of the images: intervals take those of one group together.
 
     Raises:
         UserError: if a class is absent among the images that could be read.
     """
     is_read = ~np.isnan(scores[0])
-    targets = targets[is_read]
+    targets, groups = targets[is_read], groups[is_read]
     check_two_classes(pd.DataFrame({"target": targets}), "the images that can be read")
     rows: list[tuple[object, ...]] = []
-    clean = measure(scores[0][is_read], targets)
+    clean = measure(scores[0][is_read], targets, groups)
     for alteration, own in zip((CLEAN, *ALTERATIONS), scores, strict=True):
-        found = measure(own[is_read], targets)
+        found = measure(own[is_read], targets, groups)
         figures = (found.auc, found.auc_low, found.auc_high, found.auc - clean.auc, found.n)
         rows.append((alteration.kind, alteration.strength, *figures))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -151,7 +155,8 @@ def worst_case(rows: pd.DataFrame) -> str:
 def _images(settings: StressSettings, console: Console) -> tuple[pd.DataFrame, Quarantine]:
     """The label table, and what sets its broken images aside."""
     if settings.labels is not None and settings.images is not None:
-        table = read_labels(settings.labels, settings.images)
+        tell = partial(tell_line, console)
+        table = read_labels(settings.labels, settings.images, settings.groups, tell=tell)
         quarantine = Quarantine(None, tell=lambda line: tell_line(console, line))
     else:
         run = settings.model.resolve().parent.parent
@@ -159,6 +164,11 @@ def _images(settings: StressSettings, console: Console) -> tuple[pd.DataFrame, Q
             raise UserError(
                 f"a model that lies in no run has no select split, found no {SETTINGS} in {run}; "
                 "give --images and --labels"
+            )
+        if (settings.model / RECIPE).exists() and Candidate(settings.model).has_seen("select"):
+            raise UserError(
+                f"a model must be tried on images that it was not trained on, but {settings.model} "
+                "was trained on select; give --images and --labels"
             )
         splits = read_splits(load_settings(run), lambda line: tell_line(console, line))
         check_data(run, splits)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,14 @@ from torch import Tensor, nn
 
 from search.cli import main
 from search.data.inputs import read_splits, write_data
+from search.errors import UserError
 from search.pixels.altering import ALTERATIONS, CLEAN
 from search.pixels.canvas import describe_canvas
 from search.settings.commands import StressSettings
 from search.settings.saved import write_settings
 from search.settings.search import SearchSettings
 from search.training.candidate import save_candidate
+from search.training.metrics import delong_interval
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.validation.stress.figure import DARK_PLOT, PLOT
@@ -203,7 +207,7 @@ def test_figures_are_of_what_could_be_read() -> None:
     scores = 0.3 * generator.random((len(ALTERATIONS) + 1, 40)) + 0.5 * targets
     scores[5, targets == 1] = 0.0
     scores[:, 7] = np.nan
-    rows = stress_table(scores, targets)
+    rows = stress_table(scores, targets, np.arange(40))
     assert (rows["images"] == 39).all()
     assert rows["auc"][0] == 1.0
     assert rows["auc"][5] == 0.0
@@ -211,6 +215,28 @@ def test_figures_are_of_what_could_be_read() -> None:
     assert worst_case(rows).startswith(f"worst: {worst} (")
     assert "-1.0000 against 1.0000 clean" in worst_case(rows)
     assert mean_of_subset(rows) == 1.0
+
+
+def test_intervals_take_images_of_one_group_together() -> None:
+    generator = np.random.default_rng(1)
+    targets, groups = np.array([0, 1] * 80), np.repeat(np.arange(40), 4)
+    clips = generator.normal(size=40)[groups] + targets
+    scores = np.tile(1 / (1 + np.exp(-clips)), (len(ALTERATIONS) + 1, 1))
+    row = stress_table(scores, targets, groups).iloc[1]
+    found = (row["auc_low"], row["auc_high"])
+    together, alone = (delong_interval(scores[0], targets, own) for own in (groups, None))
+    assert found == pytest.approx((together.low, together.high))
+    assert found != pytest.approx((alone.low, alone.high), abs=1e-3)
+
+
+def test_what_was_trained_on_select_is_not_tried_on_it(run: Path, tmp_path: Path) -> None:
+    folder = run / "refits" / "refit-0000"
+    shutil.copytree(run / "candidates" / "0000", folder)
+    replace(RECIPE, trained_on="fit+select").save(folder / "recipe.yaml")
+    settings = StressSettings(model=folder, device="cpu", out=tmp_path)
+    with pytest.raises(UserError, match=r"was trained on select; give --images and --labels"):
+        run_stress(settings, Console(quiet=True))
+    shutil.rmtree(run / "refits")
 
 
 def test_a_loaded_candidate_is_its_network(run: Path) -> None:
