@@ -309,6 +309,7 @@ def _alone(run: Path) -> Iterator[None]:
         COMPARISON,
         ELSEWHERE,
         MERGED,
+        REFITS,
         drop_unfinished_writes,
     )
     from search.settings.saved import load_settings
@@ -332,7 +333,7 @@ def _alone(run: Path) -> Iterator[None]:
             drop_unfinished_writes(folder)
         for folder in (run / ELSEWHERE).glob("*"):
             drop_unfinished_writes(folder)
-        for folder in (run / CANDIDATES).glob("*"):
+        for folder in (*(run / CANDIDATES).glob("*"), *(run / REFITS).glob("*")):
             drop_unfinished_writes(folder, f"{ELSEWHERE}-*")
         finish_all_replacing(run)
         yield

@@ -28,6 +28,7 @@ from search.machine.files import (
     ELSEWHERE,
     MERGED,
     QUARANTINE,
+    REFITS,
     file_sha256,
     load_yaml,
     write_atomically,
@@ -41,6 +42,9 @@ from search.training.scoring import SCORING_BATCH, predict
 
 FIGURES = ("auc", "auc_low", "auc_high")
 """What a comparison shows of a set from elsewhere."""
+
+NO_AUC = -1.0
+"""Stands for a figure that there is none of, where rows are told apart by it."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEAD_BYTES = 4096
@@ -201,9 +205,11 @@ def read_elsewhere(run: Path, comparison: pd.DataFrame) -> dict[str, pd.DataFram
         try:
             # As Python reads numbers, which is exact; text stays what it is, as an empty path.
             table = pd.read_csv(file, dtype=str, keep_default_na=False)
-            table["auc_select"] = table["auc_select"].map(float)
+            # A model that was trained on select has no figure on it, and NaN equals nothing.
+            table["auc_select"] = table["auc_select"].map(lambda text: float(text or NO_AUC))
             known = table.set_index(key)[list(FIGURES)].replace("", "nan").astype("float64")
-            found = known.reindex(pd.MultiIndex.from_frame(comparison[key]))
+            wanted = comparison[key].fillna({"auc_select": NO_AUC})
+            found = known.reindex(pd.MultiIndex.from_frame(wanted))
         except (OSError, ValueError, KeyError):
             continue
         if found["auc"].notna().any():
@@ -261,7 +267,7 @@ def _recorded(folder: Path) -> str | None:
 
 def _forget(run: Path, name: str) -> None:
     """Deletes what is known of a set, what tells its images last."""
-    for parent in (CANDIDATES, MERGED):
+    for parent in (CANDIDATES, MERGED, REFITS):
         for path in (run / parent).glob(f"*/{ELSEWHERE}-{name}.csv"):
             path.unlink(missing_ok=True)
     for file in (COMPARISON, QUARANTINE, DATA):

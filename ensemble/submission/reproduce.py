@@ -213,6 +213,11 @@ def submit_command(settings: SubmitSettings, model: str) -> list[str]:
     command += ["--phase", settings.phase]
     if settings.broken_score is not None:
         command += ["--broken-score", repr(settings.broken_score)]
+    for field in fields(SubmitSettings):
+        # What bears on the last digits of a score.
+        value = getattr(settings, field.name)
+        if field.name in ("batch_size", "precision") and value != field.default:
+            command += [flag(field.name), str(value)]
     return command
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from ensemble.submission.package import Content, write_package
 from ensemble.submission.samples import describe_samples
 from ensemble.submission.verify import verify
 from search.catalogue.backbones import Catalogue, load_backbones
+from search.data.inputs import DATA
 from search.data.labels import read_list
 from search.errors import UserError
 from search.machine.device import describe_device, resolve_precision
-from search.machine.files import BACKBONES, file_sha256
+from search.machine.files import BACKBONES, check_writable, file_sha256
+from search.machine.progress import tell_line
 from search.settings.saved import load_settings
 from search.training.candidate import Candidate
 from search.training.network import Network
@@ -67,15 +70,17 @@ def run_submit(
     """
     run = settings.run
     seed = load_settings(run).seed
+    check_writable(run)
     ledger = Ledger(run / LEDGER, settings.time_zone)
     begun = _finish_begun(run, ledger)
     if begun is None:
         _check_quota(ledger, settings, clock())
     choice = choose_model(run, settings.model)
+    _check_owner(choice.folder, run)
     model, spec = load_model(choice.folder)
     catalogue = load_backbones(run / BACKBONES)
     rules = _judge(model, spec, catalogue, choice, describe_samples(run))
-    table = read_list(settings.names, settings.images)
+    table = read_list(settings.names, settings.images, tell=partial(tell_line, console))
     console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)
     runtime = open_runtime(settings.device, settings.workers)
     precision = resolve_precision(settings.precision, runtime.device)
@@ -117,6 +122,20 @@ def run_submit(
         console.print(f"the earlier submission is now {kept}", highlight=False, soft_wrap=True)
     _tell(console, run / SUBMISSION, manifest, ledger, settings, clock())
     return run / SUBMISSION
+
+
+def _check_owner(folder: Path, run: Path) -> None:
+    """A submission tells of the images and generated samples of its run.
+
+    Raises:
+        UserError: if the model is another run's.
+    """
+    owner = folder.resolve().parent.parent
+    if owner != run.resolve() and (owner / DATA).exists():
+        raise UserError(
+            f"--model must be of the run {run}, whose images and samples a submission tells of, "
+            f"found {folder}; give --run {owner}"
+        )
 
 
 def complete_scores(
@@ -274,8 +293,10 @@ def _tell(
     )
     console.print(
         f"{settings.phase} phase: {quota.made} of {quota.limit} submissions made today "
-        f"({ledger.zone.key}), {left} left",
+        f"({ledger.zone.key}), {left} left; those of other runs are not counted here, but by the "
+        "competition",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -18,8 +18,9 @@ from ensemble.pool.pool import Pool, open_pool
 from search.catalogue.backbones import load_backbones
 from search.catalogue.rules import count_parameters
 from search.data.inputs import read_splits, write_data
-from search.data.splits import Splits
+from search.data.splits import Splits, TrainedOn
 from search.machine.device import Runtime, resolve_device
+from search.machine.files import REFITS
 from search.pixels.canvas import describe_canvas
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
@@ -27,7 +28,7 @@ from search.report.leaderboard import COLUMNS, write_leaderboard
 from search.settings.saved import write_settings
 from search.settings.search import SearchSettings
 from search.training.arithmetic import DEFAULT
-from search.training.candidate import Candidate
+from search.training.candidate import REFIT_OF, Candidate
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
@@ -230,3 +231,15 @@ def _status_gib(field: str) -> float:
         if line.startswith(field)
     )
     return int(line.split()[1]) / 2**20
+
+
+def refit(pool: Pool, trained_on: TrainedOn) -> Candidate:
+    """The best candidate's recipe on other splits, as `search refit` leaves it."""
+    recipe = replace(pool.best.recipe, epochs=1, trained_on=trained_on)
+    return train(
+        recipe,
+        pool.splits,
+        pool.run / REFITS / f"refit-{trained_on}",
+        runtime=CPU,
+        facts={REFIT_OF: pool.best.name, "pretraining": "none (from scratch)"},
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from ensemble.cli import main
@@ -29,7 +30,7 @@ from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.training.metrics import delong_interval, delong_test, roc_auc
 from search.training.scoring import predict
-from tests.ensemble.conftest import make_images
+from tests.ensemble.conftest import make_images, refit
 
 QUIET = Console(quiet=True)
 
@@ -107,6 +108,21 @@ def test_every_model_is_scored_and_nothing_is_chosen_by_it(pool: Pool, files: Fi
     columns = table.set_index("model")
     np.testing.assert_allclose(columns["auc@celeb"], own["auc"])
     np.testing.assert_allclose(columns["auc_low@celeb"], own["auc_low"])
+
+
+def test_a_refit_is_scored_anew_with_the_others_and_costs_no_set(pool: Pool, files: Files) -> None:
+    found = refit(pool, "fit+select")  # which has no figure on select
+    columns = compare(pool, told(files, pool.run)).set_index("model")
+    assert columns["auc@celeb"].notna().all()
+    assert pd.isna(columns.loc[found.name, "auc_select"])
+    before = pd.read_csv(found.path / "elsewhere-celeb.csv")
+    for path in files.images.iterdir():  # of the same names, other images
+        with Image.open(path) as image:
+            ImageOps.invert(image.convert("RGB")).save(path)
+        path.write_bytes(path.read_bytes() + b" ")
+    compare(pool, told(files, pool.run, overwrite=True))
+    after = pd.read_csv(found.path / "elsewhere-celeb.csv")
+    assert (before["y_pred"] != after["y_pred"]).any()
 
 
 def test_sets_stay_beside_each_other_until_a_model_is_another(

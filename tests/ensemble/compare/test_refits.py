@@ -13,25 +13,12 @@ from ensemble.compare.compare import run_compare
 from ensemble.compare.recommended import choose_model
 from ensemble.network.model import load_model
 from ensemble.pool.pool import Pool
-from search.data.splits import TrainedOn
 from search.errors import UserError
 from search.machine.files import REFITS
 from search.report.page import _merged, _refits
-from search.training.candidate import REFIT_OF, Candidate
+from search.training.candidate import Candidate
 from search.training.train import train
-from tests.ensemble.conftest import CPU
-
-
-def refit(pool: Pool, trained_on: TrainedOn) -> Candidate:
-    """The best candidate's recipe on other splits, as `search refit` leaves it."""
-    recipe = replace(pool.best.recipe, epochs=1, trained_on=trained_on)
-    return train(
-        recipe,
-        pool.splits,
-        pool.run / REFITS / f"refit-{trained_on}",
-        runtime=CPU,
-        facts={REFIT_OF: pool.best.name, "pretraining": "none (from scratch)"},
-    )
+from tests.ensemble.conftest import CPU, refit
 
 
 @pytest.fixture

@@ -183,6 +183,8 @@ def test_the_submit_command_gives_the_same_settings() -> None:
         names=Path("/data/faces/list.txt"),
         phase="test",
         broken_score=0.5,
+        batch_size=5,
+        precision="bf16",
     )
     command = submit_command(settings, "merged/fused")
     assert parse(SubmitSettings, command) == replace(

@@ -109,6 +109,15 @@ def test_the_folder_is_complete_and_scores_the_list(settings: SubmitSettings) ->
     assert "1 of 2 submissions made today (UTC), 1 left" in text
 
 
+def test_a_model_of_another_run_is_refused(settings: SubmitSettings, tmp_path: Path) -> None:
+    """Its images and samples are not those that the submission would tell of."""
+    other = tmp_path / "other"
+    shutil.copytree(settings.run, other)
+    with pytest.raises(UserError, match=rf"give --run {other}"):
+        submit(replace(settings, model=str(other / "candidates" / "0000")))
+    assert not (settings.run / "submission").exists()
+
+
 def test_precision_is_recorded_and_verified_with(settings: SubmitSettings) -> None:
     submit(replace(settings, precision="bf16", batch_size=5))
     folder = settings.run / "submission"
