@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -19,6 +20,12 @@ DEBUG = "--debug"
 
 STOPPED, STOPPED_STATUS = "stopped", 130
 """What Ctrl-C ends with: the word on standard error and the exit status, 128 + SIGINT."""
+
+
+REFUSALS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EIO, errno.ENAMETOOLONG}
+)
+"""What a file system refuses, for reasons that the user can mend."""
 
 
 class UserError(Exception):
@@ -90,6 +97,14 @@ def run_app(app: Any, arguments: Sequence[str]) -> int:
         if debug:
             raise
         errors.print(f"error: {' '.join(str(error).split())}")
+        return 2
+    except OSError as error:
+        if debug or error.errno not in REFUSALS or error.filename is None:
+            raise
+        errors.print(
+            f"error: {error.filename} must be open to this user and its disk must have room, "
+            f"found: {error.strerror}; mend that, and give the same command again"
+        )
         return 2
     except RuntimeError as error:
         if debug or "out of memory" not in str(error):

@@ -6,8 +6,9 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,7 @@ from ensemble.settings import PredictSettings
 from search.data.labels import read_list
 from search.errors import UserError
 from search.machine.device import resolve_precision
+from search.machine.progress import tell_line
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -49,7 +51,9 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
         raise UserError("predict needs an image, a folder or a list to score, or --export onnx")
     for flag, path in (("--output", settings.output), ("--export-file", settings.export_file)):
         _check_target(flag, path)
-    table = None if settings.path is None else find_images(settings.path, settings.images)
+    table = None
+    if settings.path is not None:
+        table = find_images(settings.path, settings.images, partial(tell_line, console))
     runtime = open_runtime(settings.device, settings.workers)
     if settings.export is not None:
         check_installed()
@@ -89,7 +93,9 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
         )
 
 
-def find_images(path: Path, images: Path | None = None) -> pd.DataFrame:
+def find_images(
+    path: Path, images: Path | None = None, tell: Callable[[str], None] = lambda _: None
+) -> pd.DataFrame:
     """The images that a path stands for: img_name and path, one row each.
 
     Args:
@@ -97,6 +103,7 @@ def find_images(path: Path, images: Path | None = None) -> pd.DataFrame:
             relative to it, hidden files and other suffixes left out; or a list file
             (.txt, .csv, .tsv) with the header img_name.
         images: the folder that the names of a list are relative to; default: the list's own.
+        tell: given a line on names that a list repeats.
 
     Raises:
         UserError: if there is nothing at the path, the folder holds no image, or the list breaks a
@@ -110,7 +117,7 @@ def find_images(path: Path, images: Path | None = None) -> pd.DataFrame:
             )
         return _table(names, [path.absolute() / name for name in names])
     if path.suffix.lower() in LIST_SUFFIXES:
-        return read_list(path, images or path.parent)
+        return read_list(path, images or path.parent, tell=tell)
     if not path.is_file():
         raise UserError(f"{path} must be an image, a folder or a list, found nothing there")
     return _table([path.name], [path.absolute()])

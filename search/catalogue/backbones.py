@@ -12,10 +12,11 @@ from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from search.catalogue.dimensions import DIMENSIONS, Dimension, read_dimensions
-from search.catalogue.kinds import Kind, read_kinds
+from search.catalogue.kinds import DropPath, Kind, LearningRate, read_kinds
 from search.catalogue.timm_models import architectures, pretrained_names, unknown_name
 from search.errors import UserError
 from search.machine.files import check_keys, first_problem, load_yaml, suggestion
+from search.pixels.canvas import LARGEST_SIDE, SMALLEST_SIDE
 from search.training.network import REACHING_OUT
 
 _IN_CHECKOUT = Path(__file__).parents[2] / "backbones.yaml"
@@ -24,9 +25,8 @@ DEFAULT_PATH = _IN_CHECKOUT if _IN_CHECKOUT.exists() else Path(__file__).with_na
 """The file at the top of a checkout; what is installed without one carries a copy."""
 
 Triple = tuple[float, float, float]
-Range = tuple[float, float]
 WeightsSource = Literal["hub", "file", "none"]
-ImageSize = Annotated[StrictInt, Field(ge=16)]
+ImageSize = Annotated[StrictInt, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
 
 RESERVED_ARGUMENTS = REACHING_OUT | {"num_classes", "drop_path_rate", "img_size"}
 """Arguments of timm.create_model that the search sets itself."""
@@ -50,10 +50,9 @@ class Backbone:
     """Per-channel standard deviation, likewise."""
     image_sizes: tuple[ImageSize, ...]
     """Sides in pixels to choose from; the first one is the default."""
-    learning_rate: Range = (1e-5, 1e-3)
-    """Lowest and highest, searched on a log scale."""
-    drop_path: Range | None = None
-    """Lowest and highest stochastic depth rate; None where the architecture has none."""
+    learning_rate: LearningRate = (1e-5, 1e-3)
+    drop_path: DropPath | None = None
+    """None where the architecture has none."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model."""
     pretraining: str | None = None
@@ -98,22 +97,6 @@ class Backbone:
         if not sizes or len(set(sizes)) < len(sizes):
             raise ValueError(f"must list at least one size, each once, found {list(sizes)}")
         return sizes
-
-    @field_validator("learning_rate")
-    @classmethod
-    def _check_learning_rate(cls, value: Range) -> Range:
-        low, high = value
-        if not 0 < low <= high:
-            raise ValueError(f"must be 0 < low <= high, found (low={low:g}, high={high:g})")
-        return value
-
-    @field_validator("drop_path")
-    @classmethod
-    def _check_drop_path(cls, value: Range | None) -> Range | None:
-        if value is not None and not 0 <= value[0] <= value[1] < 1:
-            low, high = value
-            raise ValueError(f"must be 0 <= low <= high < 1, found (low={low:g}, high={high:g})")
-        return value
 
     @field_validator("model_args")
     @classmethod

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from search.catalogue.dimensions import DIMENSIONS, Dimension, Value
 from search.errors import UserError
-from search.machine.files import check_keys
-
-OF_AN_ENTRY = ("learning_rate", "drop_path")
-"""What a kind says for those of its backbones that say nothing themselves."""
+from search.machine.files import check_keys, first_problem
 
 SOURCE = "source"
+
+Range = tuple[float, float]
+
+
+def _check_learning_rate(value: Range) -> Range:
+    low, high = value
+    if not 0 < low <= high:
+        raise ValueError(f"must be 0 < low <= high, found (low={low:g}, high={high:g})")
+    return value
+
+
+def _check_drop_path(value: Range) -> Range:
+    low, high = value
+    if not 0 <= low <= high < 1:
+        raise ValueError(f"must be 0 <= low <= high < 1, found (low={low:g}, high={high:g})")
+    return value
+
+
+LearningRate = Annotated[Range, AfterValidator(_check_learning_rate)]
+"""Lowest and highest, searched on a log scale."""
+
+DropPath = Annotated[Range, AfterValidator(_check_drop_path)]
+"""Lowest and highest stochastic depth rate."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a kind says for those of its backbones that say nothing themselves."""
+
+    learning_rate: LearningRate | None = None
+    drop_path: DropPath | None = None
+
+
+OF_AN_ENTRY = tuple(field.name for field in fields(_Entry))
 
 
 @dataclass(frozen=True)
@@ -74,4 +107,8 @@ def _read_kind(name: str, content: Any, dimensions: Mapping[str, Dimension]) -> 
                 f"found {value!r}; `space:` can widen that"
             )
     entry = {key: content[key] for key in OF_AN_ENTRY if key in content}
+    try:
+        TypeAdapter(_Entry).validate_python(entry)
+    except ValidationError as error:
+        raise UserError(f"kind '{name}': {first_problem(error)}") from error
     return Kind(name, entry, centre, source.strip())

@@ -40,7 +40,7 @@ def read_labels(
 ) -> pd.DataFrame:
     """The table of a label file.
 
-    Rows that repeat an image with the same target are dropped; the first is kept.
+    Rows that repeat an image with the same target are dropped, and told; the first is kept.
 
     Args:
         labels: comma- or tab-separated text with the header `img_name,target` or
@@ -65,7 +65,7 @@ def read_labels(
         row = table[wrong].iloc[0]
         fail(labels, row["line"], f"target must be 0 or 1, found '{row['target']}'")
     table["target"] = table["target"].astype(np.int64)
-    table = _drop_repeats(_with_keys(table, labels), "target", labels)
+    table = _drop_repeats(_with_keys(table, labels), "target", labels, tell)
     table = _locate(table, images, labels, skip_missing=skip_missing, tell=tell)
     if groups is None:
         table = table.assign(group=table["img_name"], method=NO_METHOD)
@@ -74,16 +74,22 @@ def read_labels(
     return table[["img_name", "path", "target", "group", "method"]].reset_index(drop=True)
 
 
-def read_list(names: Path, images: Path, *, skip_missing: bool = False) -> pd.DataFrame:
+def read_list(
+    names: Path,
+    images: Path,
+    *,
+    skip_missing: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame:
     """The table, without `target`, of a file with the one column `img_name` or `img_path`.
 
-    Of a label file the names are used. Repeated names are dropped; the first is kept.
+    Of a label file the names are used. Repeated names are dropped, and told; the first is kept.
 
     Raises:
         UserError: as `read_labels` does.
     """
     table = read_rows(names, (None, "target"))
-    table = _drop_repeats(_with_keys(table, names), None, names)
+    table = _drop_repeats(_with_keys(table, names), None, names, tell)
     remedy = "add them, or take them off the list"
     table = _locate(table, images, names, skip_missing=skip_missing, remedy=remedy)
     table["group"] = table["img_name"]
@@ -131,7 +137,12 @@ def _with_keys(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table.assign(key=keys.mask(loose, keys[loose].map(posixpath.normpath)))
 
 
-def _drop_repeats(table: pd.DataFrame, value: str | None, path: Path) -> pd.DataFrame:
+def _drop_repeats(
+    table: pd.DataFrame,
+    value: str | None,
+    path: Path,
+    tell: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame:
     """The first row of every image; rows of one image must agree in the column `value`."""
     repeated = table.duplicated("key", keep=False)
     if value is not None and repeated.any():
@@ -148,7 +159,14 @@ def _drop_repeats(table: pd.DataFrame, value: str | None, path: Path) -> pd.Data
                 f"here and {earlier[value]} on line {earlier['line']} (images in conflict: "
                 f"{count}); remove the wrong lines",
             )
-    return table.drop_duplicates("key")
+    once = table.drop_duplicates("key")
+    if len(once) < len(table):
+        again = table["img_name"][table.duplicated("key")]
+        tell(
+            f"{len(again):,} of {len(table):,} lines of {path.name} name an image once more and "
+            f"are left out: {_examples(again)}"
+        )
+    return once
 
 
 def _locate(

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Collection, Hashable
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -121,6 +122,22 @@ def copy_atomically(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
     write_atomically(target, write)
+
+
+def check_writable(folder: Path) -> None:
+    """Before anything is computed for files that could not be written.
+
+    Raises:
+        UserError: if no file can be made in the folder.
+    """
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} must be a folder that can be written to, found: {error.strerror}; copy it "
+            "to where it can"
+        ) from None
 
 
 def drop_unfinished_writes(folder: Path, names: str = "*") -> None:

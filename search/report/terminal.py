@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +40,7 @@ class StudyProgress:
         console: Console,
         trials: int | None,
         *,
-        begun: int = 0,
+        begun: Iterable[str] = (),
         best: float = math.nan,
         objective: Objective = "auc",
         seconds_ahead: Callable[[], float | None] = lambda: None,
@@ -49,20 +49,20 @@ class StudyProgress:
         Args:
             console: where to write; bars only if it is a terminal.
             trials: how many configurations shall be begun; None if the time will tell.
-            begun: how many were.
+            begun: the names of those that were.
             best: their best objective; NaN without one.
             objective: what candidates are compared by.
             seconds_ahead: how long the search will go on; None if that is not known.
         """
         self.console = console
-        self.trials, self.begun = trials, begun
+        self.trials, self.begun = trials, set(begun)
         self.seconds_ahead = seconds_ahead
         self.best, self.value = best, NAMES[objective]
         self.epochs: float | None = None
         self.bars = Bars(console)
         self.study_bar = self.bars.add("configurations", trials)
         self.epoch_bar = self.bars.add("", visible=False)
-        self.study_bar.update(begun, info=self._study_info())
+        self.study_bar.update(len(self.begun), info=self._study_info())
 
     def __enter__(self) -> StudyProgress:
         self.bars.__enter__()
@@ -88,7 +88,7 @@ class StudyProgress:
             until: images at which it pauses; None trains it to its end.
             goes_on: it was paused, and is trained from where it was.
         """
-        self.begun += not goes_on
+        self.begun.add(name)
         self.epochs = recipe.epochs
         # Told before, of one that goes on.
         what = "" if goes_on else f": {_describe(recipe)}"
@@ -137,12 +137,12 @@ class StudyProgress:
             markup=False,
             soft_wrap=True,
         )
-        self.study_bar.update(self.begun, info=self._study_info())
+        self.study_bar.update(len(self.begun), info=self._study_info())
         self.epoch_bar.hide()
 
     def _study_info(self) -> str:
         of = "" if self.trials is None else f" of {self.trials}"
-        parts = [f"{self.begun}{of} begun"] if not self.bars.live else []
+        parts = [f"{len(self.begun)}{of} begun"] if not self.bars.live else []
         if not math.isnan(self.best):
             parts.append(f"best complete {self.value} {self.best:.4f}")
         ahead = self.seconds_ahead()

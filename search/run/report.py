@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from search.errors import UserError
+from search.machine.files import check_writable
 from search.machine.interruption import Interruption
 from search.machine.progress import tell_line
 from search.report.projections import write_projections
@@ -26,12 +27,13 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     is running; else they are left blank, and told.
 
     Raises:
-        UserError: if the folder holds no search.
+        UserError: if the folder holds no search, or cannot be written to.
         KeyboardInterrupt: after Ctrl-C.
     """
     settings = load_settings(out)
     assert settings.out is not None
     run = settings.out
+    check_writable(run)
     interruption = Interruption()
     study: optuna.Study | None = None
     try:
@@ -47,7 +49,6 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     except UserError as error:
         tell_line(console, f"the report split is left as it is: {error}")
     except OSError as error:
-        # A folder that may only be read, as Kaggle mounts its input.
         tell_line(console, f"the report split is left as it is: {error}")
         study = study_of(settings, run, console)
     interruption.check()

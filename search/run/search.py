@@ -51,7 +51,7 @@ from search.study.opening import (
 from search.study.plan import SearchPlan, prepare
 from search.study.probing import is_worth_probing, probe_pool
 from search.study.report_split import score_best_on_report
-from search.study.trials import claim, complete_trials, known_trials
+from search.study.trials import claim, complete_trials, known_trials, trial_name
 from search.validation.audit.warning import LEAK, leak_warnings
 from search.validation.forgeries.contact_sheet import CONTACT_SHEET, write_contact_sheet
 
@@ -191,7 +191,7 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     progress = StudyProgress(
         console,
         None if baseline_alone else plan.rules.trials,
-        begun=sum(one.state != "waiting" for one in known),
+        begun=[trial_name(one) for one in known if one.state != "waiting"],
         objective=plan.settings.objective,
         best=max((trial.value or 0.0 for trial in complete_trials(study)), default=math.nan),
         seconds_ahead=lambda: _seconds_ahead(opened),

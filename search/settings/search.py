@@ -37,7 +37,7 @@ class SearchSettings(DataSettings):
     weights_dir: Path | None = None
     """Start from files in this folder instead, each named <backbone>.safetensors."""
 
-    image_size: Annotated[int | None, Parameter(validator=Number(gte=32))] = None
+    image_size: Annotated[int | None, Parameter(validator=Number(gte=32, lte=1024))] = None
     """One image size in pixels for every backbone, instead of those in the backbones file."""
 
     canvas: Annotated[int | None, Parameter(validator=Number(gte=16, lte=1024))] = None

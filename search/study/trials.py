@@ -48,7 +48,7 @@ NOT_IN_ROW = frozenset(
 """Entries of metrics.json that are no columns of the leaderboard."""
 
 
-def trial_name(trial: optuna.Trial | FrozenTrial) -> str:
+def trial_name(trial: optuna.Trial | FrozenTrial | Known) -> str:
     """The trial's number in four digits: the name of its folder in candidates/."""
     return f"{trial.number:04d}"
 

@@ -87,6 +87,61 @@ def test_ctrl_c_in_a_report_is_no_traceback(
         main(["report", "--out", "x", "--debug"])
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(13, "Permission denied", "x/y.csv"), "x/y.csv must be open to this user"),
+        (OSError(28, "No space left on device", "x/y.csv"), "found: No space left on device;"),
+    ],
+)
+def test_what_a_disk_refuses_is_told_in_one_line(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("search.run.report.write_run_report", refuse)
+    assert main(["report", "--out", "x"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert told in line
+    assert line.count("\n") == 1
+    with pytest.raises(OSError, match=str(error.strerror)):
+        main(["report", "--out", "x", "--debug"])
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "x"), BrokenPipeError(32)])
+def test_what_the_user_cannot_mend_stays_a_traceback(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("search.run.report.write_run_report", fail)
+    with pytest.raises(type(error)):
+        main(["report", "--out", "x"])
+
+
+def test_a_folder_that_may_only_be_read_is_told_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_settings(SearchSettings(out=tmp_path).resolved(), tmp_path)
+    # As a read-only file system answers; the tests' user may write anywhere.
+    original = os.open
+
+    def read_only(path: object, flags: int, *more: object, **options: object) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(path).startswith(str(tmp_path)):
+            raise OSError(30, "Read-only file system", str(path))
+        return original(path, flags, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert main(["report", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} must be a folder that can be written to, found: Read-only file system; "
+        "copy it to where it can\n"
+    )
+
+
 def test_ctrl_c_ends_the_dashboard(tmp_path: Path) -> None:
     settings = SearchSettings(train_labels=tmp_path / "a", train_images=tmp_path, out=tmp_path)
     write_settings(settings.resolved(), tmp_path)

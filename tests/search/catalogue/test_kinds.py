@@ -94,6 +94,11 @@ def test_every_shipped_backbone_has_a_kind_that_is_known_from_somewhere() -> Non
         ({"a": {"weight_decay": [0, 1], "source": "x"}}, "'weight_decay' of kind 'a' must be one"),
         ({"a": {"weight_decay": 0.5, "source": "x"}}, "must lie between 0.001 and 0.3, found 0.5"),
         ({"a": {"augmentation": "lihgt", "source": "x"}}, "kind 'a': 'augmentation' must be one"),
+        (
+            {"a": {"learning_rate": [1, 0], "source": "x"}},
+            "kind 'a': learning_rate must be 0",
+        ),
+        ({"a": {"drop_path": "often", "source": "x"}}, "kind 'a': drop_path"),
     ],
 )
 def test_what_is_no_kind_is_told(content: object, message: str) -> None:

@@ -320,7 +320,10 @@ def test_groups_need_not_cover_skipped_images(images: Path, tmp_path: Path) -> N
     ],
 )
 def test_unlabelled_lists(content: str, images: Path, tmp_path: Path) -> None:
-    table = read_list(write(tmp_path, content), images)
+    lines = list[str]()
+    table = read_list(write(tmp_path, content), images, tell=lines.append)
+    repeats = ["1 of 3 lines of labels.txt name an image once more and are left out: b.jpg"]
+    assert lines == (repeats if content.count("b.jpg") > 1 else [])
     assert table.columns.tolist() == ["img_name", "path", "group"]
     assert table["img_name"].tolist() == ["b.jpg", "a.jpg"]
 

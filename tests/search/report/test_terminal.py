@@ -29,7 +29,7 @@ RECIPE = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", ca
 def play(*, terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120)
-    with StudyProgress(console, 5, begun=1, seconds_ahead=lambda: 100.0) as progress:
+    with StudyProgress(console, 5, begun=["0000"], seconds_ahead=lambda: 100.0) as progress:
         progress.trial_started("0001", RECIPE)
         progress.step(StepRecord(0, 1, 2, None, 10.0))
         progress.step(StepRecord(0, 2, 2, 0.693, 12.0))
@@ -69,7 +69,9 @@ def test_a_terminal_shows_speed_and_loss() -> None:
 def test_a_resumed_study_knows_its_past_and_what_goes_on_is_not_begun_again() -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=200)
-    with StudyProgress(console, 3, begun=2, best=0.8, seconds_ahead=lambda: 120.0) as progress:
+    with StudyProgress(
+        console, 3, begun=["0000", "0001"], best=0.8, seconds_ahead=lambda: 120.0
+    ) as progress:
         progress.trial_started("0001", RECIPE, until=4_000, goes_on=True)
         progress.trial_paused("interrupted by the user")
         progress.trial_started("0002", RECIPE, until=2_000)
@@ -82,6 +84,14 @@ def test_a_resumed_study_knows_its_past_and_what_goes_on_is_not_begun_again() ->
         "augmentation none 0.50",
         "  paused | 3 of 3 begun, best complete AUC 0.8000, about 2 min 0 s left",
     ]
+
+
+def test_one_whose_checkpoint_was_lost_is_not_counted_twice() -> None:
+    stream = io.StringIO()
+    with StudyProgress(Console(file=stream, width=200), 2, begun=["0000", "0001"]) as progress:
+        progress.trial_started("0001", RECIPE)
+        progress.trial_paused()
+    assert stream.getvalue().splitlines()[-1] == "  paused | 2 of 2 begun"
 
 
 def test_how_many_are_begun_may_be_open() -> None:
