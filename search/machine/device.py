@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from search.errors import UserError
 
@@ -233,6 +234,16 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps":
         torch.mps.set_rng_state(state["mps"])
+
+
+def compile_anew(network: nn.Module) -> nn.Module:
+    """torch.compile, for one network at a time: what was compiled before is dropped.
+
+    torch compiles a function, all networks' `forward` alike, for eight of them at most, and runs
+    the ninth as it is without a word.
+    """
+    torch.compiler.reset()
+    return cast(nn.Module, torch.compile(network))
 
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "thop")

@@ -21,9 +21,9 @@ class Seconds:
     """
 
     train: float = 0.0  # steps
-    score: float = 0.0  # forward passes of the looks and of the last scoring
+    score: float = 0.0  # looks and the last scoring, with what they waited for images
     save: float = 0.0  # checkpoints
-    wait: float = 0.0  # for batches, of the training and of the scoring
+    wait: float = 0.0  # for batches of the training
 
     @property
     def total(self) -> float:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from search.machine.device import (
     Precision,
     Runtime,
+    compile_anew,
     fast_float32,
     library_versions,
     native_half_precision,
@@ -221,7 +222,10 @@ def _measure_all(
 
     def measure(arithmetic: Arithmetic) -> None:
         quickest = max((m.images_per_second for m in found), default=0.0)
-        limit = HOPELESS * images / quickest if quickest and not arithmetic.compile else None
+        limit = None
+        # On a GPU a first step loads and tunes its kernels: it says nothing of the next.
+        if quickest and runtime.device.type == "cpu" and not arithmetic.compile:
+            limit = HOPELESS * images / quickest
         # An operation that bf16 lacks, no compiler, too little memory: the others are tried.
         try:
             measured = _measure(network, arithmetic.applied(plain), runtime, batch, limit, check)
@@ -288,7 +292,7 @@ def _measure(
     trained = copy.deepcopy(network).to(runtime.device).train()
     if recipe.channels_last:
         trained = cast(Any, trained).to(memory_format=torch.channels_last)
-    compiled: Any = torch.compile(trained) if recipe.compile else trained
+    compiled: Any = compile_anew(trained) if recipe.compile else trained
     step = OptimizerStep(compiled, make_optimizer(trained, recipe, runtime), _loss, recipe, runtime)
     losses: list[float] = []
     seconds: list[float] = []

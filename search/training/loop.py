@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from search.errors import UserError
 from search.machine.device import (
     Runtime,
+    compile_anew,
     fast_float32,
     random_state,
     restore_random_state,
@@ -125,7 +126,7 @@ class Training:
         # The compiled module shares its parameters with the network.
         compiled = self.network
         if recipe.compile:
-            compiled = cast(nn.Module, torch.compile(self.network))
+            compiled = compile_anew(self.network)
         self._average = _average(self.network, recipe)
         self._optimizer = make_optimizer(self.network, recipe, runtime)
         self.steps = len(batches)
@@ -286,6 +287,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "precision": self.step.precision,
+            "fell_back": self.step.precision != self.recipe.precision,
             "micro_batch_size": self.step.micro_batch_size,
             "end": self.end,
             "decay_start": decay_start(self.recipe, self.steps),
@@ -317,7 +319,8 @@ class Training:
         if self._average is not None:
             self._average.module.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
-        if state["precision"] == "fp32":
+        # Before that was told apart, whatever was in fp32 had fallen back to it.
+        if state.get("fell_back", state["precision"] == "fp32"):
             self.step.fall_back()
         if self.step.skips_overflows and state["scaler"]:
             self.step.scaler.load_state_dict(state["scaler"])

@@ -223,10 +223,9 @@ def train(
 
     def score(network: nn.Module, loader: Loader, precision: Precision) -> Evaluation:
         nonlocal scoring_speed
-        seconds, started = training.seconds, time.perf_counter()
-        batches = seconds.waited_for(iter(loader))
-        with seconds.spent_on("score"):
-            found = evaluate(network, batches, runtime, on_batch, precision, table=loader.table)
+        started = time.perf_counter()
+        with training.seconds.spent_on("score"):
+            found = evaluate(network, loader, runtime, on_batch, precision, table=loader.table)
         scoring_speed = len(found.predictions.scores) / (time.perf_counter() - started)
         return found
 

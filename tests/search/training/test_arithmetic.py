@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from search.data.splits import Splits
-from search.machine.device import Runtime
+from search.machine.device import Runtime, compile_anew
 from search.machine.interruption import Interrupted
 from search.training import arithmetic as module
 from search.training import train as training_module
@@ -156,6 +156,46 @@ def test_a_hopeless_arithmetic_is_given_up_after_one_step(monkeypatch: pytest.Mo
     _, _, clock = choose(monkeypatch, {"bf16": 50.0, "bf16 channels_last": 50.0})
     assert clock.seen.count("bf16") == clock.seen.count("bf16 channels_last") == 1
     assert clock.seen.count("fp32 channels_last") >= module.FIRST_STEPS
+
+
+@pytest.mark.parametrize(("kind", "gives_up"), [("cpu", True), ("cuda", False)])
+def test_a_gpus_first_step_gives_nothing_up(
+    kind: str, gives_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads and tunes its kernels."""
+    limits: list[float | None] = []
+
+    def measure(
+        _network: Any, recipe: Recipe, _runtime: Any, _batch: Any, limit: float | None, _check: Any
+    ) -> Any:
+        limits.append(limit)
+        return module._Measured(Arithmetic(recipe.precision, recipe.channels_last), (0.7,), 100.0)
+
+    monkeypatch.setattr(module, "_measure", measure)
+    monkeypatch.setattr(module, "native_half_precision", lambda _: "bf16")
+    runtime = Runtime(torch.device(kind))
+    module._measure_all(build_network(RECIPE), RECIPE, runtime, lambda: None)
+    assert limits[0] is None
+    assert [limit is not None for limit in limits[1:]] == [gives_up] * (len(limits) - 1)
+    assert len(limits) >= 4
+
+
+def test_every_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch compiles a function for a few networks, eight by default, and runs others as they
+    are."""
+    compiled: list[object] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: plain(network, backend=backend))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for number in range(1, 4):
+            network = compile_anew(nn.Sequential(nn.Linear(number, 2)))
+            network(torch.zeros(3, number))
+            assert len(compiled) == number
 
 
 def test_what_was_measured_is_kept_for_this_machine_and_network(

@@ -305,6 +305,17 @@ def test_lasting_overflow_of_fp16_goes_on_in_fp32(monkeypatch: pytest.MonkeyPatc
     assert all(tensor.isfinite().all() for tensor in training.averaged.state_dict().values())
 
 
+@pytest.mark.parametrize(("overflows", "precision"), [(0, "bf16"), (10**6, "fp32")])
+def test_going_on_elsewhere_is_in_what_is_fast_there_unless_it_had_overflowed(
+    overflows: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = fp16(monkeypatch) if overflows else replace(RECIPE, precision="fp32", epochs=2)
+    state = run(recipe, Overflows(range(overflows))).state_dict()
+    there = begin(replace(recipe, precision="bf16"))
+    there.load_state_dict(state)
+    assert there.step.precision == precision
+
+
 def test_frozen_batch_norm_keeps_its_statistics() -> None:
     start = build_network(RECIPE).state_dict()
     frozen = run(replace(RECIPE, freeze_norm_fraction=1.0)).network.state_dict()
