@@ -23,7 +23,8 @@ STOPPED, STOPPED_STATUS = "stopped", 130
 
 
 REFUSALS = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EIO, errno.ENAMETOOLONG}
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+    | {errno.ENAMETOOLONG}
 )
 """What a file system refuses, for reasons that the user can mend."""
 

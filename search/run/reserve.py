@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import optuna
 
@@ -62,7 +60,7 @@ class Reserve:
         images = limit + len(splits.select) + altered + len(splits.report)
         costs = [
             images
-            * _scoring_seconds(trial.user_attrs.get(ROW, {}))
+            * float(trial.user_attrs.get(ROW, {}).get("score_seconds", 0.0))
             / (len(looks_of(trial)) * limit)
             for trial in paused_trials(self.study)
             if looks_of(trial)
@@ -87,11 +85,3 @@ class Reserve:
                 costs.append(images / float(speed))
         total = sum(costs) + max(costs, default=0.0) + self.results_seconds
         return min(total + self.seconds_to_keep_one(), self.most)
-
-
-def _scoring_seconds(row: Mapping[str, Any]) -> float:
-    """Of all looks at a trial, with their share of the time that was waited for images."""
-    train, score, wait = (
-        float(row.get(f"{part}_seconds", 0.0)) for part in ("train", "score", "wait")
-    )
-    return score * (1 + wait / (train + score)) if score else 0.0

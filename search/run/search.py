@@ -183,10 +183,13 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     interruption = opened.interruption
     reserve = Reserve(opened.plan, run, study)
     interruption.reserved_seconds = reserve.seconds()
+    is_prepared = False
     # What stops it here stops the search below, where all is told.
     with suppress(Interrupted):
         opened = _prepared(opened, baseline_alone=baseline_alone)
-    plan = opened.plan
+        is_prepared = True
+    plan = reserve.plan = opened.plan
+    interruption.reserved_seconds = reserve.seconds()
     known = known_trials(study)
     progress = StudyProgress(
         console,
@@ -215,9 +218,10 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
                 remains = _waiting_baselines(study) > 0
             else:
                 reason = search.drive()
-                remains = not isinstance(_next(opened), Stop)
+                remains = not is_prepared or not isinstance(_next(opened), Stop)
             stopped_by_time = interruption.timed_out and remains
-            if stopped_by_time and not (baseline_alone or interruption.requested):
+            finishes = is_prepared and not (baseline_alone or interruption.requested)
+            if stopped_by_time and finishes:
                 interruption.reserved_seconds = reserve.results_seconds
                 search.keep_best()
         interruption.reserved_seconds = reserve.results_seconds

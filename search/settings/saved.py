@@ -23,7 +23,7 @@ look an epoch; their trials cannot go on."""
 
 FREE_ON_RESUME = frozenset(
     {"trials", "timeout", "keep", "device", "workers", "micro_batch_size", "skip_missing", "out"}
-    | {"checkpoint_minutes", "cache", "disk", "probe"}
+    | {"checkpoint_minutes", "cache", "disk", "probe", "precision", "compile"}
 )
 """Settings that a resumed run may change without its trials becoming incomparable."""
 

@@ -159,5 +159,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, timedelta):
-        return f"{value.total_seconds():.0f}s"
+        return f"{value.total_seconds():.3f}".rstrip("0").rstrip(".") + "s"
     return value

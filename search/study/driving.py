@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import optuna
 import pandas as pd
 import torch
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter, ValidationError
 
-from search.errors import UserError
+from search.errors import REFUSALS, UserError
 from search.machine.device import is_out_of_memory
 from search.machine.files import CANDIDATES
 from search.machine.interruption import Interrupted, Interruption
@@ -51,7 +52,7 @@ from search.training.loop import NonFiniteLossError, StepRecord
 from search.training.metrics import Metrics
 from search.training.objective import value_of
 from search.training.recipe import Recipe
-from search.training.train import HOW_NOT_WHAT, Watch, steps_done, train
+from search.training.train import HOW_NOT_WHAT, ITS_END, Watch, steps_done, train
 
 FAILURES_TO_STOP = 3
 """A study whose first so many trials all fail is stopped: the next would fail as well."""
@@ -215,7 +216,7 @@ class Search:
         self, trial: optuna.Trial, until: int | None, images: int | None, *, keeps: bool
     ) -> str | None:
         recipe = self._recipe(trial)
-        if images is not None:
+        if images is not None and self.plan.rules.prolongs:
             recipe = self.plan.ended(recipe, images, images if keeps else self._images(trial))
         verdict = self.plan.judge_recipe(recipe)
         # Figures that the trial had reached stay until there are others.
@@ -271,12 +272,14 @@ class Search:
             ) from error
         except OSError as error:
             # No recipe is at fault: a full disk, say, would fail the next trial as well.
+            is_refused = error.errno in REFUSALS
+            rule = "the run folder must take what is written" if is_refused else "trial stopped"
+            remedy = "make room, and the" if is_refused else "the"
             raise UserError(
-                f"the run folder must take what is written, found: {error}; make room, and the "
-                "same command goes on from the last checkpoint"
+                f"{rule}, found: {error}; {remedy} same command goes on from the last checkpoint"
             ) from error
-        except UserError:
-            raise
+        except (UserError, StorageInternalError):
+            raise  # no recipe is at fault: it goes on from its checkpoint
         except Exception as error:
             if self.interruption.requested:
                 # Workers that the signal reached as well may fail first.
@@ -296,16 +299,21 @@ class Search:
         return None
 
     def _recipe(self, trial: optuna.Trial) -> Recipe:
-        """What a trial proposes; one that goes on keeps the recipe that it began with."""
+        """What a trial proposes; one that goes on keeps the recipe that it began with, and one that
+        begins anew, because its checkpoint is gone, the end that it was given."""
         recipe = self.plan.recipe_of(trial)
         begun = trial.user_attrs.get(RECIPE)
-        if begun is None or not (self.folder(trial) / CHECKPOINT).exists():
+        if begun is None:
             return recipe
         try:
             kept = TypeAdapter(Recipe).validate_python(begun)
         except ValidationError:
             return recipe
-        return replace(kept, **{name: getattr(recipe, name) for name in HOW_NOT_WHAT})
+        if (self.folder(trial) / CHECKPOINT).exists():
+            return replace(kept, **{name: getattr(recipe, name) for name in HOW_NOT_WHAT})
+        if recipe.epochs is not None:
+            return recipe
+        return replace(recipe, **{name: getattr(kept, name) for name in ITS_END})
 
     def _images(self, trial: optuna.Trial) -> int:
         """That a trial has seen by its last look."""

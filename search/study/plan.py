@@ -126,6 +126,11 @@ def prepare(
     Raises:
         UserError: for anything that would stop the search later; nothing was written then.
     """
+    if settings.schedule == "cosine" and settings.epochs is None:
+        raise UserError(
+            "--schedule cosine must know where it ends; add --epochs, or leave the schedule to be "
+            "constant"
+        )
     device = resolve_device(settings.device)
     precision = check_training_precision(settings.precision, device)
     catalogue = load_backbones(catalogue_path or settings.backbones or DEFAULT_PATH)
@@ -133,7 +138,7 @@ def prepare(
     pool = [_sized(backbone, settings.image_size) for backbone in catalogue.pool(settings.pool)]
     workers = default_workers(device) if settings.workers is None else settings.workers
     runtime = Runtime(device, workers)
-    check_writable(settings)
+    check_out(settings)
     source = settings.weights_source
     verdicts = [
         (backbone, judge(backbone, backbone.image_sizes[0], catalogue.budget, weights=source))
@@ -159,11 +164,6 @@ def prepare(
     baseline, notes = _baseline(catalogue, allowed, settings, console)
     if settings.trials is None and settings.timeout is None:
         settings = replace(settings, trials=max(FEWEST_TRIALS, 2 * (len(allowed) + 1)))
-    if settings.schedule == "cosine" and settings.epochs is None:
-        raise UserError(
-            "--schedule cosine must know where it ends; add --epochs, or leave the schedule to be "
-            "constant"
-        )
     assert settings.batch_size is not None
     if canvas is None:
         canvas = settings.canvas
@@ -214,7 +214,7 @@ def prepare(
     )
 
 
-def check_writable(settings: SearchSettings) -> None:
+def check_out(settings: SearchSettings) -> None:
     """
     Raises:
         UserError: if the run folder cannot be made or written to.

@@ -52,7 +52,8 @@ def open_storage(run: Path, url: str | None) -> BaseStorage:
         ) from None
     try:
         # No heartbeats: the run's lock says whether somebody works on a trial.
-        return RDBStorage(url)
+        # An idle connection may be closed between two looks: it is tried before it is used.
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except ImportError as error:
         cause = _first_cause(error)
         driver = cause.name if isinstance(cause, ImportError) and cause.name else "its driver"

@@ -681,6 +681,29 @@ def test_a_search_that_is_told_its_time_alone_trains_on_what_it_began(
     assert (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("objective", ["auc", "auc_stress"])
+def test_time_that_is_up_before_the_first_trial_is_told(
+    objective: str,
+    quick: list[str],
+    data_set: DataSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fill(_reader: object, _console: object, check: Any) -> None:
+        check.__self__.deadline = 0.0
+        check()
+
+    monkeypatch.setattr("search.run.search.fill", fill)
+    run = tmp_path / "run"
+    arguments = ["run", *data_set.flags, *quick, "--objective", objective, "--timeout", "60s"]
+    assert main([*arguments, "--out", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "the time limit was reached" in told
+    assert "resume with: python -m search run --out" in told
+    assert leaderboard(run).empty
+
+
 def test_what_is_not_scored_in_time_is_told_with_the_command(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,9 @@ def test_settings_that_may_hold_a_password_are_private(tmp_path: Path) -> None:
     assert (tmp_path / SETTINGS).stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("changes", [{"trials": 40}, {"timeout": timedelta(1)}, {"keep": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"trials": 40}, {"timeout": timedelta(1)}, {"keep": 2}, {"precision": "bf16"}]
+)
 def test_a_run_may_go_on_for_longer(changes: dict[str, Any], tmp_path: Path) -> None:
     settings = SearchSettings(**DATA, out=tmp_path).resolved()
     write_settings(settings, tmp_path)
@@ -80,8 +82,11 @@ def test_damaged_settings_are_one_user_error(text: str, tmp_path: Path) -> None:
         read_settings(tmp_path)
 
 
-@pytest.mark.parametrize("timeout", [timedelta(minutes=90), timedelta(days=12), timedelta(days=40)])
-def test_a_long_time_limit_survives_the_disk(timeout: timedelta, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "timeout",
+    [timedelta(seconds=0.4), timedelta(minutes=90), timedelta(days=12), timedelta(days=40)],
+)
+def test_any_time_limit_survives_the_disk(timeout: timedelta, tmp_path: Path) -> None:
     settings = SearchSettings(out=tmp_path, timeout=timeout).resolved()
     write_settings(settings, tmp_path)
     assert load_settings(tmp_path) == settings

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from search.errors import UserError
@@ -27,6 +28,7 @@ from search.study.driving import (
     drop_surplus_weights,
     kept_candidates,
 )
+from search.study.opening import recover
 from search.study.trials import (
     LOOKS,
     PAUSED,
@@ -275,7 +277,13 @@ def test_a_lost_gpu_ends_the_search_and_no_other_trial(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), UserError("too many images are broken")]
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(24, "Too many open files"),
+        UserError("too many images are broken"),
+        StorageInternalError("the connection was closed"),
+    ],
 )
 def test_what_no_recipe_is_to_blame_for_stops_the_search_and_loses_nothing(
     error: Exception, make_search: Callable[..., Search], study: optuna.Study, tmp_path: Path
@@ -284,9 +292,12 @@ def test_what_no_recipe_is_to_blame_for_stops_the_search_and_loses_nothing(
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"state")
     search = make_search(raising(error))
-    with pytest.raises(UserError, match=str(error.args[-1])):
+    raised = StorageInternalError if isinstance(error, StorageInternalError) else UserError
+    with pytest.raises(raised, match=str(error.args[-1])) as found:
         search.drive()
+    assert ("make room" in str(found.value)) == (getattr(error, "errno", None) == 28)
     assert checkpoint.exists()
+    recover(study, tmp_path)  # as the next command does
     assert [trial.number for trial in paused_trials(study)] == [0]
     assert len(study.trials) == 1
 
@@ -324,6 +335,45 @@ def test_a_trial_goes_on_with_the_recipe_that_it_began_with(
     (tmp_path / "candidates" / "0000" / CHECKPOINT).unlink()
     search.run_trial(claim(study, study.trials[0]))
     assert trained[-1] == other
+
+
+def test_a_trial_that_begins_anew_ends_where_that_was_settled(
+    make_search: Callable[..., Search], study: optuna.Study
+) -> None:
+    """Else it would train without end, and before all others."""
+    trained: list[Recipe] = []
+
+    def train(recipe: Recipe, *_: Any, **__: Any) -> Candidate:
+        trained.append(recipe)
+        raise Interrupted("stopped")
+
+    search = make_search(train, longest=None)
+    endless = replace(RECIPE, epochs=None, schedule="constant")
+    plan: Any = search.plan
+    plan.recipe_of = lambda _: endless
+    plan.ended = lambda recipe, images, _done: replace(
+        recipe, epochs=images / 100, decay_fraction=0.1
+    )
+    search.run_trial(study.ask(), None, 300)
+    search.run_trial(claim(study, study.trials[0]), None)
+    assert trained == [replace(endless, epochs=3.0, decay_fraction=0.1)] * 2
+
+
+def test_a_schedule_that_knows_its_end_is_finished_as_it_began(
+    make_search: Callable[..., Search], study: optuna.Study
+) -> None:
+    """With another fall it would be another training, and begin anew."""
+    trained: list[Recipe] = []
+
+    def train(recipe: Recipe, *_: Any, **__: Any) -> Candidate:
+        trained.append(recipe)
+        raise Interrupted("stopped")
+
+    search = make_search(train, prolongs=False)
+    plan: Any = search.plan
+    plan.ended = lambda recipe, _images, _done: replace(recipe, decay_fraction=0.1)
+    search.run_trial(study.ask(), None, 1_000)
+    assert trained == [RECIPE]
 
 
 def test_a_failed_trial_leaves_no_checkpoint(
