@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
+from filelock import FileLock
 
 # Before torch is imported anywhere: tests must neither reach a hub nor fight over the cores.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,15 +23,52 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the whole session, away from the user's, and for all of its processes: two may
-    fill it at once."""
+LONGEST = frozenset(
+    {
+        "test_nothing_is_lost_wherever_a_process_is_killed",
+        "test_a_model_near_the_budget_goes_all_the_way",
+    }
+)
+"""Tests of a minute: begun last, they would keep one core busy while the others wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first."""
+    items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the session, for all of its processes."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(shared_folder: Path) -> Path:
+    """One cache for the whole session, away from the user's; two processes may fill it at once."""
+    folder = shared_folder / "cache"
     folder.mkdir(exist_ok=True)
     os.environ["ONEFOLD_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes what takes long for all processes of the session: given a name and what fills a new
+    folder, the folder. Tests must not change it."""
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder = shared_folder / name
+        with FileLock(shared_folder / f"{name}.lock"):
+            is_made = shared_folder / f"{name}.made"
+            if not is_made.exists():
+                folder.mkdir()
+                make(folder)
+                is_made.touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,14 +90,11 @@ def no_power_cut() -> Iterator[None]:
 
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A figure takes a fifth of a second to draw: one pixel will do where nobody looks at it."""
-    stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "PNG")
+    """One pixel each, where nobody looks at them."""
+    # Not by the process that only shares the tests out: it imports torch.
+    from tests.blank import blank
 
-    def write(_figure: Figure, path: Path, **_options: object) -> None:
-        path.write_bytes(stream.getvalue())
-
-    monkeypatch.setattr(Figure, "savefig", write)
+    blank(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

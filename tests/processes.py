@@ -93,6 +93,7 @@ def _live(
     for number in (1, 2):
         os.dup2(file, number)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.fsync = lambda _: None  # as for the tests: only a power cut could tell
     sys.argv = [module, *arguments]
     if module.endswith(".py"):
         runpy.run_path(module, run_name="__main__")

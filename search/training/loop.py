@@ -101,6 +101,7 @@ class Training:
         history: one record a look.
         looked: steps that were done at the last look; 0 before the first.
         seconds: what all of it has taken; scoring and saving are added by who does it.
+        peak_bytes: the most memory of a GPU that it has taken by its last look, in all its pieces.
         best: the evaluation of the best look; None before the first, and where none is evaluated.
         best_epoch: the epochs that were done then; 0 before the first.
         best_state: its weights, on the CPU.
@@ -141,6 +142,7 @@ class Training:
         self.seconds = Seconds()
         self._recorded = Seconds()
         self.images_seen = 0
+        self.peak_bytes = 0
         self.best: Evaluation | None = None
         self.best_epoch = 0.0
         self.best_state: dict[str, Tensor] = {}
@@ -266,6 +268,9 @@ class Training:
         self.history.append(record)
         self.looked = self.done
         self.images_seen += sums.images
+        if self.runtime.on_cuda:
+            peak = torch.cuda.max_memory_allocated(self.runtime.device)
+            self.peak_bytes = max(self.peak_bytes, peak)
         self._sums = self._no_sums()
         if evaluation is None or record.select_objective > best_before or not self.best_state:
             self.best_epoch, self.best = record.epoch, evaluation
@@ -301,6 +306,7 @@ class Training:
             "seconds": asdict(self.seconds),
             "recorded": asdict(self._recorded),
             "images_seen": self.images_seen,
+            "peak_bytes": self.peak_bytes,
             "best_epoch": self.best_epoch,
             "best_state": self.best_state,
             "best": best,
@@ -343,6 +349,7 @@ class Training:
         self.seconds = Seconds(**state["seconds"])
         self._recorded = Seconds(**state["recorded"])
         self.images_seen = state["images_seen"]
+        self.peak_bytes = state.get("peak_bytes", 0)
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
         if state["best"] is not None:
             found = Predictions(**{name: value.numpy() for name, value in state["best"].items()})

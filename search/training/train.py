@@ -49,6 +49,10 @@ from search.training.scoring import (
 
 CHECKPOINT_MINUTES = 10.0
 
+FAR_ENOUGH = 0.9
+"""Share of the steps before a pause at which a look is still worth its scoring: there is one at the
+pause."""
+
 HOW_NOT_WHAT = (
     "weights_file",
     "micro_batch_size",
@@ -243,7 +247,8 @@ def train(
         if until is not None:
             stop = min(stop, max(1, round(until / recipe.batch_size)))
         while training.looked < stop:
-            training.run(min(training.next_look, stop), on_step, watch.tell)
+            look_at = training.next_look if training.next_look < FAR_ENOUGH * stop else stop
+            training.run(look_at, on_step, watch.tell)
             evaluation = None
             if look_loader is not None:
                 evaluation = score(training.averaged, look_loader, training.step.precision)
@@ -392,11 +397,10 @@ def _costs(training: Training) -> dict[str, Any]:
     """What the training took, and where it ran."""
     runtime, seconds = training.runtime, training.seconds
     fed = seconds.train + seconds.wait
-    peak = torch.cuda.max_memory_allocated(runtime.device) / 2**20 if runtime.on_cuda else None
     return {
         **seconds.columns(),
         "images_per_second": round(training.images_seen / fed, 1) if fed else 0.0,
-        "peak_memory_mb": peak and round(peak, 1),
+        "peak_memory_mb": round(training.peak_bytes / 2**20, 1) or None,
         "best_epoch": training.best_epoch,
         "micro_batch_size": training.step.micro_batch_size,
         "device": describe_device(runtime.device),

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,28 @@ def main(
     from search.catalogue.backbones import DEFAULT_PATH, load_backbones
 
     pool = load_backbones(settings.backbones or DEFAULT_PATH).pool(settings.pool or "demo")
-    console, rows = Console(), []
+    console, rows, files = Console(), [], list[str]()
+    if quick:
+        # BEFORE would make a demo set of its own, and takes long over it.
+        from search.data.demo import make_demo
+        from search.machine.files import cache_folder
+
+        demo = make_demo(cache_folder() / "demo")
+        files += [
+            "--train-labels",
+            str(demo.train_labels),
+            "--train-images",
+            str(demo.train_images),
+        ]
+        files += ["--val-labels", str(demo.val_labels), "--val-images", str(demo.val_images)]
     with tempfile.TemporaryDirectory() as temporary:
         old = Path(temporary) / "before"
         old.mkdir()
         archive = subprocess.run(
-            ["git", "archive", BEFORE], cwd=REPOSITORY, check=True, capture_output=True
+            ["git", "archive", BEFORE, "search", "backbones.yaml"],
+            cwd=REPOSITORY,
+            check=True,
+            capture_output=True,
         )
         subprocess.run(["tar", "-x", "-C", str(old)], input=archive.stdout, check=True)
         for backbone in pool[: 1 if quick else None]:
@@ -79,7 +96,8 @@ def main(
                     # This process has imported it.
                     found = after(settings, backbone.name, folder)
                 else:
-                    found = _in_its_process(f"{state}:{backbone.name}", checkout, folder)
+                    name = f"{state}:{backbone.name}"
+                    found = _in_its_process(name, checkout, folder, files)
                 rows.append({"arm": state, "backbone": backbone.name, **found})
                 console.print(rows[-1], highlight=False, soft_wrap=True)
     table = pd.DataFrame(rows)
@@ -89,10 +107,14 @@ def main(
         table.to_csv(output, index=False)
 
 
-def _in_its_process(measure: str, checkout: Path, folder: Path) -> dict[str, Any]:
-    """What a state of the repository takes, by its own code."""
+def _in_its_process(
+    measure: str, checkout: Path, folder: Path, files: Sequence[str]
+) -> dict[str, Any]:
+    """What a state of the repository takes, by its own code, of files that are not its own demo
+    set."""
+    arguments = [*sys.argv[1:], *files, "--measure", measure, "--folder", str(folder)]
     told = subprocess.run(
-        [*(sys.executable, __file__, *sys.argv[1:]), "--measure", measure, "--folder", str(folder)],
+        [sys.executable, __file__, *arguments],
         env={**os.environ, "PYTHONPATH": str(checkout)},
         check=True,
         capture_output=True,

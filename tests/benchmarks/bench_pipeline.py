@@ -27,6 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -258,7 +259,7 @@ def main(
     """
     side, policies = 512, ("light", "heavy")
     if quick:
-        count, repetitions, workers, side, policies = 2 * BATCH, 1, (1,), 64, ("heavy",)
+        count, repetitions, workers, side, policies = BATCH, 1, (1,), 64, ("heavy",)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
         made, cache = Path(temporary) / f"made-{side}px", Path(temporary) / "cache"
@@ -271,7 +272,8 @@ def main(
         rows = []
         for policy, number in itertools.product(policies, workers):
             cases = [Case(arm, policy, number) for arm in ARMS]
-            found = measure(cases, paths, cache, repetitions, console)
+            start = "fork" if quick else "forkserver"
+            found = measure(cases, paths, cache, repetitions, console, start)
             challenged = statistics.median(found[cases[0]])
             rows += [
                 {
@@ -291,12 +293,17 @@ def main(
 
 
 def measure(
-    cases: Sequence[Case], paths: Sequence[str], cache: Path, repetitions: int, console: Console
+    cases: Sequence[Case],
+    paths: Sequence[str],
+    cache: Path,
+    repetitions: int,
+    console: Console,
+    start: str,
 ) -> dict[Case, list[float]]:
-    """Images a second of each case, in turn, each in its own process."""
+    """Images a second of each case, in turn, each in a process of its own that is started so."""
     speeds: dict[Case, list[float]] = {case: [] for case in cases}
     # What it has imported, its processes need not import again.
-    context = get_context("forkserver")
+    context: Any = get_context(start)
     context.set_forkserver_preload(["search.pixels.loading.epochs", "timm.data", "torchvision"])
     with ExitStack() as stack, Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(cases) * (repetitions + 1))

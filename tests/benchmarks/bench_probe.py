@@ -48,7 +48,11 @@ def main(
     settings = settings or SearchSettings()
     if quick:
         settings = replace(
-            settings, limit_train=100, limit_val=60, pool="test_vit.r160_in1k,test_resnet.r160_in1k"
+            settings,
+            limit_train=100,
+            limit_val=60,
+            image_size=32,
+            pool="test_vit.r160_in1k,test_resnet.r160_in1k",
         )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"

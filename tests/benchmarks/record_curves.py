@@ -116,7 +116,8 @@ def main(
     settings, console = settings or SearchSettings(), Console()
     lengths = Lengths(length, first_look, first_fall)
     if quick:
-        settings, lengths = replace(settings, limit_train=64, image_size=32), Lengths(128, 32, 64)
+        settings = replace(settings, limit_train=64, limit_val=64, image_size=32)
+        lengths = Lengths(128, 32, 64)
         count = min(count, 3)
     settings = replace(settings, image_size=settings.image_size or 64).resolved()
     assert settings.image_size is not None

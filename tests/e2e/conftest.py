@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from search.cli import main
+from tests.blank import blank
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def quick_projections(blank_figures: None, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture(scope="session")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return make_data_set(tmp_path_factory.mktemp("data"))
+def data_set(made_once: Callable[[str, Callable[[Path], None]], Path]) -> DataSet:
+    return DataSet(made_once("data", make_data_set))
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +93,15 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished_run(
-    data_set: DataSet, quick: list[str], tmp_path_factory: pytest.TempPathFactory
+    data_set: DataSet, quick: list[str], made_once: Callable[[str, Callable[[Path], None]], Path]
 ) -> Path:
     """A finished search of nine trials, six of them drawn: three are complete beside the baseline,
     the others stay paused. Tests must not change it."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    arguments = ["run", *data_set.flags, *quick, "--trials", "9", "--epochs", "4"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("search.drawing.figure.DPI", 50)
-        assert main([*arguments, "--out", str(run)]) == 0
-    return run
+
+    def search(run: Path) -> None:
+        arguments = ["run", *data_set.flags, *quick, "--trials", "9", "--epochs", "4"]
+        with pytest.MonkeyPatch.context() as patch:
+            blank(patch.setattr)
+            assert main([*arguments, "--out", str(run)]) == 0
+
+    return made_once("finished", search)

@@ -139,21 +139,6 @@ def test_the_baseline_is_the_challenges(finished_run: Path) -> None:
     assert (recipe.epochs, recipe.batch_size, recipe.augmentation) == (2, 40, "baseline")
 
 
-def test_the_same_seed_gives_the_same_leaderboard(
-    finished_run: Path, data_set: DataSet, quick: list[str], tmp_path: Path
-) -> None:
-    """With the cache of canvases, as the finished run, and without it."""
-    arguments = ["run", *data_set.flags, *quick, "--epochs", "4", "--trials", "9", "--cache", "off"]
-    assert main([*arguments, "--out", str(tmp_path / "again")]) == 0
-    first = leaderboard(finished_run).drop(columns=MEASURED)
-    again = leaderboard(tmp_path / "again").drop(columns=MEASURED)
-    pd.testing.assert_frame_equal(first, again, check_exact=True)
-    # It compares trials that the search drew, and some that stay paused, not presets alone.
-    drawn = [trial for trial in study_of(finished_run).trials if "preset" not in trial.user_attrs]
-    assert len(drawn) == 6
-    assert "paused" in set(first["state"])
-
-
 def test_more_trials_resume_and_repeat_nothing(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "finished"
     shutil.copytree(finished_run, run)
@@ -218,10 +203,13 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("end", "steps"), [(interrupt, 2), (terminate, 6), (kill, 6)])
+@pytest.mark.parametrize(
+    ("end", "steps", "cache"), [(terminate, 2, "off"), (interrupt, 6, "auto"), (kill, 6, "auto")]
+)
 def test_a_stopped_search_goes_on_and_loses_nothing(
     end: Callable[[], None],
     steps: int,
+    cache: str,
     finished_run: Path,
     data_set: DataSet,
     quick: list[str],
@@ -229,8 +217,11 @@ def test_a_stopped_search_goes_on_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """With the cache of canvases, as the finished run, and without it: the same seed gives the same
+    leaderboard."""
     run = tmp_path / "run"
     arguments = ["run", *data_set.flags, *quick, "--epochs", "4", "--trials", "9"]
+    arguments += ["--cache", cache]
     with monkeypatch.context() as patch:
         # Of a backbone's default, before its first look, or when it goes on to its second.
         patch.setattr("search.study.driving._TrialWatch.step", ending(1, steps, end))
@@ -271,7 +262,10 @@ def test_a_stopped_search_goes_on_and_loses_nothing(
     states = [trial.state.name for trial in study_of(run).trials]
     assert len(states) == 9
     assert set(states) == {"COMPLETE", "WAITING"}
-    # All ends as in a search that was never stopped, and what is drawn is the same.
+    # All ends as in a search that was never stopped, and what is drawn is the same: it compares
+    # trials that the search drew, and some that stay paused, not defaults alone.
+    drawn = [trial for trial in study_of(run).trials if "preset" not in trial.user_attrs]
+    assert len(drawn) == 6
     pd.testing.assert_frame_equal(
         leaderboard(finished_run).drop(columns=MEASURED),
         leaderboard(run).drop(columns=MEASURED),
@@ -623,16 +617,16 @@ def test_many_broken_images_end_the_search(
 
 
 def test_a_broken_report_split_is_told_after_everything_is_written(
-    quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_data_set(tmp_path / "data")
-    arguments = ["run", *data.flags, *quick, "--epochs", "2", "--trials", "1", "--out"]
-    sound, run = tmp_path / "sound", tmp_path / "run"
-    assert main([*arguments, str(sound)]) == 0
-    for path in read_splits(load_settings(sound)).report["path"]:
-        Path(path).write_bytes(b"broken")
+    # The finished run has the same images, and divides them alike.
+    for name in read_splits(load_settings(finished_run)).report["img_name"]:
+        (data.folder / "valset" / name).write_bytes(b"broken")
+    run = tmp_path / "run"
+    arguments = ["run", *data.flags, *quick, "--epochs", "2", "--trials", "1", "--out", str(run)]
     capsys.readouterr()
-    assert main([*arguments, str(run)]) == 2
+    assert main(arguments) == 2
     told = capsys.readouterr()
     assert "5%" in told.err
     assert "Best candidates" in told.out
@@ -724,7 +718,8 @@ def test_the_baseline_command_adds_a_candidate(
     quick: list[str], data_set: DataSet, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert main(["baseline", *data_set.flags, *quick, "--out", str(run)]) == 0
+    size = ["--epochs", "1"]
+    assert main(["baseline", *data_set.flags, *quick, *size, "--out", str(run)]) == 0
     table = leaderboard(run)
     assert table["backbone"].tolist() == ["test_resnet.r160_in1k"]
     assert main(["run", "--out", str(run), "--trials", "2"]) == 0

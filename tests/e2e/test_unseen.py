@@ -13,6 +13,7 @@ from PIL import Image
 from search.cli import main
 from search.data.inputs import check_data, read_splits
 from search.settings.saved import load_settings
+from tests.blank import blank
 from tests.e2e.conftest import DataSet, make_data_set
 
 UNSEEN = ("--split", "unseen", "--trials", "2", "--epochs", "1")
@@ -23,7 +24,9 @@ def run(data_set: DataSet, quick: list[str], tmp_path_factory: pytest.TempPathFa
     """A run whose methods were found. Tests must not change it."""
     folder = tmp_path_factory.mktemp("unseen") / "run"
     flags = [*data_set.flags, *quick, *UNSEEN, "--clusters", "4"]
-    assert main(["run", *flags, "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        blank(patch.setattr)
+        assert main(["run", *flags, "--out", str(folder)]) == 0
     return folder
 
 

@@ -13,23 +13,26 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from torch import nn
 
 from ensemble.pool.pool import Pool, open_pool
 from search.catalogue.backbones import load_backbones
-from search.catalogue.rules import count_parameters
+from search.catalogue.rules import Counts, count_parameters
 from search.data.inputs import read_splits, write_data
 from search.data.splits import Splits, TrainedOn
 from search.machine.device import Runtime, resolve_device
-from search.machine.files import REFITS
+from search.machine.files import CANDIDATES, REFITS
 from search.pixels.canvas import describe_canvas
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
+from search.pixels.opening import open_quarantine, open_reader
 from search.report.leaderboard import COLUMNS, write_leaderboard
 from search.settings.saved import write_settings
 from search.settings.search import SearchSettings
 from search.training.arithmetic import DEFAULT
 from search.training.candidate import REFIT_OF, Candidate
-from search.training.network import build_network
+from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
 from search.training.train import train
@@ -111,15 +114,44 @@ def quick_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ensemble.compare.speed.SECONDS_PER_MEASUREMENT", 0.01)
 
 
+_COUNTS: dict[object, Counts] = {}
+
+
+def _counted_once(model: nn.Module, image_size: int) -> Counts:
+    """`count_parameters`, once for each structure: a compare, a submission and its verification ask
+    for the same few again and again."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    structure = (
+        image_size,
+        str(model),
+        tuple((name, tuple(parameter.shape)) for name, parameter in named),
+        len({id(parameter) for _, parameter in named}),  # a trunk that is shared is another
+        tuple((m.image_size, m.canvas) for m in model.modules() if isinstance(m, Network)),
+    )
+    if structure not in _COUNTS:
+        _COUNTS[structure] = count_parameters(model, image_size)
+    return _COUNTS[structure]
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("network.model", "network.evidence", "compare.compare"):
+        monkeypatch.setattr(f"ensemble.{room}.count_parameters", _counted_once)
+
+
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """The run folder that all tests share: to be read only; `run_folder` is a copy to write in."""
-    data = tmp_path_factory.mktemp("tiny-data")
+    return made_once("tiny", _make_tiny) / "tiny-run"
+
+
+def _make_tiny(folder: Path) -> None:
+    """The run, in tiny-run/, and its images."""
     settings = SearchSettings(
-        train_labels=make_images(data, "trainset", 40, seed=0),
-        train_images=data / "trainset",
-        val_labels=make_images(data, "valset", 48, seed=1),
-        val_images=data / "valset",
+        train_labels=make_images(folder, "trainset", 40, seed=0),
+        train_images=folder / "trainset",
+        val_labels=make_images(folder, "valset", 48, seed=1),
+        val_images=folder / "valset",
         pool="test",
         weights="none",
         trials=len(RECIPES),
@@ -127,10 +159,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batch_size=8,
         device="cpu",
         workers=0,
-        out=tmp_path_factory.mktemp("tiny-run"),
+        out=folder / "tiny-run",
     ).resolved()
     run = settings.out
     assert run is not None
+    run.mkdir()
     splits = read_splits(settings)
     write_settings(settings, run)
     write_data(run, splits, run.name, budget=200_000_000, canvas=describe_canvas(IMAGE_SIZE))
@@ -138,7 +171,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     load_backbones(run / "backbones.yaml")
     candidates = [_train(run, name, splits) for name in RECIPES]
     _write_leaderboard(run, candidates)
-    return run
 
 
 @pytest.fixture
@@ -154,10 +186,31 @@ def tiny_pool(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return open_pool(run, device="cpu", workers=0)
 
 
+@pytest.fixture(scope="session")
+def scored_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run with every candidate scored on report, as opening its pool leaves it: to be read
+    only."""
+    run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("scored") / "run"))
+    open_pool(run, device="cpu", workers=0)
+    return run
+
+
 @pytest.fixture
-def pool(run_folder: Path) -> Pool:
-    """The opened pool of `run_folder`."""
-    return open_pool(run_folder, device="cpu", workers=0)
+def pool(scored_run: Path, tiny_pool: Pool, tmp_path: Path) -> Pool:
+    """The opened pool of a run that a test may change: what `open_pool` makes of a copy of
+    `scored_run`, without reading and aligning the same tables again."""
+    run = Path(shutil.copytree(scored_run, tmp_path / "run"))
+    quiet = Console(quiet=True)
+    reader = open_reader(
+        tiny_pool.splits,
+        tiny_pool.reader.side,
+        cache=tiny_pool.settings.cache,
+        runtime=tiny_pool.runtime,
+        quarantine=open_quarantine(run, quiet),
+        console=quiet,
+    )
+    candidates = tuple(Candidate(run / CANDIDATES / name) for name in tiny_pool.names)
+    return replace(tiny_pool, run=run, reader=reader, candidates=candidates)
 
 
 def make_images(folder: Path, name: str, count: int, seed: int) -> Path:
@@ -175,6 +228,17 @@ def make_images(folder: Path, name: str, count: int, seed: int) -> Path:
     labels = folder / f"{name}_label.txt"
     labels.write_text("\n".join(["img_name,target", *rows, ""]), encoding="utf-8")
     return labels
+
+
+def photographs(folder: Path) -> pd.DataFrame:
+    """Six JPEG files that are no squares, larger than any canvas of a test; their label table."""
+    generator = np.random.default_rng(0)
+    paths = [folder / f"{number}.jpg" for number in range(6)]
+    for path in paths:
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 9, 3), np.uint8))
+        coarse.resize((97, 130), Image.Resampling.BICUBIC).save(path, quality=90)
+    names = [path.name for path in paths]
+    return pd.DataFrame({"img_name": names, "path": map(str, paths), "target": [0, 1] * 3})
 
 
 def _train(run: Path, name: str, splits: Splits) -> Candidate:

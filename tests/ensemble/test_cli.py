@@ -17,6 +17,8 @@ from ensemble.pool.pool import open_pool
 
 COMMANDS = ("distill", "fuse", "soup", "compare", "submit", "predict", "stress", "verify")
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:

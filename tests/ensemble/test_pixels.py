@@ -1,5 +1,5 @@
-"""A network sees the same pixels alone, as a teacher, as a trunk of a fused network, and exported:
-on images larger than the canvas, with trunks below and above it."""
+"""A network sees the same pixels alone, as a teacher and as a trunk of a fused network: on images
+larger than the canvas, with trunks below and above it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ensemble.deploy.export import INPUT, NEEDED, OUTPUT, export_onnx
-from ensemble.deploy.scoring import score_images
 from ensemble.distill.outputs import Teacher
 from ensemble.distill.student import Student
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from search.machine.device import Runtime
 from search.pixels.augmentation.augment import Augmentation
 from search.pixels.cache import fill_cache, open_cache
-from search.pixels.canvas import explain
 from search.pixels.loading.epochs import eval_batches, train_batches
 from search.pixels.loading.reading import Reader
 from search.training.network import Network, build_network
 from search.training.recipe import Recipe
 from search.training.scoring import predict, show
+from tests.ensemble.conftest import photographs
 
 CANVAS, IMAGES = 40, 6
 CPU = Runtime(torch.device("cpu"))
@@ -55,14 +52,7 @@ def networks() -> tuple[Network, Network]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    folder = tmp_path_factory.mktemp("photographs")
-    generator = np.random.default_rng(0)
-    paths = [folder / f"{number}.jpg" for number in range(IMAGES)]
-    for path in paths:
-        coarse = Image.fromarray(generator.integers(0, 256, (12, 9, 3), np.uint8))
-        coarse.resize((97, 130), Image.Resampling.BICUBIC).save(path, quality=90)
-    names = [path.name for path in paths]
-    return pd.DataFrame({"img_name": names, "path": map(str, paths), "target": [0, 1] * 3})
+    return photographs(tmp_path_factory.mktemp("photographs"))
 
 
 class Seen:
@@ -132,26 +122,6 @@ def test_every_way_to_a_network_shows_it_the_same_pixels(
     ):
         for found, pixels in zip(given_to(networks, look), expected, strict=True):
             assert torch.equal(found, pixels)
-
-
-def test_an_exported_model_scores_what_a_plain_function_makes_of_the_files(
-    networks: tuple[Network, Network], table: pd.DataFrame, tmp_path: Path
-) -> None:
-    for name in NEEDED:
-        pytest.importorskip(name)
-    import onnxruntime
-    from rich.console import Console
-
-    model = fuse_networks(networks, HeadSpec("weights"))
-    expected = score_images(model, table, runtime=CPU, console=Console(quiet=True)).table["y_pred"]
-    export_onnx(model, tmp_path / "model.onnx")
-    made: dict[str, Any] = {}
-    exec(explain(model.canvas), made)  # noqa: S102 - our own text
-    canvases = np.stack([np.asarray(made["canvas"](path)) for path in table["path"]])
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (found,) = session.run([OUTPUT], {INPUT: canvases.transpose(0, 3, 1, 2)})
-    assert np.ptp(expected) > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_the_cache_changes_no_score(

@@ -15,6 +15,8 @@ from search.training.candidate import RECIPE as RECIPE_FILE
 from search.training.candidate import WEIGHTS, Candidate, copy_state, save_weights
 from search.validation.stress.stress import COLUMNS, STRESS
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def test_a_fused_network_is_tried_on_its_runs_select_split(
     run_folder: Path, capsys: pytest.CaptureFixture[str]

@@ -27,7 +27,7 @@ from rich.progress import Progress
 from tests.e2e.conftest import BACKBONES, DataSet, make_data_set
 from tests.faults.courses import CHECKPOINT_MINUTES, Command, Course, SearchCourse, cache_of
 from tests.faults.evidence import Problem
-from tests.faults.merging import MergeCourse
+from tests.faults.merging import OF_DISTILLING, MergeCourse
 from tests.faults.phases import MERGE, SEARCH, Phase
 from tests.faults.trace import TraceReader, phase_lengths, repeated_steps
 from tests.faults.victim import Order, order_line
@@ -203,7 +203,10 @@ class Harness:
         unbroken = settings.work / UNBROKEN[phases] if self.is_unbroken_there else None
         if phases == MERGE:
             finished = settings.work / UNBROKEN[SEARCH]
-            return MergeCourse(folder, self.data, finished=finished, unbroken=unbroken)
+            distils = bool(set(OF_DISTILLING) & set(settings.phases))
+            return MergeCourse(
+                folder, self.data, finished=finished, unbroken=unbroken, distils=distils
+            )
         return SearchCourse(
             folder,
             self.data,

@@ -34,15 +34,21 @@ EPOCHS = 2
 
 ROUNDING = 1e-6
 
+OF_DISTILLING = (phases.VIEWS, phases.STUDENT)
+
 
 class MergeCourse:
     """Distilling, fusing with a joint training, and submitting what was fused: a Course of three
     commands on the copy of a finished run."""
 
-    phases: tuple[Phase, ...] = MERGE
-
     def __init__(
-        self, folder: Path, data: DataSet, *, finished: Path, unbroken: Path | None
+        self,
+        folder: Path,
+        data: DataSet,
+        *,
+        finished: Path,
+        unbroken: Path | None,
+        distils: bool = True,
     ) -> None:
         """
         Args:
@@ -50,7 +56,10 @@ class MergeCourse:
             data: the images.
             finished: the run to copy.
             unbroken: the folder of the same merge without a blow; None compares nothing.
+            distils: else only what comes after it, where nothing of distilling is struck.
         """
+        self.phases = tuple(phase for phase in MERGE if distils or phase not in OF_DISTILLING)
+        self._models = (DISTILLED, FUSED) if distils else (FUSED,)
         shutil.copytree(finished, folder)
         self.run, self.unbroken = folder, unbroken
         self._candidates = FinishedCandidates(folder / "candidates")
@@ -84,7 +93,7 @@ class MergeCourse:
 
     def command(self) -> Command | None:
         """What is to be done next, as the run folder tells."""
-        if not self._is_done(DISTILLED):
+        if DISTILLED in self._models and not self._is_done(DISTILLED):
             return self._distill
         if not self._is_done(FUSED):
             return self._fuse
@@ -110,7 +119,7 @@ class MergeCourse:
         """What is wrong after a process has ended."""
         problems = [*half_written(self.run), *self._candidates.examine()]
         problems += self._examine_rounds()
-        for name in (DISTILLED, FUSED):
+        for name in self._models:
             problems += self._examine_merged(name)
         return problems + self._examine_submission()
 
@@ -199,10 +208,10 @@ class MergeCourse:
         """Models, predictions and views equal those of an unbroken way to the bit, figures but for
         rounding: the same weights lie elsewhere in the memory of a process that loaded them."""
         same = [f"{MERGED}/{VIEWS}/{path.name}" for path in self._recorded()]
-        same += [f"{MERGED}/{name}/{WEIGHTS}" for name in (DISTILLED, FUSED)]
+        same += [f"{MERGED}/{name}/{WEIGHTS}" for name in self._models]
         same += [f"{SUBMISSION}/{name}" for name in (PREDICTION, WEIGHTS)]
         differing = [name for name in same if _digest(self.run / name) != _digest(unbroken / name)]
-        for name in (DISTILLED, FUSED):
+        for name in self._models:
             ours, theirs = (_figures(run / MERGED / name) for run in (self.run, unbroken))
             differing += [f"{name}: {key}" for key in theirs if not _agree(ours[key], theirs[key])]
         return [

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from tests.faults.phases import COMMANDS, TELLING, Phase
 from tests.faults.trace import TraceWriter
@@ -50,8 +53,6 @@ CONSTANTS = {
     "ensemble.distill.distill:SCORING_BATCH": 16,
     # No phase that is struck, and most of a merge's time.
     "ensemble.compare.speed:SECONDS_PER_MEASUREMENT": 0.001,
-    # A figure that is as large as in a report takes twice as long, and as many renames.
-    "search.drawing.figure:DPI": 40,
 }
 """What is another number in a victim."""
 
@@ -101,6 +102,7 @@ def _live(order: Order) -> None:
     """Runs the program as if it were a process of its own; never returns."""
     status = 70
     try:
+        os.fsync = lambda _: None  # a kill loses nothing that was written
         # As a shell starts it, whatever this server was told to ignore.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -140,6 +142,7 @@ def wrap_phases(trace: TraceWriter, phases: tuple[Phase, ...]) -> None:
     for place in ("pathlib:Path.replace", "pathlib:Path.rename"):
         _wrap(place, _slow_rename)
     _wrap("search.pixels.cache:_write", _slow_write)
+    _wrap("matplotlib.figure:Figure.savefig", _one_pixel)
     _wrap(
         "optuna.storages.journal:JournalFileBackend.append_logs",
         functools.partial(_in_halves, trace),
@@ -231,6 +234,17 @@ def _slow_rename(replace: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return slow
+
+
+def _one_pixel(_savefig: Callable[..., Any]) -> Callable[..., Any]:
+    """Nobody looks at a figure; its file is written and renamed all the same."""
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "PNG")
+
+    def saved(_figure: Any, path: Path, **_: Any) -> None:
+        path.write_bytes(stream.getvalue())
+
+    return saved
 
 
 def _slow_write(write: Callable[..., None]) -> Callable[..., None]:

@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from ensemble.deploy import export
 from ensemble.deploy.export import INPUT, OUTPUT, Scorer, check_installed, compare, export_onnx
+from ensemble.deploy.scoring import score_images
+from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from search.errors import UserError
+from search.machine.device import Runtime
+from search.pixels.canvas import explain
 from search.training.network import build_network
 from search.training.recipe import Recipe
+from tests.ensemble.conftest import photographs
+
+CANVAS = 40
 
 
 def recipe(architecture: str, image_size: int, **model_args: Any) -> Recipe:
@@ -23,22 +31,22 @@ def recipe(architecture: str, image_size: int, **model_args: Any) -> Recipe:
         architecture=architecture,
         model_args=model_args,
         image_size=image_size,
-        canvas=64,
+        canvas=CANVAS,
         weights="none",
     )
 
 
-class TwoSizes(nn.Module):
-    """Trunks of different image sizes, as in a fused network: one of them must resize."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.large = build_network(recipe("test_vit", 64, img_size=64))
-        self.small = build_network(recipe("test_resnet", 48))
-        self.canvas = 64
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (self.large(images) + self.small(images)) / 2
+def two_sizes() -> FusedNetwork:
+    """Trunks above and below the canvas: the one enlarges it, the other shrinks it."""
+    networks = [
+        build_network(recipe("test_vit", 48, img_size=48, depth=1)),
+        build_network(recipe("test_resnet", 32)),
+    ]
+    for each in networks:
+        # Fresh heads say nearly the same of every image.
+        for parameter in each.trunk.get_classifier().parameters():  # type: ignore[operator, union-attr]
+            parameter.data.mul_(30)
+    return fuse_networks(networks, HeadSpec("weights"))
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +58,16 @@ def onnx_installed() -> None:
 @pytest.fixture(scope="module")
 def exported(
     onnx_installed: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TwoSizes, Path]:
+) -> tuple[FusedNetwork, Path]:
     """A model and its file: a translation takes seconds."""
-    model, path = TwoSizes(), tmp_path_factory.mktemp("export") / "new" / "model.onnx"
+    model, path = two_sizes(), tmp_path_factory.mktemp("export") / "new" / "model.onnx"
     assert export_onnx(model, path) <= 1e-4
     return model, path
 
 
-def test_the_file_scores_as_torch_does_whatever_the_batch(exported: tuple[TwoSizes, Path]) -> None:
+def test_the_file_scores_as_torch_does_whatever_the_batch(
+    exported: tuple[FusedNetwork, Path],
+) -> None:
     import onnxruntime
 
     model, path = exported
@@ -65,7 +75,9 @@ def test_the_file_scores_as_torch_does_whatever_the_batch(exported: tuple[TwoSiz
     session = onnxruntime.InferenceSession(path)
     generator = torch.Generator().manual_seed(0)
     for count in (1, 2, 5):
-        images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+        images = torch.randint(
+            0, 256, (count, 3, CANVAS, CANVAS), dtype=torch.uint8, generator=generator
+        )
         (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
         with torch.inference_mode():
             expected = Scorer(model)(images)
@@ -74,11 +86,30 @@ def test_the_file_scores_as_torch_does_whatever_the_batch(exported: tuple[TwoSiz
         assert found == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-def test_the_comparison_sees_other_weights(exported: tuple[TwoSizes, Path]) -> None:
+def test_an_exported_model_scores_what_a_plain_function_makes_of_the_files(
+    exported: tuple[FusedNetwork, Path], tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    model, path = exported
+    table = photographs(tmp_path)
+    runtime, console = Runtime(torch.device("cpu")), Console(quiet=True)
+    expected = score_images(model, table, runtime=runtime, console=console).table["y_pred"]
+    made: dict[str, Any] = {}
+    exec(explain(model.canvas), made)  # noqa: S102 - our own text
+    canvases = np.stack([np.asarray(made["canvas"](path)) for path in table["path"]])
+    session = onnxruntime.InferenceSession(path)
+    (found,) = session.run([OUTPUT], {INPUT: canvases.transpose(0, 3, 1, 2)})
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_comparison_sees_other_weights(exported: tuple[FusedNetwork, Path]) -> None:
     model, path = deepcopy(exported[0]), exported[1]
     with torch.no_grad():
-        model.small.trunk.get_classifier().weight[1].add_(0.01)  # type: ignore[operator]
-    assert compare(Scorer(model), 64, path) > 1e-4
+        trunk: Any = model.trunks[1]
+        trunk.trunk.get_classifier().weight[1].add_(0.01)
+    assert compare(Scorer(model), CANVAS, path) > 1e-4
 
 
 class Program:

@@ -168,7 +168,7 @@ def test_a_killed_predict_goes_on(tiny_run: Path, table: pd.DataFrame, tmp_path:
     # Often enough for a kill to find it at work.
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(40):
+    for number in range(20):
         for row, path in enumerate(table["path"]):
             (folder / f"{number:02d}-{row:02d}.png").symlink_to(path)
     names = sorted(path.name for path in folder.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,18 @@ def network(architecture: str, image_size: int, seed: int) -> Network:
     return build_network(recipe)
 
 
-def make_teacher(*, with_features: bool = False) -> Teacher:
-    networks = [network("test_resnet", 32, 1), network("test_vit", SIZE, 2)]
+@cache
+def _networks() -> tuple[Network, ...]:
+    networks = (network("test_resnet", 32, 1), network("test_vit", SIZE, 2))
     for each in networks:
         # Fresh heads say nearly the same of every image.
         for parameter in each.trunk.get_classifier().parameters():
             parameter.data.mul_(30)
-    return Teacher(networks, [0.75, 0.25], CPU, with_features=with_features)
+    return networks
+
+
+def make_teacher(*, with_features: bool = False) -> Teacher:
+    return Teacher(_networks(), [0.75, 0.25], CPU, with_features=with_features)
 
 
 class Recorder:

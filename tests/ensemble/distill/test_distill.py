@@ -141,7 +141,6 @@ def assert_same(first: Candidate, second: Candidate) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"feature_weight": 0.5, "augmentation": "strong"},
         {"live_teacher": True, "feature_weight": 0.5, "teachers": "0002,0003"},
     ],

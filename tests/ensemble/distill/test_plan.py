@@ -14,6 +14,7 @@ from ensemble.fuse.fuse import run_fuse
 from ensemble.network.model import load_model
 from ensemble.pool.pool import Pool, open_pool
 from search.errors import UserError
+from search.training.network import build_network
 from tests.ensemble.distill.conftest import Run, quick, with_backbone
 
 
@@ -38,10 +39,13 @@ def test_the_student_is_the_one_asked_for(
         assert plan.start is not None
     else:
         assert (plan.start and plan.start.name) == start
-    Run(pool)(**changes, epochs=1)
-    model, spec = load_model(distil.folder)
-    assert spec.merged_from == ((plan.start.name,) if plan.start else ())
-    assert model(torch.zeros(1, 3, 40, 40)).shape == (1, 2)
+    network = build_network(plan.recipe, pretrained=False)
+    assert network(torch.zeros(1, 3, 40, 40)).shape == (1, 2)
+    if "convnext" in backbone:
+        # One that no candidate is of comes all the way.
+        Run(pool)(**changes, epochs=1)
+        _, spec = load_model(distil.folder)
+        assert spec.merged_from == ()
 
 
 def test_settings_that_single_images_cannot_follow_are_off(distil: Run) -> None:

@@ -43,7 +43,7 @@ def test_a_recording_that_is_complete_asks_no_teacher(recorder: Recorder) -> Non
 
 
 @pytest.mark.parametrize("with_features", [False, True])
-@pytest.mark.parametrize("after", range(1, 10))
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 9])
 @pytest.mark.parametrize("stop", [Interrupted, KilledError])
 def test_a_broken_recording_goes_on_and_ends_as_if_it_had_never_stopped(
     recorder: Recorder,

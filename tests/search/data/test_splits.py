@@ -55,7 +55,7 @@ def assert_sound(splits: Splits) -> None:
         assert part.index.tolist() == list(range(len(part)))
 
 
-@pytest.mark.parametrize("per_group", [0, 1, 5])
+@pytest.mark.parametrize("per_group", [0, 5])
 def test_training_set_alone_is_divided_70_15_15(per_group: int) -> None:
     train = random_table(4000, per_group=per_group)
     splits = split(train)
@@ -87,7 +87,7 @@ def test_rows_keep_their_order_and_content() -> None:
         assert rows["index"].is_monotonic_increasing
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     groups=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 4)).filter(any), min_size=40, max_size=90

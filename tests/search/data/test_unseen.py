@@ -145,7 +145,7 @@ def test_small_sets_lose_no_more_than_trying_everything_does(groups: list[Group]
     assert division.left_out == least_left_out(groups)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     groups=st.lists(
         st.lists(st.sampled_from(["", *"abcde"]), min_size=1, max_size=4), min_size=5, max_size=20

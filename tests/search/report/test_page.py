@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from rich.console import Console
 
 import search.drawing.figure
@@ -322,7 +321,7 @@ def test_ctrl_c_while_drawing_is_ctrl_c(run: HandMadeRun, monkeypatch: pytest.Mo
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Figure, "savefig", press)
+    monkeypatch.setattr("search.report.page.draw_pareto", press)
     with pytest.raises(KeyboardInterrupt):
         told(run)
 

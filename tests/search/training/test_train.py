@@ -252,6 +252,14 @@ def test_until_pauses_and_goes_on(splits: Splits, unbroken: Candidate, tmp_path:
     ]
 
 
+@pytest.mark.parametrize(("until", "looks"), [(104, [48, 104]), (120, [48, 96, 120])])
+def test_a_pause_right_after_a_look_is_scored_once(
+    until: int, looks: list[int], splits: Splits, tmp_path: Path
+) -> None:
+    paused = train(RECIPE, splits, tmp_path / "a", until, runtime=CPU)
+    assert paused.history["images"].tolist() == looks
+
+
 def test_a_complete_candidate_is_never_trained_again(splits: Splits, tmp_path: Path) -> None:
     first = complete(splits, tmp_path / "a", facts={"path": "candidates/a"})
     before = {path.name: path.read_bytes() for path in first.path.iterdir()}

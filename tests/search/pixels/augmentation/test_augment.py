@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -154,12 +155,16 @@ def test_alterations_are_drawn_as_often_and_as_far(
             assert_even([parameters[parameter] for parameters in found], low, high)
 
 
+@lru_cache(maxsize=4)
+def drawn_views(policy: str, strength: float) -> list[View]:
+    augmentation = Augmentation(policy, strength)
+    return [augmentation.draw(seed, 256) for seed in range(DRAWS)]
+
+
 def drawn(policy: str, name: str, strength: float) -> list[tuple[float, ...]]:
     """The parameters of an alteration in the views that have it."""
-    augmentation = Augmentation(policy, strength)
     found = []
-    for seed in range(DRAWS):
-        view = augmentation.draw(seed, 256)
+    for view in drawn_views(policy, strength):
         own = [parameters for step, parameters in (*view.before, *view.after) if step == name]
         found += own[:1]
     return found
