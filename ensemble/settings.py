@@ -104,7 +104,7 @@ class SubmitSettings(RunSettings):
     """What is scored: the rules allow 5 submissions a day for validation, 2 for test."""
 
     model: str = "auto"
-    """auto, the one that comparison.csv recommends; or a candidate, a merged model, a folder."""
+    """auto, the one that comparison.csv recommends; a candidate, a merged model, or a folder."""
 
     time_zone: str | None = None
     """IANA name (Asia/Shanghai) of the zone whose midnight ends a day. Default: as before (UTC)."""

@@ -100,10 +100,12 @@ def run_app(app: Any, arguments: Sequence[str]) -> int:
         errors.print(f"error: {' '.join(str(error).split())}")
         return 2
     except OSError as error:
-        if debug or error.errno not in REFUSALS or error.filename is None:
+        if debug or error.errno not in REFUSALS:
             raise
+        # What a write fails with has no name.
+        where = error.filename or "the folder that is written to"
         errors.print(
-            f"error: {error.filename} must be open to this user and its disk must have room, "
+            f"error: {where} must be open to this user and its disk must have room, "
             f"found: {error.strerror}; mend that, and give the same command again"
         )
         return 2

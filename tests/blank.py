@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from PIL import Image
 
-from search.report import dashboard, page
+_stream = io.BytesIO()
+Image.new("RGB", (1, 1)).save(_stream, "PNG")
+
+PIXEL = _stream.getvalue()
+"""A PNG file."""
 
 
 def blank(put: Callable[[Any, str, Any], object]) -> None:
@@ -20,15 +23,17 @@ def blank(put: Callable[[Any, str, Any], object]) -> None:
     Args:
         put: sets an attribute, as a MonkeyPatch does.
     """
-    stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "PNG")
+    # Not on import: who only shares the tests out needs no torch.
+    from matplotlib.figure import Figure
+
+    from search.report import dashboard, page
 
     def save(_figure: Figure, path: Path, **_options: object) -> None:
-        path.write_bytes(stream.getvalue())
+        path.write_bytes(PIXEL)
 
     def draw(_shown: object, path: Path, *_more: object) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(stream.getvalue())
+        path.write_bytes(PIXEL)
         return path
 
     put(Figure, "savefig", save)

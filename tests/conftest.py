@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from tests.blank import blank
 
 # Before torch is imported anywhere: tests must neither reach a hub nor fight over the cores.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,31 +41,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the session, for all of its processes."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(shared_folder: Path) -> Path:
+def cache(session_folder: Path) -> Path:
     """One cache for the whole session, away from the user's; two processes may fill it at once."""
-    folder = shared_folder / "cache"
+    folder = session_folder / "cache"
     folder.mkdir(exist_ok=True)
     os.environ["ONEFOLD_CACHE"] = str(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+def made_once(session_folder: Path) -> Callable[[str, Callable[[Path], object]], Path]:
     """Makes what takes long for all processes of the session: given a name and what fills a new
     folder, the folder. Tests must not change it."""
 
-    def made(name: str, make: Callable[[Path], None]) -> Path:
-        folder = shared_folder / name
-        with FileLock(shared_folder / f"{name}.lock"):
-            is_made = shared_folder / f"{name}.made"
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder = session_folder / name
+        with FileLock(session_folder / f"{name}.lock"):
+            is_made = session_folder / f"{name}.made"
             if not is_made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
                 folder.mkdir()
                 make(folder)
                 is_made.touch()
@@ -91,9 +95,6 @@ def no_power_cut() -> Iterator[None]:
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """One pixel each, where nobody looks at them."""
-    # Not by the process that only shares the tests out: it imports torch.
-    from tests.blank import blank
-
     blank(monkeypatch.setattr)
 
 

@@ -213,11 +213,10 @@ def submit_command(settings: SubmitSettings, model: str) -> list[str]:
     command += ["--phase", settings.phase]
     if settings.broken_score is not None:
         command += ["--broken-score", repr(settings.broken_score)]
-    for field in fields(SubmitSettings):
-        # What bears on the last digits of a score.
-        value = getattr(settings, field.name)
-        if field.name in ("batch_size", "precision") and value != field.default:
-            command += [flag(field.name), str(value)]
+    defaults = {field.name: field.default for field in fields(SubmitSettings)}
+    for name in ("batch_size", "precision"):  # they bear on the last digits of a score
+        if (value := getattr(settings, name)) != defaults[name]:
+            command += [flag(name), str(value)]
     return command
 
 

@@ -65,8 +65,9 @@ def run_submit(
         The submission's folder.
 
     Raises:
-        UserError: if the day's submissions are used up, the model breaks a rule, or an image is
-            absent or cannot be read; nothing but the journal was written then.
+        UserError: if the day's submissions are used up, the model breaks a rule or is another
+            run's, the run folder cannot be written to, or an image is absent or cannot be read;
+            nothing but the journal was written then.
     """
     run = settings.run
     seed = load_settings(run).seed

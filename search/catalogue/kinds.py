@@ -42,11 +42,12 @@ DropPath = Annotated[Range, AfterValidator(_check_drop_path)]
 class _Entry:
     """What a kind says for those of its backbones that say nothing themselves."""
 
-    learning_rate: LearningRate | None = None
+    learning_rate: LearningRate = (1e-5, 1e-3)
     drop_path: DropPath | None = None
 
 
 OF_AN_ENTRY = tuple(field.name for field in fields(_Entry))
+"""Its keys."""
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,21 @@ def locate_weights(
     """
     if weights != "file":
         return None
-    path = weights_file(backbone, _folder(weights_dir))
+    path = weights_file(backbone, _checked_folder(weights_dir))
     if not path.is_file():
         raise UserError(f"{weights_dir} must hold the starting weights, but misses {path.name}")
     return path
 
 
-def _folder(weights_dir: Path | None) -> Path:
+def _checked_folder(weights_dir: Path | None) -> Path:
+    """
+    Raises:
+        UserError: if there is no such folder.
+    """
     if weights_dir is None or not weights_dir.is_dir():
         raise UserError(
-            f"--weights-dir must be a folder, found {weights_dir}; if it was moved, `search run "
-            "--out RUN --weights-dir DIR` tells the run"
+            f"--weights-dir must be a folder, found {weights_dir}; if it was moved, `python -m "
+            "search run --out RUN --weights-dir DIR` tells the run"
         )
     return weights_dir
 
@@ -80,7 +84,7 @@ def check_weights(
 
 
 def _check_files(backbones: Sequence[Backbone], weights_dir: Path | None) -> None:
-    folder = _folder(weights_dir)
+    folder = _checked_folder(weights_dir)
     paths = [weights_file(backbone, folder) for backbone in backbones]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:

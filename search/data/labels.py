@@ -85,13 +85,19 @@ def read_list(
 
     Of a label file the names are used. Repeated names are dropped, and told; the first is kept.
 
+    Args:
+        names: the file.
+        images: the folder that its names are relative to.
+        skip_missing: leave out listed images that are absent from the folder.
+        tell: given a line on the images that are left out.
+
     Raises:
         UserError: as `read_labels` does.
     """
     table = read_rows(names, (None, "target"))
     table = _drop_repeats(_with_keys(table, names), None, names, tell)
     remedy = "add them, or take them off the list"
-    table = _locate(table, images, names, skip_missing=skip_missing, remedy=remedy)
+    table = _locate(table, images, names, skip_missing=skip_missing, remedy=remedy, tell=tell)
     table["group"] = table["img_name"]
     return table[["img_name", "path", "group"]].reset_index(drop=True)
 

@@ -237,7 +237,8 @@ def _fill(
         missing = _missing(cache)
         free = shutil.disk_usage(folder).free
         # Of what would be free without it: the next command must not take three quarters of what
-        # this one leaves. The file has holes: what it takes counts, not its length.
+        # this one leaves. The file has holes: what it takes counts, not its length. Where nothing
+        # more fits, an image that was changed is decoded as it comes, too.
         taken = os.fstat(canvases).st_blocks * 512
         room = int((free + taken) * (1 - KEPT_FREE)) - taken
         todo = missing[: max(0, room) // one]

@@ -49,6 +49,7 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     except UserError as error:
         tell_line(console, f"the report split is left as it is: {error}")
     except OSError as error:
+        # The lock cannot be had, as on some network drives.
         tell_line(console, f"the report split is left as it is: {error}")
         study = study_of(settings, run, console)
     interruption.check()

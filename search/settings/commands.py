@@ -103,7 +103,10 @@ class StressSettings:
                 f"--{missing}"
             )
         if self.groups is not None and self.labels is None:
-            raise UserError("--groups needs --images and --labels")
+            raise UserError(
+                "--groups tells of the images of --labels, but only --groups was given; add "
+                "--images and --labels"
+            )
 
 
 @Parameter(name="*")

@@ -273,10 +273,11 @@ class Search:
         except OSError as error:
             # No recipe is at fault: a full disk, say, would fail the next trial as well.
             is_refused = error.errno in REFUSALS
-            rule = "the run folder must take what is written" if is_refused else "trial stopped"
-            remedy = "make room, and the" if is_refused else "the"
+            what = "take what is written" if is_refused else "let a trial be trained"
+            remedy = "mend that, and the" if is_refused else "the"
             raise UserError(
-                f"{rule}, found: {error}; {remedy} same command goes on from the last checkpoint"
+                f"the run folder must {what}, found: {error}; {remedy} same command goes on from "
+                "the last checkpoint"
             ) from error
         except (UserError, StorageInternalError):
             raise  # no recipe is at fault: it goes on from its checkpoint

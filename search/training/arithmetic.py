@@ -46,8 +46,8 @@ MOST_STEPS, ENOUGH_SECONDS = 8, 2.0
 """Of one arithmetic, whichever comes first."""
 
 HOPELESS = 3.0
-"""An arithmetic whose first step takes so many times that of the best so far is not pursued:
-processors without bf16 take 20 times as long."""
+"""On a CPU an arithmetic whose first step takes so many times that of the best so far is not
+pursued: processors without bf16 take 20 times as long."""
 
 AGREEMENT = 0.05
 """Largest relative difference between a loss and that of fp32."""

@@ -135,6 +135,7 @@ class Training:
         self._scheduler = make_scheduler(self._optimizer, recipe, self.steps)
         self.step = OptimizerStep(compiled, self._optimizer, loss, recipe, runtime)
         self.epoch = self.batch = 0
+        self._fell_back = False  # in an earlier piece, maybe elsewhere
         self._sums = self._no_sums()
         self._random: dict[str, Any] | None = None
         self.history: list[Look] = []
@@ -292,7 +293,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "precision": self.step.precision,
-            "fell_back": self.step.precision != self.recipe.precision,
+            "fell_back": self._fell_back or self.step.precision != self.recipe.precision,
             "micro_batch_size": self.step.micro_batch_size,
             "end": self.end,
             "decay_start": decay_start(self.recipe, self.steps),
@@ -326,7 +327,8 @@ class Training:
             self._average.module.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
         # Before that was told apart, whatever was in fp32 had fallen back to it.
-        if state.get("fell_back", state["precision"] == "fp32"):
+        self._fell_back = state.get("fell_back", state["precision"] == "fp32")
+        if self._fell_back:
             self.step.fall_back()
         if self.step.skips_overflows and state["scaler"]:
             self.step.scaler.load_state_dict(state["scaler"])

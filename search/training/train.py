@@ -50,8 +50,8 @@ from search.training.scoring import (
 CHECKPOINT_MINUTES = 10.0
 
 FAR_ENOUGH = 0.9
-"""Share of the steps before a pause at which a look is still worth its scoring: there is one at the
-pause."""
+"""Share of the steps before a pause, or the end, at which a look is still worth its scoring: there
+is one at it."""
 
 HOW_NOT_WHAT = (
     "weights_file",
@@ -152,10 +152,11 @@ def train(
     """Trains a network in its folder, or goes on with it, and keeps the weights that are best by
     the recipe's objective.
 
-    They are compared at looks, which come as the images seen double: in the precision of the
-    training, on the part of select that the recipe asks for. The weights that are kept are scored
-    once on all of select and its altered images, in fp32. Where the recipe is trained on select as
-    well, nothing is scored and the weights at the end are kept.
+    They are compared at looks, which come as the images seen double, and at a pause and the end,
+    but not right before these: in the precision of the training, on the part of select that the
+    recipe asks for. The weights that are kept are scored once on all of select and its altered
+    images, in fp32. Where the recipe is trained on select as well, nothing is scored and the
+    weights at the end are kept.
 
     The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
     interrupted; called again, `train` goes on from that very batch, on the CPU with the same result

@@ -300,7 +300,16 @@ def measure(
     console: Console,
     start: str,
 ) -> dict[Case, list[float]]:
-    """Images a second of each case, in turn, each in a process of its own that is started so."""
+    """Images a second of each case, in turn, each in a process of its own.
+
+    Args:
+        cases: what is measured.
+        paths: of the images.
+        cache: folder for their canvases.
+        repetitions: of each case.
+        console: shows the progress.
+        start: how the processes are started, see `multiprocessing`.
+    """
     speeds: dict[Case, list[float]] = {case: [] for case in cases}
     # What it has imported, its processes need not import again.
     context: Any = get_context(start)

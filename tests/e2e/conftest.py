@@ -73,13 +73,13 @@ is for the test to set."""
 
 @pytest.fixture(autouse=True)
 def quick_projections(blank_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run draws dozens of figures: those of `finished_run`, which is made before, are enough.
-    Nor is a speed measured for long."""
+    """Every run draws dozens of figures: those of `test_dashboard` are enough. Nor is a speed
+    measured for long."""
     monkeypatch.setattr("ensemble.compare.speed.SECONDS_PER_MEASUREMENT", 0.01)
 
 
 @pytest.fixture(scope="session")
-def data_set(made_once: Callable[[str, Callable[[Path], None]], Path]) -> DataSet:
+def data_set(made_once: Callable[[str, Callable[[Path], object]], Path]) -> DataSet:
     return DataSet(made_once("data", make_data_set))
 
 
@@ -93,7 +93,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished_run(
-    data_set: DataSet, quick: list[str], made_once: Callable[[str, Callable[[Path], None]], Path]
+    data_set: DataSet, quick: list[str], made_once: Callable[[str, Callable[[Path], object]], Path]
 ) -> Path:
     """A finished search of nine trials, six of them drawn: three are complete beside the baseline,
     the others stay paused. Tests must not change it."""

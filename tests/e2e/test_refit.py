@@ -136,6 +136,12 @@ def test_the_time_settles_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert rates[-1] < rates[-2] or candidate.recipe.decay_fraction == 0
 
 
+@pytest.fixture(scope="module")
+def own_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A refit locks its run, and `finished_run` is that of all processes."""
+    return Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("refused") / "run"))
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -150,16 +156,16 @@ def test_the_time_settles_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_what_cannot_be_refitted_is_told_in_one_line(
-    flags: list[str], told: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], told: str, own_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = read_leaderboard(finished_run / "leaderboard.csv")
+    table = read_leaderboard(own_run / "leaderboard.csv")
     paused = int(table.index[table["state"] == "paused"][0])
-    given = [flag.format(paused=paused, best=best(finished_run)) for flag in flags]
-    assert refit(finished_run, *given) == 2
+    given = [flag.format(paused=paused, best=best(own_run)) for flag in flags]
+    assert refit(own_run, *given) == 2
     error = capsys.readouterr().err
     assert told in " ".join(error.split())
     assert error.count("\n") == 1
-    assert not (finished_run / "refits").exists()
+    assert not (own_run / "refits").exists()
 
 
 def test_a_name_is_not_taken_for_other_settings(

@@ -368,8 +368,7 @@ def test_what_cannot_be_drawn_costs_no_trial(
     run = tmp_path / "run"
     arguments = ["run", *data_set.flags, *quick, "--epochs", "2", "--trials", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr("search.drawing.figure.save", fails)
-        for module in ("plots", "dashboard"):
+        for module in ("page", "dashboard"):
             for name in ("draw_candidate_roc", "draw_epochs", "draw_roc", "draw_pareto"):
                 patch.setattr(f"search.report.{module}.{name}", fails, raising=False)
         assert main([*arguments, "--out", str(run)]) == 0
@@ -718,8 +717,8 @@ def test_the_baseline_command_adds_a_candidate(
     quick: list[str], data_set: DataSet, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    size = ["--epochs", "1"]
-    assert main(["baseline", *data_set.flags, *quick, *size, "--out", str(run)]) == 0
+    arguments = ["baseline", *data_set.flags, *quick, "--epochs", "1", "--out", str(run)]
+    assert main(arguments) == 0
     table = leaderboard(run)
     assert table["backbone"].tolist() == ["test_resnet.r160_in1k"]
     assert main(["run", "--out", str(run), "--trials", "2"]) == 0

@@ -140,7 +140,7 @@ def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+def tiny_run(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The run folder that all tests share: to be read only; `run_folder` is a copy to write in."""
     return made_once("tiny", _make_tiny) / "tiny-run"
 

@@ -39,7 +39,7 @@ OF_DISTILLING = (phases.VIEWS, phases.STUDENT)
 
 class MergeCourse:
     """Distilling, fusing with a joint training, and submitting what was fused: a Course of three
-    commands on the copy of a finished run."""
+    commands, or of two without the first, on the copy of a finished run."""
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
-import io
 import json
 import os
 import signal
@@ -23,8 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from tests.blank import PIXEL
 from tests.faults.phases import COMMANDS, TELLING, Phase
 from tests.faults.trace import TraceWriter
 
@@ -238,11 +236,9 @@ def _slow_rename(replace: Callable[..., Any]) -> Callable[..., Any]:
 
 def _one_pixel(_savefig: Callable[..., Any]) -> Callable[..., Any]:
     """Nobody looks at a figure; its file is written and renamed all the same."""
-    stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "PNG")
 
     def saved(_figure: Any, path: Path, **_: Any) -> None:
-        path.write_bytes(stream.getvalue())
+        path.write_bytes(PIXEL)
 
     return saved
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends every command with one word and its exit status, wherever it comes."""
+"""How a command ends: Ctrl-C with one word, a disk that refuses with one line."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_ctrl_c_in_a_report_is_no_traceback(
     ("error", "told"),
     [
         (PermissionError(13, "Permission denied", "x/y.csv"), "x/y.csv must be open to this user"),
-        (OSError(28, "No space left on device", "x/y.csv"), "found: No space left on device;"),
+        (OSError(28, "No space left on device"), "found: No space left on device;"),
     ],
 )
 def test_what_a_disk_refuses_is_told_in_one_line(

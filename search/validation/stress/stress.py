@@ -154,10 +154,10 @@ def worst_case(rows: pd.DataFrame) -> str:
 
 def _images(settings: StressSettings, console: Console) -> tuple[pd.DataFrame, Quarantine]:
     """The label table, and what sets its broken images aside."""
+    tell = partial(tell_line, console)
     if settings.labels is not None and settings.images is not None:
-        tell = partial(tell_line, console)
         table = read_labels(settings.labels, settings.images, settings.groups, tell=tell)
-        quarantine = Quarantine(None, tell=lambda line: tell_line(console, line))
+        quarantine = Quarantine(None, tell=tell)
     else:
         run = settings.model.resolve().parent.parent
         if not (run / SETTINGS).exists():
@@ -170,7 +170,7 @@ def _images(settings: StressSettings, console: Console) -> tuple[pd.DataFrame, Q
                 f"a model must be tried on images that it was not trained on, but {settings.model} "
                 "was trained on select; give --images and --labels"
             )
-        splits = read_splits(load_settings(run), lambda line: tell_line(console, line))
+        splits = read_splits(load_settings(run), tell)
         check_data(run, splits)
         table, quarantine = splits.select, open_quarantine(run, console)
     check_two_classes(table, "what a model is tried on")

@@ -85,7 +85,7 @@ def test_a_pool_can_be_named_by_its_backbones() -> None:
 )
 def test_small_backbones_run_forward_at_every_size(backbone: Backbone) -> None:
     for size in backbone.image_sizes:
-        model = build_on_meta(backbone.architecture, backbone.create_args(size)).eval()
+        model = build_on_meta(backbone.architecture, backbone.create_args(size))
         with torch.inference_mode():
             assert model(torch.zeros(1, 3, size, size, device="meta")).shape == (1, 2)
 

@@ -295,7 +295,7 @@ def test_what_no_recipe_is_to_blame_for_stops_the_search_and_loses_nothing(
     raised = StorageInternalError if isinstance(error, StorageInternalError) else UserError
     with pytest.raises(raised, match=str(error.args[-1])) as found:
         search.drive()
-    assert ("make room" in str(found.value)) == (getattr(error, "errno", None) == 28)
+    assert ("mend that" in str(found.value)) == (getattr(error, "errno", None) == 28)
     assert checkpoint.exists()
     recover(study, tmp_path)  # as the next command does
     assert [trial.number for trial in paused_trials(study)] == [0]

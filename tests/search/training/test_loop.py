@@ -311,8 +311,10 @@ def test_going_on_elsewhere_is_in_what_is_fast_there_unless_it_had_overflowed(
 ) -> None:
     recipe = fp16(monkeypatch) if overflows else replace(RECIPE, precision="fp32", epochs=2)
     state = run(recipe, Overflows(range(overflows))).state_dict()
-    there = begin(replace(recipe, precision="bf16"))
-    there.load_state_dict(state)
+    for elsewhere in ("bf16", "fp32", "bf16"):
+        there = begin(replace(recipe, precision=elsewhere))
+        there.load_state_dict(state)
+        state = there.state_dict()
     assert there.step.precision == precision
 
 

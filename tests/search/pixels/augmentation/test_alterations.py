@@ -87,13 +87,9 @@ def test_crops_are_the_same_on_a_gpu_that_trains() -> None:
 def test_a_device_without_float64_alters_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert widest_float(torch.device("mps")) is torch.float32
     parameters = torch.tensor([(1.0, 0.6, 1.0, 0.0, 0, 1, 2, 3)] * len(CANVASES))
-    expected = [OPERATIONS[name](CANVASES, parameters) for name in ("autocontrast", "jitter")]
+    expected = OPERATIONS["jitter"](CANVASES, parameters)
     monkeypatch.setattr(colours, "widest_float", lambda _: torch.float32)
-    stretched, jittered = (
-        OPERATIONS[name](CANVASES, parameters) for name in ("autocontrast", "jitter")
-    )
-    assert torch.equal(stretched, expected[0])
-    assert furthest(jittered, expected[1]) <= 1
+    assert furthest(OPERATIONS["jitter"](CANVASES, parameters), expected) <= 1
 
 
 @pytest.mark.parametrize("size", [24, 72, 100])

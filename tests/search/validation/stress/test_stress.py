@@ -230,13 +230,13 @@ def test_intervals_take_images_of_one_group_together() -> None:
 
 
 def test_what_was_trained_on_select_is_not_tried_on_it(run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
     folder = run / "refits" / "refit-0000"
     shutil.copytree(run / "candidates" / "0000", folder)
     replace(RECIPE, trained_on="fit+select").save(folder / "recipe.yaml")
     settings = StressSettings(model=folder, device="cpu", out=tmp_path)
     with pytest.raises(UserError, match=r"was trained on select; give --images and --labels"):
         run_stress(settings, Console(quiet=True))
-    shutil.rmtree(run / "refits")
 
 
 def test_a_loaded_candidate_is_its_network(run: Path) -> None:
