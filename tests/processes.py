@@ -10,6 +10,8 @@ import time
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 
+from tests.blank import blank
+
 ROOT = Path(__file__).parents[1]
 
 PATIENCE_SECONDS = 240.0
@@ -22,12 +24,13 @@ class Process:
     Not for what is told of the import itself: `subprocess` starts a new interpreter.
     """
 
-    def __init__(self, output: Path, module: str, *arguments: str) -> None:
+    def __init__(self, output: Path, module: str, *arguments: str, blank: bool = False) -> None:
         """
         Args:
             output: file that gets the standard output and error.
             module: with a `__main__` or a part for being one; or the path of a program.
             arguments: of its command line.
+            blank: its figures are one pixel each.
         """
         self.output = output
         context = get_context("forkserver")
@@ -42,7 +45,8 @@ class Process:
             if before is not None:
                 os.environ["PYTHONPATH"] = before
         self._process = context.Process(
-            target=_live, args=(str(output), dict(os.environ), str(Path.cwd()), module, arguments)
+            target=_live,
+            args=(str(output), dict(os.environ), str(Path.cwd()), module, arguments, blank),
         )
         self._process.start()
         assert self._process.pid is not None
@@ -80,7 +84,12 @@ class Process:
 
 
 def _live(
-    output: str, environment: dict[str, str], folder: str, module: str, arguments: tuple[str, ...]
+    output: str,
+    environment: dict[str, str],
+    folder: str,
+    module: str,
+    arguments: tuple[str, ...],
+    is_blank: bool,
 ) -> None:
     """What the new process does."""
     os.setsid()
@@ -95,6 +104,8 @@ def _live(
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.fsync = lambda _: None  # as for the tests: only a power cut could tell
     sys.argv = [module, *arguments]
+    if is_blank:
+        blank(setattr)
     if module.endswith(".py"):
         runpy.run_path(module, run_name="__main__")
     else:

@@ -62,7 +62,7 @@ with, on all of select; only that one is scored on report."""
 ROWS, BOARD, SCORES, GIVEN = "rows.csv", "leaderboard.csv", "scores_report.csv", "given.yaml"
 """In an arm's folder; its rows are written last, when it has come to its end."""
 
-QUICK_SECONDS = 2.0
+QUICK_SECONDS = 1.0
 
 QUICK_BACKBONES = """
 budget: 200000000

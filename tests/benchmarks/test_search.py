@@ -35,7 +35,7 @@ def test_every_arm_ends_with_a_network_that_is_scored_on_report(tmp_path: Path) 
     main(output=output, folder=folder, quick=True)
     assert output.read_bytes() == before, "an arm was trained again"
     given = folder / "hand-0" / GIVEN
-    given.write_text(given.read_text().replace("seconds: 2.0", "seconds: 3600.0"))
+    given.write_text(given.read_text().replace("seconds: 1.0", "seconds: 3600.0"))
     with pytest.raises(SystemExit, match=r"hand-0 must have been given .* found other seconds"):
         main(folder=folder, quick=True)
 
