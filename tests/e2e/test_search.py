@@ -25,6 +25,7 @@ from search.machine.seconds import SECONDS
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.report.terminal import StudyProgress
+from search.run.reserve import Reserve
 from search.settings.saved import FORMAT, load_settings
 from search.study.storage import open_storage
 from search.training import scoring
@@ -653,8 +654,19 @@ def test_a_search_that_is_told_its_time_alone_trains_on_what_it_began(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("search.run.reserve.RESULTS_SECONDS", 1.0)
+    counted: list[bool] = []
+    plain = Reserve.seconds_to_keep_one
+
+    def kept_back(reserve: Reserve) -> float:
+        counted.append(reserve.plan.splits.altered is not None)
+        return plain(reserve)
+
+    monkeypatch.setattr(Reserve, "seconds_to_keep_one", kept_back)
     run = tmp_path / "run"
     assert main(["run", *data_set.flags, *quick, "--out", str(run), "--timeout", "10s"]) == 0
+    # Once they are there, altered images of select are among what is to be scored.
+    assert len(counted) > 2
+    assert all(counted[1:])
     told = capsys.readouterr().out
     assert "about 20 configurations, for " in told
     # What a piece of work was to reach is reached: none comes again.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from search.machine.files import write_text_atomically
 from search.machine.interruption import Interrupted
 from search.machine.seconds import SECONDS
 from search.pixels.altered import altered_part
-from search.pixels.loading.batches import Shown
-from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.batches import Batch, Shown
+from search.pixels.loading.epochs import Loader, eval_batches
 from search.pixels.loading.reading import Reader
 from search.training import train as module
 from search.training.candidate import CHECKPOINT, METRICS, WEIGHTS, Candidate, Look
@@ -250,6 +250,29 @@ def test_until_pauses_and_goes_on(splits: Splits, unbroken: Candidate, tmp_path:
     assert [metrics.auc for metrics in told.best] == [
         max(record.select_auc for record in told.looks[: end + 1]) for end in range(3)
     ]
+
+
+class Slow:
+    """A loader that one waits for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.table = loader, loader.table
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            time.sleep(0.3)
+            yield batch
+
+
+def test_waiting_for_images_to_be_scored_is_scoring(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a large select would make the training look slow."""
+    monkeypatch.setattr(
+        module, "eval_batches", lambda *given, **more: Slow(eval_batches(*given, **more))
+    )
+    metrics = complete(splits, tmp_path / "a").metrics
+    assert metrics["score_seconds"] > 3 * 0.3 > metrics["wait_seconds"]
 
 
 @pytest.mark.parametrize(("until", "looks"), [(104, [48, 104]), (120, [48, 96, 120])])
