@@ -98,6 +98,23 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     blank(monkeypatch.setattr)
 
 
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder answer as a read-only file system does; the tests' user may write anywhere."""
+
+    def make(folder: Path) -> None:
+        original = os.open
+
+        def refuse(path: object, flags: int, *more: object, **options: object) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR) and str(path).startswith(str(folder)):
+                raise OSError(30, "Read-only file system", str(path))
+            return original(path, flags, *more, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "open", refuse)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real faces in the challenge's format."""

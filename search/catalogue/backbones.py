@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from search.catalogue.dimensions import DIMENSIONS, Dimension, read_dimensions
-from search.catalogue.kinds import DropPath, Kind, LearningRate, read_kinds
+from search.catalogue.kinds import LEARNING_RATE, DropPath, Kind, LearningRate, read_kinds
 from search.catalogue.timm_models import architectures, pretrained_names, unknown_name
 from search.errors import UserError
 from search.machine.files import check_keys, first_problem, load_yaml, suggestion
@@ -50,7 +50,7 @@ class Backbone:
     """Per-channel standard deviation, likewise."""
     image_sizes: tuple[ImageSize, ...]
     """Sides in pixels to choose from; the first one is the default."""
-    learning_rate: LearningRate = (1e-5, 1e-3)
+    learning_rate: LearningRate = LEARNING_RATE
     drop_path: DropPath | None = None
     """None where the architecture has none."""
     model_args: dict[str, Any] = field(default_factory=dict)

@@ -16,6 +16,9 @@ SOURCE = "source"
 
 Range = tuple[float, float]
 
+LEARNING_RATE: Range = (1e-5, 1e-3)
+"""Of a backbone for which neither its entry nor its kind says another."""
+
 
 def _check_learning_rate(value: Range) -> Range:
     low, high = value
@@ -42,7 +45,7 @@ DropPath = Annotated[Range, AfterValidator(_check_drop_path)]
 class _Entry:
     """What a kind says for those of its backbones that say nothing themselves."""
 
-    learning_rate: LearningRate = (1e-5, 1e-3)
+    learning_rate: LearningRate = LEARNING_RATE
     drop_path: DropPath | None = None
 
 

@@ -188,7 +188,8 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
     with suppress(Interrupted):
         opened = _prepared(opened, baseline_alone=baseline_alone)
         is_prepared = True
-    plan = reserve.plan = opened.plan
+    plan = opened.plan
+    reserve = Reserve(plan, run, study)
     interruption.reserved_seconds = reserve.seconds()
     known = known_trials(study)
     progress = StudyProgress(

@@ -178,19 +178,11 @@ def test_no_lock_is_left_where_there_is_no_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_be_written_to_is_told_in_one_line_and_predicts(
-    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, capsys: pytest.CaptureFixture[str], read_only: Callable[[Path], None]
 ) -> None:
     image = next(Path(run_folder).glob("candidates/0001/*.csv")).with_suffix(".png")
     Image.new("RGB", (32, 32)).save(image)
-    # As a read-only file system answers; the tests' user may write anywhere.
-    original = os.open
-
-    def read_only(path: object, flags: int, *more: object, **options: object) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR) and str(path).startswith(str(run_folder)):
-            raise OSError(30, "Read-only file system", str(path))
-        return original(path, flags, *more, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "open", read_only)
+    read_only(run_folder)
     assert main(command_of("fuse", run_folder)) == 2
     error = capsys.readouterr().err
     assert "must be a folder that merging can write to, found: [Errno 30] Read-only" in error

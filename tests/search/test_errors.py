@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,18 +124,10 @@ def test_what_the_user_cannot_mend_stays_a_traceback(
 
 
 def test_a_folder_that_may_only_be_read_is_told_before_anything_is_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, read_only: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_settings(SearchSettings(out=tmp_path).resolved(), tmp_path)
-    # As a read-only file system answers; the tests' user may write anywhere.
-    original = os.open
-
-    def read_only(path: object, flags: int, *more: object, **options: object) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR) and str(path).startswith(str(tmp_path)):
-            raise OSError(30, "Read-only file system", str(path))
-        return original(path, flags, *more, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "open", read_only)
+    read_only(tmp_path)
     assert main(["report", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path} must be a folder that can be written to, found: Read-only file system; "

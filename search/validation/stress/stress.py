@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from search.data.labels import check_two_classes, read_labels
 from search.data.splits import draw_part
 from search.errors import UserError
 from search.machine.device import Runtime, default_workers, resolve_device
-from search.machine.files import short_path, write_atomically
+from search.machine.files import check_writable, short_path, write_atomically
 from search.machine.progress import Bars, tell_line
 from search.pixels.altering import ALTERATIONS, CLEAN, KINDS, SUBSET
 from search.pixels.opening import open_quarantine
@@ -188,11 +187,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(
             f"{STRESS} must lie in a folder that can be made, found: {error}; give another --out"
         ) from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(
-            f"{STRESS} must lie in a folder that can be written to, found {folder}; give another "
-            "--out"
-        )
+    check_writable(folder)
 
 
 def _printed(rows: pd.DataFrame) -> Table:

@@ -128,6 +128,16 @@ def raising(error: BaseException) -> Trained:
     return train
 
 
+def stopping(trained: list[Recipe]) -> Trained:
+    """Trainings that are stopped at once; their recipes are added to a list."""
+
+    def train(recipe: Recipe, *_: Any, **__: Any) -> Candidate:
+        trained.append(recipe)
+        raise Interrupted("stopped")
+
+    return train
+
+
 def completing(
     _recipe: Recipe, _splits: Any, folder: Path, _until: int | None, **_: Any
 ) -> Candidate:
@@ -342,12 +352,7 @@ def test_a_trial_that_begins_anew_ends_where_that_was_settled(
 ) -> None:
     """Else it would train without end, and before all others."""
     trained: list[Recipe] = []
-
-    def train(recipe: Recipe, *_: Any, **__: Any) -> Candidate:
-        trained.append(recipe)
-        raise Interrupted("stopped")
-
-    search = make_search(train, longest=None)
+    search = make_search(stopping(trained), longest=None)
     endless = replace(RECIPE, epochs=None, schedule="constant")
     plan: Any = search.plan
     plan.recipe_of = lambda _: endless
@@ -364,12 +369,7 @@ def test_a_schedule_that_knows_its_end_is_finished_as_it_began(
 ) -> None:
     """With another fall it would be another training, and begin anew."""
     trained: list[Recipe] = []
-
-    def train(recipe: Recipe, *_: Any, **__: Any) -> Candidate:
-        trained.append(recipe)
-        raise Interrupted("stopped")
-
-    search = make_search(train, prolongs=False)
+    search = make_search(stopping(trained), prolongs=False)
     plan: Any = search.plan
     plan.ended = lambda recipe, _images, _done: replace(recipe, decay_fraction=0.1)
     search.run_trial(study.ask(), None, 1_000)
