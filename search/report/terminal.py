@@ -301,12 +301,12 @@ def introduce(
 
 def describe_rules(rules: Rules, seconds_left: float | None) -> str:
     """How a search is laid out, in a sentence."""
-    best = f"the better {rules.kept:.0%} go on to twice as much"
     if seconds_left is None:
         assert rules.longest is not None
         return (
-            f"{rules.trials} configurations are trained on {rules.first_look:,} images, {best}, "
-            f"and so on; {rules.finalists} at least are finished, on {rules.longest:,} images"
+            f"{rules.trials} configurations are trained on {rules.first_look:,} images, the better "
+            f"{rules.kept:.0%} go on to twice as much, and so on; {rules.finalists} at least are "
+            f"finished, on {rules.longest:,} images"
         )
     if seconds_left <= 0:
         return "no time is left for training: give a longer --timeout"
@@ -315,6 +315,7 @@ def describe_rules(rules: Rules, seconds_left: float | None) -> str:
     return (
         f"in {format_seconds(seconds_left)}: about {rules.configurations} configurations{most}, "
         f"for {format_seconds(stretch)} each, or to their first look at {rules.first_look:,} "
-        f"images where that takes longer; {best}, {rules.halvings} times; {rules.finalists} are "
-        "finished, the best first and with all the time that the others leave"
+        f"images where that takes longer, in {rules.explored:.0%} of the time; the best "
+        f"{rules.kept_in_time:.0%} go on to twice as much, and the best of them gets all the time "
+        f"that is left; {rules.finalists} are finished"
     )

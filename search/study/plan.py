@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import optuna
 from rich.console import Console
@@ -75,8 +76,14 @@ class SearchPlan:
             longest=None if space.epochs is None else round(space.epochs * steps) * batch,
             decay_fraction=Recipe.decay_fraction if is_constant else 0.0,
             prolongs=is_constant,
-            baseline_images=BASELINE_EPOCHS * len(self.splits.fit),
+            baseline_images=round(BASELINE_EPOCHS * len(self.splits.fit) * self._baseline_area),
         )
+
+    @property
+    def _baseline_area(self) -> float:
+        """Of the baseline's images, in those of the defaults, whose seconds are known first."""
+        sizes = [backbone.image_sizes[0] for backbone in self.space.backbones]
+        return (self.space.baseline_image_size / median(sizes)) ** 2
 
     def recipe_of(self, trial: optuna.Trial) -> Recipe:
         """What a trial proposes."""

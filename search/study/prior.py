@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from search.errors import UserError
 from search.machine.files import first_problem, write_text_atomically
-from search.study.decisions.scheduler import Rules, lay_out
+from search.study.decisions.scheduler import Rules
 
 PROBE = "probe.csv"
 
@@ -68,10 +68,11 @@ def settled(probes: Sequence[Probe], rules: Rules, seconds_left: float | None) -
     """The same probes, with what is kept.
 
     Without a time limit all are: a seed must give the same search on a fast machine and on a slow
-    one. With one, a backbone is left out that would need longer for its first look than others for
-    the last rung of the search, and one that is slower than another, and worse by more than the
-    error of both. The fastest stays in any case, and of those that are worse as many of the best
-    that there is something to merge. What is not known of a backbone never costs it its place.
+    one. With one, a backbone is left out whose first look alone would take more than half of the
+    time in which configurations are drawn and begun, and one that is slower than another, and worse
+    by more than the error of both. The fastest stays in any case, and of those that are worse as
+    many of the best that there is something to merge. What is not known of a backbone never costs
+    it its place.
 
     Args:
         probes: of all backbones of the pool.
@@ -80,16 +81,16 @@ def settled(probes: Sequence[Probe], rules: Rules, seconds_left: float | None) -
     """
     if seconds_left is None:
         return tuple(replace(probe, kept=True) for probe in probes)
-    highest = lay_out((), rules, seconds_left).rungs[-1]
+    most = rules.explored * seconds_left / 2
     out: dict[str, str] = {}
     fastest = max((probe.images_per_second or 0.0 for probe in probes), default=0.0)
     for probe in probes:
         speed = probe.images_per_second
-        if speed and speed < fastest and rules.first_look / speed > highest:
+        if speed and speed < fastest and rules.first_look / speed > most:
             out[probe.backbone] = (
                 f"its first look at {rules.first_look:,} images would take "
-                f"{rules.first_look / speed:,.0f} s, others come to their last rung in "
-                f"{highest:,.0f} s"
+                f"{rules.first_look / speed:,.0f} s, more than half of the {2 * most:,.0f} s to "
+                "begin configurations in"
             )
     quick = [probe for probe in probes if probe.backbone not in out]
     for probe in reversed(ordered(quick)[rules.finalists :]):

@@ -47,6 +47,7 @@ def has_history() -> bool:
         ["bench_memory.py"],
         ["bench_pipeline.py", "images_per_second", "times_challenge"],
         ["bench_probe.py", "auc", "seconds"],
+        ["bench_scheduler.py", "auc", "difference", "best_share"],
         ["record_curves.py", "seconds", "score_seconds", "auc_select", "auc_report"],
     ],
     ids=lambda command: command[0],

@@ -14,7 +14,11 @@ from optuna.trial import create_trial
 from search.study.decisions.space import Parameters, Space
 
 FEWEST_TO_LEARN = 4
-"""Configurations that must have been looked at before TPE is asked; its own default is ten."""
+"""Configurations that were drawn and looked at before TPE is asked; its own default is ten. The
+centres alone tell it only what has one value in all of them."""
+
+NEAR_BEST = 0.5
+"""Share of the draws around the best so far (incumbents as in PriorBand, arXiv:2306.12370)."""
 
 
 def propose(
@@ -22,10 +26,11 @@ def propose(
 ) -> Parameters:
     """The parameters of the next configuration.
 
-    The first ones are drawn around the centre of the space; once there is something to learn from,
-    TPE (arXiv:2304.11127) draws from where the best ones lie and, in part, from everywhere. It
-    learns from the AUC that each configuration had after the same stretch, however far it was
-    trained since, and knows nothing of how a study is stored.
+    Half are drawn around the best so far. The others come from around the centre of the space at
+    first; once there is something to learn from, TPE (arXiv:2304.11127) draws them from where the
+    best ones lie and, in part, from everywhere. It learns from the AUC that each configuration had
+    after the same stretch, however far it was trained since, and knows nothing of how a study is
+    stored.
 
     Args:
         space: what may be varied.
@@ -33,6 +38,7 @@ def propose(
         number: of the configuration, which with the space's seed decides the draw.
     """
     distributions = space.distributions
+    centres = [space.centre(backbone) for backbone in space.backbones]
     learned = []
     for own, auc in results:
         full = space.completed(own)
@@ -42,7 +48,10 @@ def propose(
         with suppress(ValueError):
             learned.append(create_trial(params=full, distributions=distributions, value=auc))
     generator = np.random.default_rng((space.seed, number))
-    if len(learned) < FEWEST_TO_LEARN:
+    if learned and generator.random() < NEAR_BEST:
+        best = max(learned, key=lambda trial: trial.value or 0.0)
+        return space.near(best.params, generator)
+    if sum(trial.params not in centres for trial in learned) < FEWEST_TO_LEARN:
         return space.near_centre(generator)
     sampler = TPESampler(n_startup_trials=0, seed=int(generator.integers(2**32)))
     study = optuna.create_study(direction="maximize", sampler=sampler)

@@ -77,22 +77,27 @@ class Rules:
     """Whether a training's end can be moved until then."""
     kept: float = 0.5
     """Share of the configurations of a rung that go on to the next."""
+    kept_in_time: float = 0.2
+    """The same with a time limit, where what others get the best does not."""
+    survivors: int = 1
+    """Fewest that go on, with a time limit; without one these are the finalists."""
     finalists: int = 3
-    """Fewest that go on, and are finished: there must be something to merge."""
-    explored: float = 0.3
+    """That are finished: there must be something to merge."""
+    explored: float = 0.1
     """Share of the time in which configurations are begun."""
+    explored_by_presets: float = 0.2
+    """The same while there are some that wait: a backbone that was never tried may be much better,
+    a draw hardly is."""
     configurations: int = 20
     """How many the time shall be good for: their first stretch comes of it."""
-    halvings: int = 2
+    halvings: int = 1
     """Rungs after the first, with a time limit."""
-    best_share: float = 0.4
-    """Of the time, what must be left to the best for others to go on to a further rung."""
     margin: float = 0.05
     """Share of the time left that is not planned with, because speeds vary."""
     baseline_share: float = 0.05
     """Of the time, what the baseline may take at most."""
     baseline_images: int = 0
-    """That the baseline is trained on."""
+    """That the baseline is trained on, counted in images as large as the others'."""
     gain: float = 0.001
     """AUC that the best must win while its images double, to go on."""
     patience: int = 15
@@ -152,32 +157,67 @@ class Layout:
     """All time for training, spent and left; None without a limit."""
     left: float = math.inf
     """Seconds of it that are left."""
-    explores: bool = True
-    """Whether it is still time to begin configurations."""
+    explored: float = 0.0
+    """Seconds in which configurations came to their first rung, and half of one's more."""
 
     def effort(self, point: Point) -> float:
         """What it took to get there."""
         return point.images if self.seconds is None else point.seconds
 
-    def auc_at(self, one: Known, rung: int) -> float | None:
-        """AUC at the first look with a rung's effort, or at the end if that came before; None if
-        it has come to neither."""
+    def point_at(self, one: Known, rung: int) -> Point | None:
+        """The first look with a rung's effort, or the end if that came before; None if it has come
+        to neither."""
         for point in one.points:
             if self.effort(point) >= ALMOST * self.rungs[rung]:
-                return point.auc
-        return one.points[-1].auc if one.points and one.state == "complete" else None
+                return point
+        return one.points[-1] if one.points and one.state == "complete" else None
+
+    def auc_at(self, one: Known, rung: int) -> float | None:
+        """AUC at `point_at`."""
+        point = self.point_at(one, rung)
+        return None if point is None else point.auc
+
+    def entry(self, one: Known) -> int:
+        """The rung of its first look: what is slow has spent there what others spend to get to a
+        higher one, and is compared with them on that."""
+        if not one.points:
+            return 0
+        effort = self.effort(one.points[0])
+        return max((r for r, rung in enumerate(self.rungs) if effort >= ALMOST * rung), default=0)
 
     def first_auc(self, one: Known) -> float | None:
-        """AUC on the first rung, which all are compared on; at the end where there is none."""
-        if self.rungs:
-            return self.auc_at(one, 0)
-        return one.points[-1].auc if one.points else None
+        """AUC on the first rung; at the end where there is none."""
+        if not self.rungs:
+            return one.points[-1].auc if one.points else None
+        return self.auc_at(one, 0)
 
     def ranked(self, known: Sequence[Known], rung: int) -> list[Known]:
         """Those that have reached a rung, best first."""
         aucs = {one.number: self.auc_at(one, rung) for one in known}
         members = [one for one in known if aucs[one.number] is not None]
         return sorted(members, key=lambda one: (-(aucs[one.number] or 0.0), one.number))
+
+    def comparable(self, known: Sequence[Known]) -> dict[int, float]:
+        """The AUC of each on the first rung, by its number; of what is compared on a higher one
+        only, less the median of what the others won on the way there."""
+        found: dict[int, float] = {}
+        later: list[Known] = []
+        for one in known:
+            auc = self.first_auc(one)
+            if auc is None:
+                continue
+            if self.entry(one):
+                later.append(one)
+            else:
+                found[one.number] = auc
+        early = [one for one in known if one.number in found]
+        for one in later:
+            rung = self.entry(one)
+            pairs = [(self.auc_at(other, rung), found[other.number]) for other in early]
+            won = [there - here for there, here in pairs if there is not None]
+            if won:
+                found[one.number] = one.points[0].auc - median(won)
+        return found
 
 
 def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = None) -> Layout:
@@ -199,12 +239,16 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
             last = rules.longest * (1 - rules.decay_fraction) * _seconds_per_image(looked)
             stretch = min(stretch, last / 2**rules.halvings)
         stretch = max(stretch, median(one.points[0].seconds for one in looked))
-    explored = sum(min(one.seconds, stretch) for one in searched)
+    explored = 0.0
+    for one in searched:
+        # A slow first look takes what it takes; what comes after the first rung is no exploring.
+        there = (point.seconds for point in one.points if point.seconds >= ALMOST * stretch)
+        explored += next(there, one.seconds)
     return Layout(
         rungs=tuple(stretch * 2**rung for rung in range(rules.halvings + 1)),
         seconds=total,
         left=seconds_left,
-        explores=explored + stretch / 2 <= rules.explored * total,
+        explored=explored + stretch / 2,
     )
 
 
@@ -230,12 +274,10 @@ def compared(
     """What is learned from: the AUC that each configuration had on the first rung, by its number;
     one that failed is no better than chance. Arguments as for `next_work`."""
     layout = lay_out(known, rules, seconds_left)
-    found = {}
-    for one in known:
-        auc = CHANCE if one.state == "failed" else layout.first_auc(one)
-        if auc is not None and not one.is_baseline:
-            found[one.number] = auc
-    return found
+    searched = [one for one in known if not one.is_baseline]
+    failed = {one.number: CHANCE for one in searched if one.state == "failed"}
+    found = failed | layout.comparable([one for one in searched if one.number not in failed])
+    return {one.number: found[one.number] for one in searched if one.number in found}
 
 
 def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None) -> Work:
@@ -252,24 +294,30 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
     start = None if has_settled else _start(known, rules, layout)
     if start is not None:
         return start
-    best = [one for one in searched if one.state != "pruned"]
+    has_limit = layout.seconds is not None
+    fewest = rules.survivors if has_limit else rules.finalists
+    kept = rules.kept_in_time if has_limit else rules.kept
+    best, left_behind = [one for one in searched if one.state != "pruned"], list[Known]()
     for rung in range(len(layout.rungs)):
-        below = [one for one in best if one.state == "paused" and layout.auc_at(one, rung) is None]
-        for one in below:
-            if one is best[0] or _leaves_the_best_its_share(one, best, rules, layout, rung):
-                return GoOn(one.number, _images_at(one, layout, rung))
-        members = layout.ranked(best, rung)
-        if len(members) <= rules.finalists:
-            best = [*members, *below][: rules.finalists]
+        later = [one for one in best if layout.entry(one) > rung]
+        here = [one for one in best if layout.entry(one) <= rung]
+        below = [one for one in here if one.state == "paused" and layout.auc_at(one, rung) is None]
+        if below:
+            return GoOn(below[0].number, _images_at(below[0], layout, rung))
+        members = layout.ranked(here, rung)
+        if len(members) + len(later) <= fewest:
+            best = [*members, *later]
             break
-        best = members[: max(rules.finalists, math.ceil(rules.kept * len(members)))]
-    finish = _finish(best, rules, layout)
+        count = max(fewest, math.ceil(kept * len(members)))
+        left_behind = [*members[count:], *left_behind]
+        best = [*members[:count], *later]
+    finish = _finish([*best, *left_behind][: rules.finalists], rules, layout)
     if isinstance(finish, Stop) and not finish.reason:
         if has_settled:
             reason = f"the last {_patience(rules)} configurations were no better than those before"
             return Stop(reason)
         if _affords_another(searched, rules, layout):
-            return _start(known, rules, replace(layout, explores=True)) or finish
+            return _start(known, rules, replace(layout, explored=0.0)) or finish
     return finish
 
 
@@ -280,9 +328,12 @@ def _start(known: Sequence[Known], rules: Rules, layout: Layout) -> Start | None
         if one.is_baseline and _affords_baseline(known, rules, layout):
             return Start(one.number, None)
     begun = len(known) - len(waiting)
-    if not layout.explores or (rules.trials is not None and begun >= rules.trials):
-        return None
     number = next((one.number for one in waiting if not one.is_baseline), None)
+    share = rules.explored if number is None else rules.explored_by_presets
+    if layout.seconds is not None and layout.explored > share * layout.seconds:
+        return None
+    if rules.trials is not None and begun >= rules.trials:
+        return None
     return Start(number, rules.first_look if layout.rungs else None)
 
 
@@ -308,19 +359,6 @@ def _affords_baseline(known: Sequence[Known], rules: Rules, layout: Layout) -> b
 def _seconds_per_image(looked: Sequence[Known]) -> float:
     """The median of those that were looked at."""
     return median(one.seconds / one.images for one in looked)
-
-
-def _leaves_the_best_its_share(
-    one: Known, best: Sequence[Known], rules: Rules, layout: Layout, rung: int
-) -> bool:
-    """Whether a candidate can go on to a rung, and the finalists be finished, so that the best
-    still gets its share of the time. On the first rung all are compared."""
-    if layout.seconds is None or rung == 0:
-        return True
-    ahead = layout.rungs[rung] - one.seconds
-    ahead += rules.fall * layout.rungs[rung] * min(len(best), rules.finalists)
-    kept = 0.0 if best[0].state == "complete" else rules.best_share * layout.seconds
-    return (1 - rules.margin) * layout.left - ahead >= kept
 
 
 def _patience(rules: Rules) -> int:
@@ -357,26 +395,27 @@ def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
     usable = (1 - rules.margin) * layout.left
     one = best[0]
     if one.state != "paused":
-        # The best has all its time: the others are finished in what is left.
-        for other in paused:
-            if rules.fall * other.seconds <= usable:
-                return _end(other, rules)
-        return Stop("the others cannot be finished in the time left")
-    usable -= rules.fall * one.seconds
+        # The best has all the time that it can use: the others are finished in what is left.
+        paused = [other for other in paused if rules.fall * other.seconds <= usable]
+        if not paused:
+            return Stop("the others cannot be finished in the time left")
+        one = paused[0]
     for other in paused[1:]:
-        if rules.fall * other.seconds <= usable:
+        if rules.fall * other.seconds <= usable - rules.fall * one.seconds:
             usable -= rules.fall * other.seconds
-    more = usable * (1 - rules.decay_fraction)
     per_image = one.seconds / one.images
-    images = one.images + int(more / per_image)
+    # Of the whole training, its fall included.
+    images = one.images + int(usable / per_image)
     if rules.longest is not None:
-        images = min(images, int(rules.longest * (1 - rules.decay_fraction)))
-    if images - one.images < rules.first_look or is_flat(one, rules):
-        affordable = one.images + int((1 - rules.margin) * layout.left / per_image)
-        return _end(one, rules, affordable)
+        images = min(images, rules.longest)
+    if is_flat(one, rules):
+        return _end(one, rules, images)
+    to_fall = int((1 - rules.decay_fraction) * images) - one.images
+    if to_fall < rules.first_look:
+        return _end(one, rules, images) if to_fall <= 0 else Finish(one.number, images)
     # In two pieces: its speed is known better then.
-    half = one.images + (images - one.images) // 2
-    return GoOn(one.number, half if half - one.images >= rules.first_look else images)
+    half = one.images + to_fall // 2
+    return GoOn(one.number, half if half - one.images >= rules.first_look else one.images + to_fall)
 
 
 def _end(one: Known, rules: Rules, affordable: float = math.inf) -> Work:

@@ -113,10 +113,15 @@ class Space:
         }
 
     def near_centre(self, generator: np.random.Generator) -> Parameters:
-        """Parameters drawn around the centre of some backbone: most of them stay near it, the
+        """Parameters drawn around the centre of some backbone."""
+        return self.near(
+            self.centre(self.backbones[generator.integers(len(self.backbones))]), generator
+        )
+
+    def near(self, middle: Parameters, generator: np.random.Generator) -> Parameters:
+        """Parameters drawn around others, with their backbone: most of them stay near those, the
         others come from anywhere."""
-        backbone = self.backbones[generator.integers(len(self.backbones))]
-        drawn = self.centre(backbone)
+        drawn = dict(middle)
         for name, distribution in self.distributions.items():
             if name == BACKBONE:
                 continue
@@ -172,19 +177,23 @@ class Space:
             **varied,
         )
 
+    @property
+    def baseline_image_size(self) -> int:
+        """256 px, or the largest size that is searched, if that is smaller."""
+        searched = [size for backbone in self.backbones for size in backbone.image_sizes]
+        return min(BASELINE_IMAGE_SIZE, max(searched, default=BASELINE_IMAGE_SIZE))
+
     def baseline_recipe(self) -> Recipe:
-        """The challenge's own starting point: ResNet-18 at 256 px (or the largest size of the
-        study, if that is smaller), Adam at 5e-3, a decay of 0.85 every four epochs, two epochs in
-        batches of 40, both flips, plain cross entropy.
+        """The challenge's own starting point: ResNet-18 at `baseline_image_size`, Adam at 5e-3, a
+        decay of 0.85 every four epochs, two epochs in batches of 40, both flips, plain cross
+        entropy.
 
         Raises:
             ValueError: if the study has no baseline.
         """
         if self.baseline is None:
             raise ValueError("the study has no baseline backbone")
-        searched = [size for backbone in self.backbones for size in backbone.image_sizes]
-        image_size = min([BASELINE_IMAGE_SIZE, max(searched, default=BASELINE_IMAGE_SIZE)])
-        network = self._network(self.baseline, image_size)
+        network = self._network(self.baseline, self.baseline_image_size)
         return Recipe(
             **{**network, "epochs": BASELINE_EPOCHS},
             optimizer="adam",

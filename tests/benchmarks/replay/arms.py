@@ -19,7 +19,7 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 
-from search.study.decisions.proposals import FEWEST_TO_LEARN, propose
+from search.study.decisions.proposals import propose
 from search.study.decisions.scheduler import (
     Finish,
     Known,
@@ -199,8 +199,7 @@ def ours(
     *,
     rules: Rules | None = None,
     presets: bool = True,
-    fewest_to_learn: float = FEWEST_TO_LEARN,
-    unlearned: Kind = "near",
+    unlearned: Kind | None = None,
     propose: Propose = propose,
 ) -> None:
     """This search: `next_work`, `compared` and `propose` themselves, told of what was recorded.
@@ -211,8 +210,7 @@ def ours(
         seed: of the draws.
         rules: of the scheduler; default: those of a search.
         presets: whether they come first.
-        fewest_to_learn: configurations that must have been looked at before any is learned from.
-        unlearned: kind of the draws until then.
+        unlearned: kind of the draws, if nothing is to be learned.
         propose: or the same, faster.
     """
     space = replace(world.space, seed=seed)
@@ -234,7 +232,7 @@ def ours(
                 (trainings[one].course.configuration.parameters, auc)
                 for one, auc in compared(known, rules, clock.left).items()
             ]
-            if len(results) < fewest_to_learn:
+            if unlearned is not None:
                 course = pool.draw(unlearned)
             else:
                 course = pool.nearest(propose(space, results, number), space.distributions)
@@ -272,10 +270,11 @@ def _in_random_order(courses: Sequence[Course], seed: int) -> list[Course]:
 
 
 RULES: dict[str, tuple[float, ...]] = {
-    "kept": (0.25, 0.35, 0.7),
-    "finalists": (1, 2, 5),
-    "explored": (0.15, 0.5, 0.7),
-    "halvings": (0, 1, 3),
+    "kept_in_time": (0.1, 0.34, 0.5),
+    "survivors": (2, 3),
+    "explored": (0.05, 0.2, 0.3),
+    "explored_by_presets": (0.1, 0.3),
+    "halvings": (0, 2),
     "configurations": (10, 40),
     "patience": (8, 30),
 }
@@ -292,11 +291,8 @@ def with_other_rules(world: World) -> dict[str, Arm]:
             found[f"{name} {value:g}"] = partial(own, rules=replace(standard, **changed))
     return found | {
         "no presets": partial(own, presets=False),
-        "learns from 10 on": partial(own, fewest_to_learn=10),
-        "never learns": partial(own, fewest_to_learn=np.inf),
-        "never learns, draws from anywhere": partial(
-            own, fewest_to_learn=np.inf, unlearned="anywhere"
-        ),
+        "never learns": partial(own, unlearned="near"),
+        "never learns, draws from anywhere": partial(own, unlearned="anywhere"),
     }
 
 

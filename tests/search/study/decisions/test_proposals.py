@@ -15,7 +15,9 @@ def worth(parameters: Parameters) -> float:
 
 
 def test_the_first_draws_are_around_the_centre() -> None:
-    few = [(SPACE.centre(SMALL[0]), 0.7)] * (FEWEST_TO_LEARN - 1)
+    """However many backbones there are: their centres alone teach TPE nothing but to go away."""
+    few = [(SPACE.centre(backbone), 0.7) for backbone in SMALL]
+    assert len(few) > FEWEST_TO_LEARN
     drawn = [propose(SPACE, few, number)[LEARNING_RATE] for number in range(40)]
     assert abs(np.mean(drawn) - 0.5) < 0.1
     assert len(set(drawn)) == 40
@@ -34,6 +36,15 @@ def test_later_ones_are_drawn_from_what_was_good() -> None:
     assert last > first + 0.08
     again = propose(space, results, 30)
     assert again == propose(space, results, 30)
+
+
+def test_half_of_the_draws_are_around_the_best() -> None:
+    results = [(SPACE.centre(backbone), 0.7) for backbone in SMALL]
+    best = SPACE.centre(SMALL[1]) | {LEARNING_RATE: 0.95}
+    results.append((best, 0.8))
+    drawn = [propose(SPACE, results, number) for number in range(200)]
+    around = [one for one in drawn if one[BACKBONE] == SMALL[1].name and one[LEARNING_RATE] > 0.8]
+    assert 60 <= len(around) <= 110
 
 
 def test_what_is_not_in_the_space_is_left_out() -> None:
