@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from ensemble.network.model import TeacherOrigin, load_model, load_spec
+from ensemble.network.model import TeacherOrigin, feature_size, load_model, load_spec
 from ensemble.pool.eligibility import judge_origin, judge_recipe
 from ensemble.pool.pool import Pool
+from search.catalogue.timm_models import build_on_meta
 from search.errors import UserError
 from search.machine.files import MERGED, file_sha256
 from search.training.candidate import WEIGHTS, Candidate
@@ -49,6 +50,12 @@ class TeacherPlan:
         """The trained networks, on the CPU."""
         return [load_model(folder)[0] for folder in self.folders]
 
+    @property
+    def feature_size(self) -> int:
+        """D of the features of all networks side by side, told without loading them."""
+        recipes = [recipe for folder in self.folders for recipe in load_spec(folder).trunks]
+        return sum(feature_size(build_on_meta(r.architecture, r.model_args)) for r in recipes)
+
     @cached_property
     def entries(self) -> tuple[TeacherEntry, ...]:
         """What recorded outputs must be of, hashes of the weights included."""
@@ -58,13 +65,20 @@ class TeacherPlan:
         )
 
 
-def plan_teachers(pool: Pool, teachers: str, *, allow_tainted: bool = False) -> TeacherPlan:
+def plan_teachers(
+    pool: Pool,
+    teachers: str,
+    *,
+    allow_tainted: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> TeacherPlan:
     """The teachers that a user asked for.
 
     Args:
         pool: where they come from.
         teachers: "auto", "fused", or names of candidates, separated by commas.
         allow_tainted: accept a fused network of tainted trunks; candidates are the pool's affair.
+        check: see `greedy_ensemble`.
 
     Raises:
         UserError: if one is unknown, its weights are gone, or it is tainted.
@@ -79,7 +93,7 @@ def plan_teachers(pool: Pool, teachers: str, *, allow_tainted: bool = False) -> 
                 f"--teachers must be {AUTO}, {FUSED} or candidates such as 0003,0007, found "
                 f"'{teachers}'"
             )
-    ensemble = choose_teachers(pool, names)
+    ensemble = choose_teachers(pool, names, check=check)
     candidates = [pool.get(name) for name in ensemble.names]
     origins = tuple(_origins(pool, candidates, ensemble))
     return TeacherPlan(
@@ -182,7 +196,10 @@ class TeacherEnsemble:
 
 
 def choose_teachers(
-    pool: Pool, names: Sequence[str] | None = None, rounds: int = ROUNDS
+    pool: Pool,
+    names: Sequence[str] | None = None,
+    rounds: int = ROUNDS,
+    check: Callable[[], None] = lambda: None,
 ) -> TeacherEnsemble:
     """The ensemble that teaches.
 
@@ -190,6 +207,7 @@ def choose_teachers(
         pool: its candidates are chosen from, by their scores on select.
         names: these candidates instead, with equal weights.
         rounds: see `greedy_ensemble`.
+        check: see there.
 
     Raises:
         UserError: for names that the pool does not have.
@@ -198,7 +216,7 @@ def choose_teachers(
         chosen = tuple(dict.fromkeys(pool.get(name).name for name in names))
         weights = (1 / len(chosen),) * len(chosen)
     else:
-        found = greedy_ensemble(pool.judged_scores(pool.names), pool.yardstick, rounds)
+        found = greedy_ensemble(pool.judged_scores(pool.names), pool.yardstick, rounds, check)
         pairs = [(n, float(w)) for n, w in zip(pool.names, found, strict=True) if w > 0]
         chosen, weights = tuple(n for n, _ in pairs), tuple(w for _, w in pairs)
     table = with_altered(pool.select, pool.altered)
@@ -209,7 +227,12 @@ def choose_teachers(
     return TeacherEnsemble(chosen, weights, measured, value)
 
 
-def greedy_ensemble(scores: Floats, yardstick: Yardstick, rounds: int = ROUNDS) -> Floats:
+def greedy_ensemble(
+    scores: Floats,
+    yardstick: Yardstick,
+    rounds: int = ROUNDS,
+    check: Callable[[], None] = lambda: None,
+) -> Floats:
     """Greedy selection with replacement (Caruana et al. 2004, doi:10.1145/1015330.1015432).
 
     Every round adds the model that makes the mean of the probabilities best; the best bag of all
@@ -219,6 +242,7 @@ def greedy_ensemble(scores: Floats, yardstick: Yardstick, rounds: int = ROUNDS) 
         scores: (M, N) probabilities of M models; of equally good models the first is taken.
         yardstick: says how good N scores are.
         rounds: how often a model is added, at least 1.
+        check: called before each round; what it raises ends the selection.
 
     Returns:
         (M,) weights, not negative, summing to 1.
@@ -226,6 +250,7 @@ def greedy_ensemble(scores: Floats, yardstick: Yardstick, rounds: int = ROUNDS) 
     counts, total = np.zeros(len(scores), np.int64), np.zeros(scores.shape[1])
     best, best_counts = (-np.inf, -np.inf), counts
     for size in range(1, rounds + 1):
+        check()
         reached = [yardstick.quality((total + added) / size) for added in scores]
         pick = max(range(len(scores)), key=lambda index: reached[index])
         counts = counts + (np.arange(len(scores)) == pick)

@@ -22,7 +22,13 @@ from ensemble.compare.display import (
     print_elsewhere,
     recommendation,
 )
-from ensemble.compare.elsewhere import Elsewhere, read_elsewhere, score_elsewhere
+from ensemble.compare.elsewhere import (
+    Elsewhere,
+    digest_scores,
+    read_elsewhere,
+    score_elsewhere,
+)
+from ensemble.compare.on_report import with_all_models
 from ensemble.compare.speed import BATCH_SIZES, measure_speed
 from ensemble.network.evidence import find_breaches, record_networks
 from ensemble.network.model import load_model, merged_models, refit_of
@@ -31,11 +37,10 @@ from ensemble.teachers import choose_teachers
 from search.catalogue.rules import count_parameters
 from search.data.splits import TrainedOn
 from search.drawing.figure import DARK, LIGHT
-from search.errors import UserError
-from search.machine.files import COMPARISON, write_atomically
+from search.machine.files import CANDIDATES, COMPARISON, write_atomically
 from search.machine.progress import tell_line
 from search.settings.data import Objective
-from search.training.candidate import Candidate, complete_refits, score_on_report
+from search.training.candidate import Candidate, complete_refits
 from search.training.metrics import Metrics, PairedTest, delong_test, holm, measure
 from search.training.objective import value_of
 
@@ -85,10 +90,10 @@ ELSEWHERE_COLUMNS = (
     *("model", "kind", "path", "auc_select", "auc_report", "auc", "auc_low", "auc_high"),
     *("difference", "p_value", "p_value_holm"),
     *("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3", "accuracy", "log_loss"),
-    *("images", "groups", "images_of_the_run"),
+    *("images", "groups", "images_of_the_run", "scores_sha256"),
 )
 """Of a set from elsewhere; figures are on it, but for auc_select and auc_report. images_of_the_run
-were in fit, select or report as well."""
+were in fit, select or report as well. scores_sha256 is of the file that the figures are of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +135,9 @@ def run_compare(
 
     Raises:
         UserError: if a merged model was scored on other images than the candidates, or too many
-            images from elsewhere are broken.
+            images are broken.
     """
+    pool = with_all_models(pool, console, check)
     contestants = gather(pool, check)
     with console.status("measuring speed"):
         speeds = _speeds(contestants, pool, check)
@@ -181,14 +187,15 @@ def compare_elsewhere(
         console: is told what is scored.
         check: called after every batch; what it raises ends it, and models that were scored stay.
     """
-    teachers = choose_teachers(pool)
+    teachers = choose_teachers(pool, check=check)
     merged, refits = merged_models(pool.run), complete_refits(pool.run)
     models = [pool.best, *map(pool.get, teachers.names), *merged, *refits]
     aligned = score_elsewhere(pool, source, models, console, check)
+    taught = aligned.rename(columns={f"{CANDIDATES}/{name}": name for name in teachers.names})
     scores = [
-        teachers.scores(aligned)
+        teachers.scores(taught)
         if not contestant.path
-        else aligned[Path(contestant.path).name].to_numpy(np.float64)
+        else aligned[contestant.path].to_numpy(np.float64)
         for contestant in contestants
     ]
     targets, groups = aligned["target"].to_numpy(np.int64), aligned["group"].to_numpy()
@@ -205,6 +212,7 @@ def compare_elsewhere(
             "auc_report": contestant.metrics.auc if contestant.metrics else math.nan,
             "images": len(targets),
             "images_of_the_run": sum(source.known.values()),
+            "scores_sha256": digest_scores(pool.run, contestant.path, source.name),
         }
         for contestant, own, test in zip(contestants, scores, tests, strict=True)
     ]
@@ -217,16 +225,15 @@ def compare_elsewhere(
     return table
 
 
-def gather(pool: Pool, on_batch: Callable[[], None] = lambda: None) -> list[Contestant]:
-    """The best single candidate first, the teacher ensemble, every merged model and every refit; a
-    refit that has not seen report and was not scored on it is scored now.
+def gather(pool: Pool, check: Callable[[], None] = lambda: None) -> list[Contestant]:
+    """The best single candidate first, the teacher ensemble, every merged model and every refit.
 
     Args:
-        pool: of the run.
-        on_batch: called after every batch that is scored; what it raises ends that.
+        pool: of the run, see `with_all_models`.
+        check: called while teachers are chosen; what it raises ends it.
     """
     best = _contestant(pool, pool.best, SINGLE, "single")
-    teachers = choose_teachers(pool)
+    teachers = choose_teachers(pool, check=check)
     scores = teachers.scores(pool.report)
     reference = Contestant(
         model=TEACHERS,
@@ -244,13 +251,8 @@ def gather(pool: Pool, on_batch: Callable[[], None] = lambda: None) -> list[Cont
         ),
         costs=_sum_costs(pool, teachers.names),
     )
-    merged = [_contestant(pool, candidate, candidate.name) for candidate in merged_models(pool.run)]
-    refits = complete_refits(pool.run)
-    for refit in refits:
-        if not refit.has_seen("report") and refit.report_scores is None:
-            table, network = pool.splits.report, refit.load()
-            score_on_report(refit, network, table, pool.runtime, pool.reader, on_batch)
-    return [best, reference, *merged, *(_contestant(pool, refit, refit.name) for refit in refits)]
+    others = (*merged_models(pool.run), *complete_refits(pool.run))
+    return [best, reference, *(_contestant(pool, model, model.name) for model in others)]
 
 
 def compare(
@@ -267,7 +269,7 @@ def compare(
     Args:
         contestants: see `gather`; the first is what the others are tested against.
         targets: (N,) of report, 1 = fake.
-        speeds: by batch size and model, images a second.
+        speeds: by batch size and path, images a second.
         groups: (N,) equal where images are of one source; None: each image is its own.
         objective: what the contestants' `objective` is.
     """
@@ -286,7 +288,7 @@ def compare(
                 "objective": contestant.objective,
                 **test,
                 **{
-                    f"images_per_second_{size}": speeds.get(size, {}).get(contestant.model)
+                    f"images_per_second_{size}": speeds.get(size, {}).get(contestant.path)
                     for size in BATCH_SIZES
                 },
                 "allowed": not contestant.breaches,
@@ -350,12 +352,13 @@ def _contestant(pool: Pool, candidate: Candidate, name: str, kind: str | None = 
     declared = {backbone.name: backbone.pretraining for backbone in pool.catalogue.backbones}
     networks = record_networks(spec, declared)
     counts = count_parameters(network, network.image_size)
-    scores = None if candidate.has_seen("report") else _aligned(pool, candidate, name)
+    path = candidate.path.relative_to(pool.run).as_posix()
+    scores = None if candidate.has_seen("report") else pool.report[path].to_numpy(np.float64)
     on_select = {} if candidate.has_seen("select") else candidate.metrics
     return Contestant(
         model=name,
         kind=kind or spec.method,
-        path=candidate.path.relative_to(pool.run).as_posix(),
+        path=path,
         scores=scores,
         metrics=None if scores is None else _measured(pool, scores),
         auc_select=_or_nan(on_select.get("auc")),
@@ -372,20 +375,6 @@ def _contestant(pool: Pool, candidate: Candidate, name: str, kind: str | None = 
     )
 
 
-def _aligned(pool: Pool, candidate: Candidate, name: str) -> Floats:
-    """A model's scores on report in the pool's order."""
-    scores = candidate.report_scores
-    names = pool.report["img_name"]
-    if scores is None or not set(names) <= set(scores["img_name"]):
-        raise UserError(
-            f"{name} must be scored on all images of the report split that the candidates are "
-            "scored on; make it anew"
-        )
-    by_name = scores.drop_duplicates("img_name").set_index("img_name")["y_pred"]
-    aligned: Floats = by_name.loc[names].to_numpy(np.float64)
-    return aligned
-
-
 def _sum_costs(pool: Pool, names: tuple[str, ...]) -> dict[str, Any]:
     metrics = [pool.get(name).metrics for name in names]
     columns = ("params_thop", "params_exact", "gmacs")
@@ -395,6 +384,6 @@ def _sum_costs(pool: Pool, names: tuple[str, ...]) -> dict[str, Any]:
 def _speeds(
     contestants: list[Contestant], pool: Pool, on_model: Callable[[], None]
 ) -> dict[int, dict[str, float]]:
-    models = {c.model: c.network for c in contestants if c.network is not None}
+    models = {c.path: c.network for c in contestants if c.network is not None}
     device = pool.runtime.device
     return {size: measure_speed(models, device, size, on_model) for size in BATCH_SIZES}

@@ -48,6 +48,7 @@ NO_AUC = -1.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEAD_BYTES = 4096
+_CHECKSUM_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +105,15 @@ def open_elsewhere(pool: Pool, settings: CompareSettings, console: Console) -> E
     )
     check_two_classes(table, f"the set {name}")
     folder = pool.run / ELSEWHERE / name
-    sizes = [_size(path) for path in table["path"]]
+    stamps = [_stamp(path) for path in table["path"]]
     columns = [table[column].tolist() for column in ("img_name", "target", "group")]
-    fingerprint = hashlib.sha256(json.dumps([*columns, sizes]).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps([*columns, stamps]).encode()).hexdigest()
     if _recorded(folder) != fingerprint:
         if (folder / DATA).exists() and not settings.overwrite:
             raise UserError(
-                f"{folder} must be of the same images, names, labels and groups, found another "
-                "set of that name; choose another --name, or add --overwrite, which deletes it"
+                f"{folder} must be of the same files, unchanged, with the same names, labels and "
+                "groups, found another set of that name; choose another --name, or add "
+                "--overwrite, which deletes it"
             )
         # Scores may be left of a set whose folder was deleted.
         _forget(pool.run, name)
@@ -153,14 +155,15 @@ def score_elsewhere(
         check: called after every batch; what it raises ends it, and whole scores are kept.
 
     Returns:
-        img_name, target, group, and a column of probabilities for each model by its name.
+        img_name, target, group, and a column of probabilities for each model by its folder,
+        relative to the run: a refit may have any name.
 
     Raises:
         UserError: if too many images are broken, or models differ in those they could read.
     """
     pool.reader.close()  # its workers would wait beside those of this set
     quarantine = open_quarantine(source.folder, console)
-    files = {model.path: model.path / f"{ELSEWHERE}-{source.name}.csv" for model in models}
+    files = {model.path: _scores_file(model.path, source.name) for model in models}
     missing = [path for path, file in files.items() if not file.exists()]
     with open_reader_of(
         source.table["path"].tolist(),
@@ -179,7 +182,7 @@ def score_elsewhere(
             found = score_table(source.table, predict(network, loader, pool.runtime, check))
             write_atomically(files[path], partial(found.to_csv, index=False))
     return align_scores(
-        {path.name: load_table(file) for path, file in files.items()},
+        {path.relative_to(pool.run).as_posix(): load_table(file) for path, file in files.items()},
         source.table,
         {broken.img_name for broken in quarantine.among(source.table)},
         limit_fraction=quarantine.limit_fraction,
@@ -192,15 +195,15 @@ def read_elsewhere(run: Path, comparison: pd.DataFrame) -> dict[str, pd.DataFram
 
     Args:
         run: the run folder.
-        comparison: with the columns model, path and auc_select, which tell a model from one that
-            had its name before.
+        comparison: with the columns model, path and auc_select, which tell a model, by the scores
+            in its folder, from one that had its name before.
 
     Returns:
         By the set's name, FIGURES in the comparison's order, NaN where a model was not scored; sets
         that no model was scored on are left out, as are tables that cannot be read.
     """
     sets = {}
-    key = ["model", "path", "auc_select"]
+    key = ["model", "path", "auc_select", "scores_sha256"]
     for file in sorted((run / ELSEWHERE).glob(f"*/{COMPARISON}")):
         try:
             # As Python reads numbers, which is exact; text stays what it is, as an empty path.
@@ -208,13 +211,30 @@ def read_elsewhere(run: Path, comparison: pd.DataFrame) -> dict[str, pd.DataFram
             # A model that was trained on select has no figure on it, and NaN equals nothing.
             table["auc_select"] = table["auc_select"].map(lambda text: float(text or NO_AUC))
             known = table.set_index(key)[list(FIGURES)].replace("", "nan").astype("float64")
-            wanted = comparison[key].fillna({"auc_select": NO_AUC})
+            digests = [digest_scores(run, path, file.parent.name) for path in comparison["path"]]
+            wanted = comparison.assign(scores_sha256=digests)[key].fillna({"auc_select": NO_AUC})
             found = known.reindex(pd.MultiIndex.from_frame(wanted))
         except (OSError, ValueError, KeyError):
             continue
         if found["auc"].notna().any():
             sets[file.parent.name] = found.reset_index(drop=True)
     return sets
+
+
+def digest_scores(run: Path, path: str, name: str) -> str:
+    """SHA-256 of a model's scores on a set; empty where it has none, as an ensemble.
+
+    Args:
+        run: the run folder.
+        path: the model's folder, relative to the run; empty for the teacher ensemble.
+        name: of the set.
+    """
+    file = _scores_file(run / path, name)
+    return file_sha256(file) if path and file.exists() else ""
+
+
+def _scores_file(folder: Path, name: str) -> Path:
+    return folder / f"{ELSEWHERE}-{name}.csv"
 
 
 def known_images(paths: Sequence[str], pool: Pool) -> dict[str, int]:
@@ -237,18 +257,26 @@ def known_images(paths: Sequence[str], pool: Pool) -> dict[str, int]:
 
 
 def _size(path: str) -> int:
+    return _stamp(path)[0]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Size and time of change."""
     try:
-        return os.stat(path).st_size  # noqa: PTH116 - of 525,000 files, Path takes twice as long
+        found = os.stat(path)  # noqa: PTH116 - of 525,000 files, Path takes twice as long
     except OSError:
-        return -1
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _head(path: str) -> bytes:
+    """A checksum of a file's beginning: half a million beginnings would take 2 GB."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - likewise
-            return file.read(_HEAD_BYTES)
+            head = file.read(_HEAD_BYTES)
     except OSError:
-        return b""
+        head = b""
+    return hashlib.blake2b(head, digest_size=_CHECKSUM_BYTES).digest()
 
 
 def _digest(path: str) -> str:

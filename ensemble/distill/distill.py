@@ -13,7 +13,7 @@ from torch import nn
 
 from ensemble.distill.outputs import Teacher
 from ensemble.distill.plan import DistillPlan, plan_distillation
-from ensemble.distill.recordings import RecordedViews, other_views, record_views
+from ensemble.distill.recordings import RecordedViews, check_space, other_views, record_views
 from ensemble.distill.student import DistillationLoss, Student
 from ensemble.distill.views import ViewManifest, view_loader
 from ensemble.network.model import keep_merged, summarise
@@ -52,9 +52,9 @@ def run_distill(
         interruption: asked between batches whether to go on.
 
     Raises:
-        UserError: if student or teachers break a rule or are not at hand, or what an earlier
-            distillation left would have to be discarded, before anything is written; or if too
-            many images are broken.
+        UserError: if student or teachers break a rule or are not at hand, what an earlier
+            distillation left would have to be discarded, or the disk is too small for what the
+            teachers say, before anything is written; or if too many images are broken.
         Interrupted: if it was interrupted; nothing is lost.
     """
     plan = plan_distillation(pool, settings, console, interruption.check)
@@ -65,6 +65,7 @@ def run_distill(
     leftovers = (training.leftover(), task.other_views())
     settle([found for found in leftovers if found], discard=settings.discard, console=console)
     if not training.is_complete:
+        task.check_space()
         fill(pool.reader, console, interruption.check)
         task.record(console, interruption, settings.checkpoint_minutes)
     trained = training.complete(console, interruption, settings.checkpoint_minutes)
@@ -139,6 +140,14 @@ class Distillation:
     def other_views(self) -> Leftover | None:
         """Recorded views of other teachers or settings, if they are in the way."""
         return None if self.plan.live_teacher else other_views(self._views, self._manifest)
+
+    def check_space(self) -> None:
+        """
+        Raises:
+            UserError: if the disk is too small for the views that are not recorded yet.
+        """
+        if not self.plan.live_teacher and self._manifest.with_features:
+            check_space(self._views, self._manifest, self.plan.teachers.feature_size)
 
     def record(
         self, console: Console, interruption: Interruption, checkpoint_minutes: float

@@ -94,7 +94,7 @@ def plan_distillation(
     pool: Pool,
     settings: DistillSettings,
     console: Console | None = None,
-    on_progress: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> DistillPlan:
     """Chooses student and teachers, and checks them before anything is written.
 
@@ -102,17 +102,19 @@ def plan_distillation(
         pool: of the run.
         settings: see there.
         console: shows the download of the student's starting weights.
-        on_progress: called as they arrive; what it raises ends it.
+        check: called as they arrive, and while teachers are chosen; what it raises ends it.
 
     Raises:
         UserError: if the student breaks a rule, its starting weights are not at hand, or a teacher
             is unknown, gone or tainted.
     """
-    teachers = plan_teachers(pool, settings.teachers, allow_tainted=settings.allow_tainted)
+    teachers = plan_teachers(
+        pool, settings.teachers, allow_tainted=settings.allow_tainted, check=check
+    )
     recipe, start = _plan_student(pool, settings)
     # A view that cannot be made should not be found out after the teachers were loaded.
     Augmentation(recipe.augmentation, recipe.augmentation_strength)
-    verdict, overrides = _check_student(pool, recipe, start, settings, console, on_progress)
+    verdict, overrides = _check_student(pool, recipe, start, settings, console, check)
     return DistillPlan(
         recipe=recipe,
         start=start,
@@ -230,7 +232,7 @@ def _check_student(
     start: Candidate | None,
     settings: DistillSettings,
     console: Console | None,
-    on_progress: Callable[[], None],
+    check: Callable[[], None],
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on a student that may be trained, and the rules that the user overrode for it."""
     backbone, budget = pool.catalogue.get(recipe.backbone), pool.catalogue.budget
@@ -262,7 +264,7 @@ def _check_student(
             weights=recipe.weights,
             weights_dir=pool.settings.weights_dir,
             console=console,
-            on_progress=on_progress,
+            on_progress=check,
         )
     elif start.name in pool.tainted:
         return verdict, pool.overrides((start.name,))

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
 from ensemble.distill.outputs import Teacher, TeacherOutputs
 from ensemble.distill.views import ViewManifest, compared, round_loader
@@ -82,8 +83,16 @@ class RecordedViews:
         features = None
         if self.features is not None:
             found = np.stack([self.features[r][row] for r, row in zip(rounds, rows, strict=True)])
-            features = torch.from_numpy(found).to(device).float()
-        return TeacherOutputs(torch.from_numpy(margins).to(device), features)
+            features = _on_device(found, device).float()
+        return TeacherOutputs(_on_device(margins, device), features)
+
+
+def _on_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    found = torch.from_numpy(values)
+    if device.type == "cuda":
+        # From other memory each micro-batch would wait for the GPU.
+        return found.pin_memory().to(device, non_blocking=True)
+    return found.to(device)
 
 
 def record_views(
@@ -129,10 +138,10 @@ def record_views(
         return outputs
 
     loader_of = partial(round_loader, *(reader, table, manifest), batch_size=batch_size)
-    missing = [r for r in range(manifest.views) if not _round_file(folder, MARGINS, r).exists()]
+    missing = _missing_rounds(folder, manifest)
     batches = -(-len(table) // batch_size)
     if missing:
-        _check_space(folder, manifest, asked().feature_size, len(missing))
+        check_space(folder, manifest, asked().feature_size)
         loader = loader_of()
         for round_ in missing:
             loader.set_epoch(round_)
@@ -264,6 +273,11 @@ class _Round:
             return None
 
 
+def _missing_rounds(folder: Path, manifest: ViewManifest) -> list[int]:
+    rounds = range(manifest.views)
+    return [round_ for round_ in rounds if not _round_file(folder, MARGINS, round_).exists()]
+
+
 def _round_file(folder: Path, kind: str, round_: int) -> Path:
     return folder / f"{kind}_{round_:04d}.npy"
 
@@ -328,9 +342,20 @@ def _drop_leftovers(folder: Path) -> None:
             begun.unlink()
 
 
-def _check_space(folder: Path, manifest: ViewManifest, feature_size: int, rounds: int) -> None:
+def check_space(folder: Path, manifest: ViewManifest, feature_size: int) -> None:
+    """
+    Args:
+        folder: of the recorded views, or where they shall lie.
+        manifest: of them.
+        feature_size: D of the teacher's features.
+
+    Raises:
+        UserError: if the disk is too small for what is not recorded yet.
+    """
+    rounds = len(_missing_rounds(folder, manifest))
     size = rounds * manifest.images * feature_size * FEATURE_DTYPE.itemsize
-    free = shutil.disk_usage(folder).free
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if manifest.with_features and size > free:
         raise UserError(
             f"the teacher's features need {size / 2**30:.1f} GiB in {folder}, found "
@@ -341,9 +366,10 @@ def _check_space(folder: Path, manifest: ViewManifest, feature_size: int, rounds
 def _check_finite(outputs: TeacherOutputs, manifest: ViewManifest) -> None:
     if not outputs.margins.isfinite().all():
         names = ", ".join(entry.name for entry in manifest.teachers)
+        exact = "" if manifest.precision == "fp32" else "use --teacher-precision fp32, or "
         raise UserError(
-            f"a teacher's outputs must be finite numbers, found others among those of {names}; "
-            "choose other --teachers"
+            f"a teacher's outputs must be finite numbers, found others among those of {names} in "
+            f"{manifest.precision}; {exact}choose other --teachers"
         )
 
 

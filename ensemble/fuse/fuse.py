@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -62,7 +62,7 @@ def run_fuse(
         discard: delete an unfinished joint training of other settings or members.
         checkpoint_minutes: save the state of a joint training so often.
         console: is told what happens.
-        interruption: asked between batches.
+        interruption: asked between batches, and between the sets that are chosen from.
 
     Raises:
         UserError: if the members are unknown, fewer than two, or over the budget, or an unfinished
@@ -73,7 +73,7 @@ def run_fuse(
     console = console or Console(quiet=True)
     interruption = interruption or Interruption()
     head_spec = HeadSpec(head, HIDDEN_SIZE if head == "mlp" else 0)
-    chosen = find_members(pool, members, head_spec)
+    chosen = find_members(pool, members, head_spec, interruption.check)
     console.print(
         f"fusing {', '.join(c.name for c in chosen)}, head {head}", highlight=False, soft_wrap=True
     )
@@ -126,8 +126,19 @@ def run_fuse(
     return candidate
 
 
-def find_members(pool: Pool, names: Sequence[str] | None, head: HeadSpec) -> tuple[Candidate, ...]:
+def find_members(
+    pool: Pool,
+    names: Sequence[str] | None,
+    head: HeadSpec,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[Candidate, ...]:
     """The candidates to fuse, best on select first.
+
+    Args:
+        pool: the candidates.
+        names: of the members; None chooses them.
+        head: takes its part of the budget.
+        check: called before each set is valued; what it raises ends the choice.
 
     Raises:
         UserError: if the named ones, or any two, do not fit the budget together with the head.
@@ -147,8 +158,8 @@ def find_members(pool: Pool, names: Sequence[str] | None, head: HeadSpec) -> tup
         room=pool.catalogue.budget - head_overhead(head.kind, head.hidden_size),
     )
     if names is None:
-        return tuple(everyone[index] for index in choose_members(knapsack))
-    check_members(knapsack, tuple(range(len(everyone))))
+        return tuple(everyone[index] for index in choose_members(knapsack, check=check))
+    check_members(knapsack, tuple(range(len(everyone))), check)
     return everyone
 
 
@@ -173,7 +184,7 @@ def _fit_head(
     select = pool.loader("select")
     on_select = trunk_outputs(model, select, pool.runtime, check)
     yardstick = Yardstick.for_table(select.table, pool.objective)
-    found = fit_head(model.head, on_fit, on_select, yardstick, seed=pool.settings.seed)
+    found = fit_head(model.head, on_fit, on_select, yardstick, seed=pool.settings.seed, check=check)
     console.print(
         f"head fitted on {len(on_fit.targets):,} images: {NAMES[pool.objective]} "
         f"{found.reached:.4f} on select, {found.start:.4f} with equal weights",

@@ -24,6 +24,8 @@ from search.training.scoring import MemoryBackOff, show
 
 EPOCHS = 30
 BATCH_SIZE = 128
+CHUNK = 1024
+"""Images that a head scores at a time."""
 WEIGHT_DECAY = 1e-2
 MOST_IMAGES = 50_000
 """Images that a head is fitted on: its few parameters need no more, and the MLP's features of so
@@ -41,8 +43,9 @@ class TrunkOutputs:
     targets: Tensor  # (N,) int64, 1 = fake
     indices: Tensor  # (N,) int64, rows of the table
 
-    def rows(self, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits and features of some images, as `Head.forward` takes them."""
+    def rows(self, index: Tensor | slice) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits and features of some images, as `Head.forward` takes them; of a slice, no copies
+        of them."""
         return list(self.logits[:, index]), [features[index] for features in self.features]
 
 
@@ -111,6 +114,7 @@ def fit_head(
     *,
     seed: int,
     epochs: int = EPOCHS,
+    check: Callable[[], None] = lambda: None,
 ) -> HeadFit:
     """Trains a head by cross entropy and leaves in it the epoch that is best on select, which may
     be its start: a fitted head is never worse there than equal weights are.
@@ -122,6 +126,7 @@ def fit_head(
         yardstick: of the whole table that these are rows of.
         seed: of the order and the dropout.
         epochs: passes over `fit`.
+        check: called before each of them; what it raises ends the fitting.
     """
     head.cpu()
     yardstick = yardstick.of(select.indices.numpy())
@@ -132,6 +137,7 @@ def fit_head(
             torch.manual_seed(seed)
             optimizer = _optimizer(head)
             for epoch in range(1, epochs + 1):
+                check()
                 _run_epoch(head, fit, optimizer)
                 reached = _quality(head, select, yardstick)
                 if reached > best:
@@ -161,9 +167,10 @@ def _run_epoch(head: Head, fit: TrunkOutputs, optimizer: torch.optim.Optimizer) 
 
 def _quality(head: Head, select: TrunkOutputs, yardstick: Yardstick) -> tuple[float, float]:
     head.eval()
+    starts = range(0, len(select.targets), CHUNK)
     with torch.inference_mode():
-        logits = head(*select.rows(torch.arange(len(select.targets))))
-    scores = margin(logits.double()).sigmoid().numpy()
+        logits = [head(*select.rows(slice(start, start + CHUNK))) for start in starts]
+    scores = margin(torch.cat(logits).double()).sigmoid().numpy()
     # A head that diverged is no choice, whatever order NaN would give.
     if not np.isfinite(scores).all():
         return (-math.inf, -math.inf)

@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Subset = tuple[int, ...]
 """Rows of the scores, ascending."""
+Value = tuple[float, float, int]
+Valuation = Callable[[Subset], Value]
+"""`Knapsack.value`, asked once about each set."""
 
 EXACT_LIMIT = 12
 """Candidates up to which every subset is looked at: 4,083 of 12."""
@@ -43,18 +46,27 @@ class Knapsack:
         """Whether a set keeps the room, by both counts."""
         return bool((self.cost(subset) <= self.room).all())
 
-    def value(self, subset: Sequence[int]) -> tuple[float, float, int]:
+    def value(self, subset: Sequence[int]) -> Value:
         """The objective of the mean; of equals the lower log loss, then the smaller set wins."""
         mean = self.scores[list(subset)].mean(axis=0)
         value, likelihood = self.yardstick.quality(expit(mean) if self.is_log_odds else mean)
         return value, likelihood, -int(self.cost(subset)[1])
 
 
-def choose_members(knapsack: Knapsack, exact_limit: int = EXACT_LIMIT) -> Subset:
+def choose_members(
+    knapsack: Knapsack,
+    exact_limit: int = EXACT_LIMIT,
+    check: Callable[[], None] = lambda: None,
+) -> Subset:
     """The best set of two candidates or more that fits.
 
     Up to `exact_limit` candidates every set is looked at; above, sets grow and swap members
     greedily from each candidate with its best partner.
+
+    Args:
+        knapsack: what there is to choose from.
+        exact_limit: candidates.
+        check: called before each set is valued; what it raises ends the choice.
 
     Raises:
         UserError: if no two of them fit.
@@ -66,13 +78,21 @@ def choose_members(knapsack: Knapsack, exact_limit: int = EXACT_LIMIT) -> Subset
             f"two members must fit into {knapsack.room:,} parameters, but even "
             f"{_describe(knapsack, smallest)}; search smaller backbones"
         )
+    value = _valuation(knapsack, check)
     if len(knapsack.names) <= exact_limit:
-        return max(_all_subsets(knapsack), key=knapsack.value)
-    return _search(knapsack)
+        return max(_all_subsets(knapsack), key=value)
+    return _search(knapsack, value)
 
 
-def check_members(knapsack: Knapsack, subset: Subset) -> None:
+def check_members(
+    knapsack: Knapsack, subset: Subset, check: Callable[[], None] = lambda: None
+) -> None:
     """Checks that a set that the user named fits.
+
+    Args:
+        knapsack: what there is to choose from.
+        subset: the set.
+        check: called before each set is valued, to find the largest; what it raises ends that.
 
     Raises:
         UserError: by how much it does not, and the largest set of them that does.
@@ -93,19 +113,20 @@ def check_members(knapsack: Knapsack, subset: Subset) -> None:
         is_log_odds=knapsack.is_log_odds,
     )
     try:
-        largest = _largest(named)
+        largest = _largest(named, check)
     except UserError:
         raise UserError(f"{message}; no two of them fit") from None
     raise UserError(f"{message}; the largest set of them that fits: {_describe(named, largest)}")
 
 
-def _largest(knapsack: Knapsack) -> Subset:
+def _largest(knapsack: Knapsack, check: Callable[[], None]) -> Subset:
     """The set of most members that fits, of several the best; above the limit of exact search the
     best set."""
-    best = choose_members(knapsack)
+    best = choose_members(knapsack, check=check)
     if len(knapsack.names) > EXACT_LIMIT:
         return best
-    return max(_all_subsets(knapsack), key=lambda subset: (len(subset), knapsack.value(subset)))
+    value = _valuation(knapsack, check)
+    return max(_all_subsets(knapsack), key=lambda subset: (len(subset), value(subset)))
 
 
 def _all_subsets(knapsack: Knapsack) -> Iterator[Subset]:
@@ -114,9 +135,8 @@ def _all_subsets(knapsack: Knapsack) -> Iterator[Subset]:
         yield from (subset for subset in combinations(everything, size) if knapsack.fits(subset))
 
 
-def _search(knapsack: Knapsack) -> Subset:
+def _search(knapsack: Knapsack, value: Valuation) -> Subset:
     """The best of the local optima that are reached from each candidate's best partner."""
-    value = _remembered(knapsack.value)
     everything = range(len(knapsack.names))
     starts = set()
     for first in everything:
@@ -126,9 +146,7 @@ def _search(knapsack: Knapsack) -> Subset:
     return max(optima, key=value)
 
 
-def _climb(
-    knapsack: Knapsack, subset: Subset, value: Callable[[Subset], tuple[float, float, int]]
-) -> Subset:
+def _climb(knapsack: Knapsack, subset: Subset, value: Valuation) -> Subset:
     """Takes the best step until none is better."""
     while True:
         steps = [step for step in _steps(knapsack, subset) if knapsack.fits(step)]
@@ -154,14 +172,13 @@ def _steps(knapsack: Knapsack, subset: Subset) -> Iterable[Subset]:
             yield tuple(sorted(rest | set(pair)))
 
 
-def _remembered(
-    function: Callable[[Subset], tuple[float, float, int]],
-) -> Callable[[Subset], tuple[float, float, int]]:
-    known: dict[Subset, tuple[float, float, int]] = {}
+def _valuation(knapsack: Knapsack, check: Callable[[], None]) -> Valuation:
+    known: dict[Subset, Value] = {}
 
-    def value(subset: Subset) -> tuple[float, float, int]:
+    def value(subset: Subset) -> Value:
         if subset not in known:
-            known[subset] = function(subset)
+            check()
+            known[subset] = knapsack.value(subset)
         return known[subset]
 
     return value

@@ -71,7 +71,8 @@ class WeightsHead(Head):
         return self.raw.softmax(dim=0)
 
     def forward(self, logits: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
-        return torch.einsum("k,knc->nc", self.weights, torch.stack(list(logits)).float())
+        # No matrix product, which autocast would compute in 16 bits.
+        return (self.weights[:, None, None] * torch.stack(list(logits)).float()).sum(dim=0)
 
 
 class MlpHead(Head):

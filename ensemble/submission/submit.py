@@ -24,10 +24,11 @@ from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import LEDGER, Entry, Ledger
 from ensemble.submission.manifest import MANIFEST
 from ensemble.submission.package import Content, write_package
+from ensemble.submission.reproduce import FOLDER
 from ensemble.submission.samples import describe_samples
 from ensemble.submission.verify import verify
 from search.catalogue.backbones import Catalogue, load_backbones
-from search.data.inputs import DATA
+from search.data.inputs import DATA, check_data
 from search.data.labels import read_list
 from search.errors import UserError
 from search.machine.device import describe_device, resolve_precision
@@ -129,14 +130,25 @@ def _check_owner(folder: Path, run: Path) -> None:
     """A submission tells of the images and generated samples of its run.
 
     Raises:
-        UserError: if the model is another run's.
+        UserError: if the model is another run's, by where it lies or, of a submission, by the
+            images that it says it was made of.
     """
-    owner = folder.resolve().parent.parent
-    if owner != run.resolve() and (owner / DATA).exists():
+    rule = f"--model must be of the run {run}, whose images and samples a submission tells of"
+    # A submission lies in its run's folder, every other model in a folder there.
+    around = folder.resolve().parents[:2]
+    owner = next((parent for parent in around if (parent / DATA).exists()), None)
+    if owner is not None and owner != run.resolve():
+        raise UserError(f"{rule}, found {folder}; give --run {owner}")
+    told = folder / FOLDER
+    if (told / DATA).exists() and _fingerprint(told) != _fingerprint(run):
         raise UserError(
-            f"--model must be of the run {run}, whose images and samples a submission tells of, "
-            f"found {folder}; give --run {owner}"
+            f"{rule}, found {folder} of other images or samples; give the --run that it was made in"
         )
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the images and samples of a run, or of a submission's reproduce/."""
+    return str(check_data(folder)["fingerprint"])
 
 
 def complete_scores(

@@ -183,6 +183,10 @@ OUT_OF_MEMORY_SIGNS = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    # What cuBLAS says where its handle does not fit, and torch where no workspace that a
+    # convolution of cuDNN needs does.
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "unable to find an engine to execute this computation",
     # torch's allocator for Apple GPUs, which raises plain RuntimeErrors: its limit is reached, or
     # one tensor is larger than any buffer that Metal gives.
     "MPS backend out of memory",
@@ -191,7 +195,7 @@ OUT_OF_MEMORY_SIGNS = (
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU had no memory left, in whichever form torch, CUDA, cuBLAS or Metal say so."""
+    """Whether a GPU had no memory left, whether torch, CUDA, its libraries or Metal say so."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)

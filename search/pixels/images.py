@@ -42,8 +42,8 @@ def read_image(path: str | Path, at_least: int | None = None) -> Image.Image:
             decodes every pixel, as canvases are made.
 
     Raises:
-        BrokenImage: if the file is absent, empty, cut short, damaged, of another format, or
-            larger than Pillow's `Image.MAX_IMAGE_PIXELS` (a decompression bomb).
+        BrokenImage: if the file is absent, empty, cut short, damaged, of another format, of float
+            pixels, or larger than Pillow's `Image.MAX_IMAGE_PIXELS` (a decompression bomb).
         OSError: if the machine has no file descriptor left, which says nothing of the file.
     """
     pauses = iter(PAUSES_SECONDS)
@@ -134,13 +134,16 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise BrokenImage(
             "the file is empty" if empty else f"none of the formats {', '.join(FORMATS)}"
         ) from None
-    except OSError:
+    except (OSError, BrokenImage):
         raise
     except Exception as error:  # Pillow's readers raise most kinds on damaged files
         raise BrokenImage(f"{type(error).__name__}: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        # Pillow would clip them to 255, and what is white differs from file to file.
+        raise BrokenImage("float pixels, whose range is unknown")
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit values to 255 instead of scaling them.
         values = np.clip(np.asarray(image), 0, 65535) >> 8

@@ -43,6 +43,10 @@ DEFAULT_LENGTH = 2.0
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+RESERVED_NAME = re.compile(r"auto|fused|distilled|soup-greedy|soup-uniform|[0-9]{4,}")
+"""What --model and a comparison call other models: those that merging makes, and candidates, made
+or yet to be made."""
+
 
 @dataclass(frozen=True, eq=False)
 class Refit:
@@ -167,7 +171,7 @@ def _name(settings: RefitSettings, candidate: Candidate) -> str:
     if not PLAIN_NAME.fullmatch(name):
         raise UserError(f"--name must be letters, digits, '.', '-' and '_', found '{name}'")
     others = (settings.run / kind / name for kind in (CANDIDATES, MERGED))
-    if name == "auto" or any(other.exists() for other in others):
+    if RESERVED_NAME.fullmatch(name) or any(other.exists() for other in others):
         raise UserError(
             f"--name must not mean another model of the run, found '{name}'; choose another"
         )

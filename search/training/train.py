@@ -153,10 +153,10 @@ def train(
     the recipe's objective.
 
     They are compared at looks, which come as the images seen double, and at a pause and the end,
-    but not right before these: in the precision of the training, on the part of select that the
-    recipe asks for. The weights that are kept are scored once on all of select and its altered
-    images, in fp32. Where the recipe is trained on select as well, nothing is scored and the
-    weights at the end are kept.
+    but not right before these: in the precision of the training, or in fp32 where scores overflow
+    it, on the part of select that the recipe asks for. The weights that are kept are scored once on
+    all of select and its altered images, in fp32. Where the recipe is trained on select as well,
+    nothing is scored and the weights at the end are kept.
 
     The state is saved every `checkpoint_minutes`, at each evaluation, and when the training is
     interrupted; called again, `train` goes on from that very batch, on the CPU with the same result
@@ -184,6 +184,7 @@ def train(
     Raises:
         Interrupted: if it was interrupted; nothing is lost.
         NonFiniteLossError: if the loss becomes NaN or infinite.
+        FloatingPointError: if a score is not a finite number in fp32.
         torch.OutOfMemoryError: if the smallest micro-batch does not fit into memory.
         UserError: if the folder holds another training, or the images are at fault.
     """
@@ -234,6 +235,18 @@ def train(
         scoring_speed = len(found.predictions.scores) / (time.perf_counter() - started)
         return found
 
+    def score_look(loader: Loader) -> Evaluation:
+        """In the precision of the training, which goes on in fp32 where scores overflow it."""
+        precision = training.step.precision
+        try:
+            return score(training.averaged, loader, precision)
+        except FloatingPointError as error:
+            if precision == "fp32":
+                raise
+            training.step.fall_back()
+            watch.tell(f"{error} in {precision}: the training goes on in fp32")
+        return score(training.averaged, loader, "fp32")
+
     def on_step(record: StepRecord) -> None:
         watch.step(record)
         on_batch()
@@ -252,7 +265,7 @@ def train(
             training.run(look_at, on_step, watch.tell)
             evaluation = None
             if look_loader is not None:
-                evaluation = score(training.averaged, look_loader, training.step.precision)
+                evaluation = score_look(look_loader)
             record = training.look(evaluation)
             save_progress(folder, recipe, training.history)
             keeper.save()

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ensemble.pool.pool import Pool
-from ensemble.teachers import choose_teachers, greedy_ensemble
+from ensemble.teachers import choose_teachers, greedy_ensemble, plan_teachers
 from search.errors import UserError
+from search.machine.interruption import Interrupted
 from search.training.metrics import roc_auc
 from search.training.objective import Yardstick
+from tests.stopping import StopAfter
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -90,6 +92,11 @@ def test_named_teachers_weigh_alike(tiny_pool: Pool) -> None:
     assert teachers.weights == (0.5, 0.5)
     expected = tiny_pool.select[["0003", "0000"]].mean(axis=1)
     np.testing.assert_allclose(teachers.scores(tiny_pool.select), expected)
+
+
+def test_a_stop_reaches_the_choice_of_teachers(tiny_pool: Pool) -> None:
+    with pytest.raises(Interrupted):
+        plan_teachers(tiny_pool, "auto", check=StopAfter(10).check)
 
 
 def test_an_unknown_teacher_is_refused(tiny_pool: Pool) -> None:

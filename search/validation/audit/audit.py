@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import joblib
 import pandas as pd
 from rich.console import Console
 
-from search.data.inputs import check_data, describe_data, read_splits, tables
+from search.data.inputs import check_data, describe_data, read_splits
 from search.data.splits import Splits, draw_part
 from search.errors import UserError
 from search.machine.files import short_path, write_json_atomically
@@ -35,6 +35,7 @@ from search.validation.audit.findings import (
 )
 from search.validation.audit.headers import FEATURES
 from search.validation.audit.leaks import Signal, Telling, telling
+from search.validation.audit.listing import listing
 from search.validation.audit.outliers import find_outliers
 from search.validation.audit.page import write_page
 
@@ -69,9 +70,7 @@ def run_audit(settings: AuditSettings, console: Console) -> Audit:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out must be a folder that can be made, found: {error}") from None
-    table = pd.concat(
-        [part.assign(split=name) for name, part in tables(splits).items()], ignore_index=True
-    )
+    table = listing(splits)
     workers = joblib.cpu_count() if settings.workers is None else settings.workers
     with Bars(console, time_left=True, transient=True) as bars:
         bar = bars.add("looking at", len(table), unit="images", plain="looked at")
@@ -82,8 +81,9 @@ def run_audit(settings: AuditSettings, console: Console) -> Audit:
             f"an audit needs images that can be read, found 0 of {len(table)}: {first}; check the "
             "folder"
         )
-    with console.status("comparing"):
-        audit, headers = _judge(splits, table, contents, data, workers, started)
+    with Bars(console, time_left=True, transient=True) as bars:
+        bar = bars.add("comparing", unit="tiles", plain="compared")
+        audit, headers = _judge(splits, table, contents, data, workers, bar.update, started)
     write_json_atomically(out / AUDIT, asdict(audit))
     write_page(audit, headers, out / PAGE)
     for line in summary(audit):
@@ -106,17 +106,19 @@ def _judge(
     contents: Contents,
     data: DataSettings,
     workers: int,
+    compared: Callable[[int, int], None],
     started: float,
 ) -> tuple[Audit, pd.DataFrame]:
     """The audit of what was seen, and the headers that it speaks of, with their targets."""
     read = table.iloc[contents.places].reset_index(drop=True)
     images = list(map(_image, table.to_dict("records")))
     # What labels are told by, a search might be changed by: report is left out.
-    asked = draw_part(read[read["split"] != "report"], MOST_ROWS, data.seed)
+    is_given = ~read["is_generated"]
+    asked = draw_part(read[is_given & (read["split"] != "report")], MOST_ROWS, data.seed)
     headers = contents.headers.loc[asked.index]
     targets = asked["target"].to_numpy()
     told = telling(headers, targets, pd.factorize(asked["group"])[0], data.seed)
-    copies = find_copies(contents.checksums, contents.hashes, contents.thumbs, workers)
+    copies = find_copies(contents.checksums, contents.hashes, contents.thumbs, workers, compared)
     sets = [
         _copy_set(one, [images[place] for place in contents.places[one.rows].tolist()])
         for one in copies
@@ -124,7 +126,8 @@ def _judge(
     # Those that something follows from come first, should there be more than are listed.
     sets.sort(key=lambda one: (one.has_both_labels, one.is_across_splits, one.is_exact))
     sets.reverse()
-    far = find_outliers(contents)
+    given = contents.only(is_given.to_numpy())
+    far = find_outliers(given)
     audit = Audit(
         format=FORMAT,
         splits=describe_data(splits)["splits"],
@@ -140,9 +143,7 @@ def _judge(
         )[:MOST_LISTED],
         copy_sets=tuple(sets[:MOST_LISTED]),
         far_images=tuple(
-            FarImage(
-                images[contents.places[one.row]], one.what, one.value, one.median, one.deviations
-            )
+            FarImage(images[given.places[one.row]], one.what, one.value, one.median, one.deviations)
             for one in far[:MOST_LISTED]
         ),
         seconds=round(time.monotonic() - started, 1),
@@ -254,6 +255,12 @@ def _notes(
     """What a reader should know beside the findings."""
     if told.note:
         yield f"Headers: {told.note}."
+    generated = int(table["is_generated"].sum())
+    if generated:
+        yield (
+            f"{generated:,} generated samples are looked at for copies alone: how `search expand` "
+            "writes them tells nothing of the images that were given."
+        )
     share = len(contents.broken) / len(table)
     if share > MOST_BROKEN:
         yield f"{share:.0%} of the images cannot be read: a search stops above {MOST_BROKEN:.0%}."

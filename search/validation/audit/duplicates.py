@@ -8,7 +8,7 @@ cores, `bench_audit.py --hashes 20000`); 500,000 have 625 times as many pairs an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import joblib
@@ -52,7 +52,11 @@ class Copies:
 
 
 def find_copies(
-    checksums: Bytes, hashes: Bytes, thumbs: Bytes, workers: int = 1
+    checksums: Bytes,
+    hashes: Bytes,
+    thumbs: Bytes,
+    workers: int = 1,
+    compared: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Copies, ...]:
     """All sets of copies: exact ones, and near ones that are not just those.
 
@@ -61,6 +65,7 @@ def find_copies(
         hashes: (N, 32).
         thumbs: (N, 256).
         workers: threads that compare.
+        compared: told how many tiles are done, and of how many.
     """
     count = len(checksums)
     if count < 2:
@@ -68,27 +73,34 @@ def find_copies(
     keys = np.ascontiguousarray(checksums).view(f"V{checksums.shape[1]}").ravel()
     _, first, exact = np.unique(keys, return_index=True, return_inverse=True)
     # Of equal files one is compared with the others.
-    links = near_links(hashes[first], thumbs[first], workers)
+    links = near_links(hashes[first], thumbs[first], workers, compared)
     found = [Copies(rows, is_exact=True) for rows in _sets(exact)]
     near = _components(links, len(first))[exact]
     several = (rows for rows in _sets(near) if len(np.unique(exact[rows])) > 1)
     return (*found, *(Copies(rows, is_exact=False) for rows in several))
 
 
-def near_links(hashes: Bytes, thumbs: Bytes, workers: int = 1) -> Integers:
+def near_links(
+    hashes: Bytes,
+    thumbs: Bytes,
+    workers: int = 1,
+    compared: Callable[[int, int], None] = lambda *_: None,
+) -> Integers:
     """Pairs of near images, as many as join all that belong together, (M, 2)."""
     kept = np.flatnonzero(_deviations(thumbs) >= FLAT)
     if len(kept) < 2:
         return np.empty((0, 2), np.int64)
     words = _telling_first(hashes[kept])
     starts = range(0, len(kept), TILE)
-    tiles = ((a, b) for a in starts for b in starts if a <= b)
+    tiles = [(a, b) for a in starts for b in starts if a <= b]
     threads = joblib.Parallel(
         n_jobs=max(1, workers), backend="threading", return_as="generator_unordered"
     )
     links, waiting = np.empty((0, 2), np.int64), 0
     parts: list[Integers] = []
-    for pairs in threads(joblib.delayed(_near_pairs)(words, a, b) for a, b in tiles):
+    calls = (joblib.delayed(_near_pairs)(words, a, b) for a, b in tiles)
+    for done, pairs in enumerate(threads(calls), 1):
+        compared(done, len(tiles))
         if not len(pairs):
             continue
         rows = kept[pairs]

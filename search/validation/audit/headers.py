@@ -170,7 +170,16 @@ def read_headers(paths: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
 def header_table(rows: Iterable[Row], index: Sequence[int]) -> pd.DataFrame:
     """Rows of `read_header` as a table: numbers as float64, categories as such."""
     table = pd.DataFrame(list(rows), index=np.array(index, np.int64))
-    table = table.reindex(columns=[feature.name for feature in FEATURES])
+    return _typed(table.reindex(columns=[feature.name for feature in FEATURES]))
+
+
+def join_headers(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of `header_table` one below the other, numbered anew."""
+    # Categories that differ become plain values.
+    return _typed(pd.concat(tables, ignore_index=True))
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
     kinds = {one.name: "category" if one.is_category else "float64" for one in FEATURES}
     return table.astype(kinds)
 

@@ -49,13 +49,13 @@ def find_outliers(contents: Contents) -> tuple[Outlier, ...]:
     deviations = np.abs(logs - medians) / spread
     worst = deviations.argmax(axis=1)
     farthest = deviations.max(axis=1)
-    names = list(measured)
+    names, centres = list(measured), np.median(values, axis=0)
     return tuple(
         Outlier(
             row=int(row),
             what=names[worst[row]],
             value=float(values[row, worst[row]]),
-            median=float(np.median(values[:, worst[row]])),
+            median=float(centres[worst[row]]),
             deviations=float(farthest[row]),
         )
         for row in np.argsort(-farthest, kind="stable")

@@ -9,12 +9,12 @@ from itertools import groupby
 
 import pandas as pd
 
-from search.data.inputs import tables
 from search.data.splits import Splits
 from search.pixels.images import BrokenImage
 from search.validation.audit.contents import checksum
-from search.validation.audit.headers import FEATURES, read_headers
+from search.validation.audit.headers import FEATURES, join_headers, read_headers
 from search.validation.audit.leaks import telling
+from search.validation.audit.listing import listing
 
 LEAK = "Leak: "
 """What a warning begins with, in the notes of a run too."""
@@ -37,13 +37,12 @@ def leak_warnings(splits: Splits, seed: int) -> tuple[str, ...]:
     A leak through what no network sees, names and times, is left to the audit.
 
     Args:
-        splits: the images; of report only whether files of other splits lie in it.
+        splits: the images, without samples that were generated; of report only whether files of
+            other splits lie in it.
         seed: of the sample.
     """
-    table = pd.concat(
-        [part.assign(split=name) for name, part in tables(splits).items()], ignore_index=True
-    )
-    drawn = table.sample(frac=1.0, random_state=seed)
+    table = listing(splits)
+    drawn = table[~table["is_generated"]].sample(frac=1.0, random_state=seed)
     drawn = drawn[drawn.groupby("target").cumcount() < MOST_OF_A_CLASS]
     found, deadline = [], time.monotonic() + MOST_SECONDS
     for start in range(0, len(drawn), STEP):
@@ -52,10 +51,9 @@ def leak_warnings(splits: Splits, seed: int) -> tuple[str, ...]:
         found.append((headers, piece.iloc[headers.index]))
         if time.monotonic() > deadline:
             break
-    headers = pd.concat([pd.DataFrame(one) for one, _ in found], ignore_index=True)
-    kinds = {one.name: "category" for one in FEATURES if one.is_category}
+    headers = join_headers(one for one, _ in found)
     read = pd.concat([rows for _, rows in found], ignore_index=True)
-    return (*_classes(headers.astype(kinds), read, seed), *_splits(headers, read))
+    return (*_classes(headers, read, seed), *_splits(headers, read))
 
 
 def _classes(headers: pd.DataFrame, read: pd.DataFrame, seed: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ensemble.compare.compare import COLUMNS, Contestant, compare, gather, run_compare
+from ensemble.compare.on_report import with_all_models
 from ensemble.compare.recommended import choose_model
 from ensemble.compare.speed import measure_speed
 from ensemble.fuse.fuse import run_fuse
@@ -58,7 +59,7 @@ def test_the_best_model_that_keeps_the_rules_is_recommended() -> None:
         contestant("tainted", 0.2, ("in22k",)),
         contestant("fused", 0.5),
     ]
-    table = compare(contestants, TARGETS, {1: {"single": 10.0}, 32: {}})
+    table = compare(contestants, TARGETS, {1: {"merged/single": 10.0}, 32: {}})
     assert tuple(table.columns) == COLUMNS
     assert table["auc_select"].is_monotonic_decreasing
     (chosen,) = table[table["recommended"]].to_dict("records")
@@ -159,12 +160,33 @@ def test_a_run_is_compared_and_its_winner_can_be_chosen(pool: Pool) -> None:
     assert single["auc"] == pytest.approx(expected)
 
 
-def test_a_model_scored_on_other_images_is_refused(pool: Pool) -> None:
+def test_an_image_that_a_model_could_not_read_is_left_out_for_all(
+    pool: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was broken when the soup was scored, and mended since."""
     soup = run_soup(pool, "greedy")
     path = soup.path / "scores_report.csv"
-    pd.read_csv(path).iloc[1:].to_csv(path, index=False)
-    with pytest.raises(UserError, match="make it anew"):
-        gather(pool)
+    scores = pd.read_csv(path)
+    scores.iloc[1:].to_csv(path, index=False)
+    table = run_compare(pool, Console(width=200)).set_index("model")
+    told = (
+        f"1 of 24 images have no score by merged/soup-greedy, for example {scores['img_name'][0]}"
+    )
+    assert f"{told}: left out for all" in capsys.readouterr().out
+    kept = pool.report.iloc[1:]
+    for name, own in (("best single", pool.best), ("soup-greedy", soup)):
+        found = own.report_scores.set_index("img_name")["y_pred"][kept["img_name"]]
+        assert table.loc[name, "auc"] == roc_auc(found, kept["target"])
+
+
+def test_a_model_scored_on_too_few_images_is_refused(pool: Pool) -> None:
+    path = run_soup(pool, "greedy").path / "scores_report.csv"
+    pd.read_csv(path).iloc[2:].to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"merged/soup-greedy has .* 2 fewer.* move its folder"):
+        with_all_models(pool, Console(quiet=True))
+    path.unlink()
+    with pytest.raises(UserError, match=r"scores_report.csv is gone; make this model anew"):
+        with_all_models(pool, Console(quiet=True))
 
 
 def test_speed_is_told_for_every_model() -> None:
@@ -189,7 +211,7 @@ def test_a_model_too_large_for_the_batch_has_no_speed() -> None:
 
 
 def test_the_single_candidate_comes_first(tiny_pool: Pool, tmp_path: Path) -> None:
-    first, reference = gather(tiny_pool)[:2]
+    first, reference = gather(with_all_models(tiny_pool, Console(quiet=True)))[:2]
     assert first.path == f"candidates/{tiny_pool.best.name}"
     assert reference.kind == "reference"
     assert reference.network is None

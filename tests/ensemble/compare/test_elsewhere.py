@@ -119,10 +119,47 @@ def test_a_refit_is_scored_anew_with_the_others_and_costs_no_set(pool: Pool, fil
     for path in files.images.iterdir():  # of the same names, other images
         with Image.open(path) as image:
             ImageOps.invert(image.convert("RGB")).save(path)
-        path.write_bytes(path.read_bytes() + b" ")
     compare(pool, told(files, pool.run, overwrite=True))
     after = pd.read_csv(found.path / "elsewhere-celeb.csv")
     assert (before["y_pred"] != after["y_pred"]).any()
+
+
+def test_models_of_one_name_are_told_apart(pool: Pool, files: Files) -> None:
+    """A refit may have been called so before there was the merged model."""
+    soup = run_soup(pool, "uniform", members=["0000", "0001"])
+    other = refit(pool, "fit")
+    same = Path(shutil.copytree(other.path, pool.run / "refits" / soup.name))
+    other.path.rename(pool.run / "refits" / "target")
+    table = compare(pool, told(files, pool.run)).set_index("path")
+    own = pd.read_csv(pool.run / "elsewhere" / "celeb" / "comparison.csv").set_index("path")
+    for path in (f"merged/{soup.name}", f"refits/{same.name}", "refits/target"):
+        found = pd.read_csv(pool.run / path / "elsewhere-celeb.csv")
+        assert own.loc[path, "auc"] == pytest.approx(roc_auc(found["y_pred"], found["target"]))
+        assert table.loc[path, "auc@celeb"] == own.loc[path, "auc"]
+    assert own.loc[f"merged/{soup.name}", "log_loss"] != own.loc["refits/target", "log_loss"]
+    speeds = table["images_per_second_1"][[path for path in table.index if path]]
+    assert speeds.notna().all()
+    assert speeds.is_unique
+
+
+def test_a_refit_that_was_made_anew_has_not_its_predecessors_figures(
+    pool: Pool, files: Files
+) -> None:
+    """Neither has a figure on select, which told others apart."""
+    found = refit(pool, "fit+select")
+    table = compare(pool, told(files, pool.run))
+    scores = found.path / "elsewhere-celeb.csv"
+    before = scores.read_text(encoding="utf-8")
+
+    def unknown() -> list[str]:
+        known = read_elsewhere(pool.run, table)["celeb"]["auc"]
+        return table["model"][known.isna()].tolist()
+
+    assert unknown() == []
+    scores.unlink()  # with its folder
+    assert unknown() == [found.name]
+    scores.write_text(before.replace(",0.", ",0.0"), encoding="utf-8")
+    assert unknown() == [found.name]
 
 
 def test_sets_stay_beside_each_other_until_a_model_is_another(
@@ -174,6 +211,10 @@ def test_a_name_is_of_one_set(pool: Pool, files: Files) -> None:
     with pytest.raises(UserError, match="--overwrite"):
         open_elsewhere(pool, other, QUIET)
     assert len(score(pool, settings)) == 24
+    written = next(files.images.iterdir())  # once more, as long as it was
+    os.utime(written, ns=(0, written.stat().st_mtime_ns + 1))
+    with pytest.raises(UserError, match="of the same files, unchanged"):
+        open_elsewhere(pool, settings, QUIET)
     assert len(score(pool, replace(other, overwrite=True))) == 20
     assert len(score(pool, other)) == 20
     shutil.rmtree(pool.run / "elsewhere")

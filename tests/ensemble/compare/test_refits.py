@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -11,11 +13,13 @@ from rich.console import Console
 
 from ensemble.compare.compare import run_compare
 from ensemble.compare.recommended import choose_model
-from ensemble.network.model import load_model
+from ensemble.network.model import Method, load_model
 from ensemble.pool.pool import Pool
 from search.errors import UserError
 from search.machine.files import REFITS
 from search.report.page import _merged, _refits
+from search.run.refit_plan import _name
+from search.settings.commands import RefitSettings
 from search.training.candidate import Candidate
 from search.training.train import train
 from tests.ensemble.conftest import CPU, refit
@@ -65,6 +69,17 @@ def test_scores_that_should_not_be_there_are_not_read(pool: Pool) -> None:
     (found.path / "scores_report.csv").write_bytes(other.read_bytes())
     table = run_compare(pool, Console(quiet=True)).set_index("model")
     assert pd.isna(table.loc["refit-all", "auc"])
+
+
+OTHERS = [name for name in get_args(Method) if name not in ("candidate", "refit")]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "auto", "0007", "12345"])
+def test_a_refit_cannot_have_the_name_of_another_model(name: str, tmp_path: Path) -> None:
+    """Not even of one that is yet to be made."""
+    settings = RefitSettings(run=tmp_path, name=name)
+    with pytest.raises(UserError, match=f"must not mean another model of the run, found '{name}'"):
+        _name(settings, Candidate(tmp_path / "0001"))
 
 
 def test_a_refit_is_chosen_and_loaded_by_its_name(pool: Pool) -> None:

@@ -123,7 +123,7 @@ def test_features_are_recorded_and_the_projection_is_left_behind(distil: Run) ->
     assert isinstance(recorded, RecordedViews)
     networks = [Candidate(distil.pool.run / "candidates" / n).load() for n in ("0001", "0002")]
     teacher = Teacher(networks, [0.5, 0.5], distil.pool.runtime, with_features=True)
-    assert recorded.feature_size == teacher.feature_size
+    assert recorded.feature_size == teacher.feature_size == task.plan.teachers.feature_size
     assert not any("projection" in name for name in load_model(student.path)[0].state_dict())
 
 
@@ -141,7 +141,7 @@ def assert_same(first: Candidate, second: Candidate) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"feature_weight": 0.5, "augmentation": "strong"},
+        {"feature_weight": 0.5, "augmentation": "strong", "teachers": "0001,0002"},
         {"live_teacher": True, "feature_weight": 0.5, "teachers": "0002,0003"},
     ],
 )
@@ -237,9 +237,10 @@ def test_what_an_interruption_left_is_deleted_only_with_discard(
 
 
 def test_discard_keeps_what_can_be_gone_on_with(distil: Run) -> None:
+    settings = {"epochs": 3, "teachers": "0001,0002"}
     with pytest.raises(Interrupted):
-        distil(StopAfter(10), epochs=3)
-    distil(epochs=3, discard=True)
+        distil(StopAfter(10), **settings)
+    distil(**settings, discard=True)
     assert "discarded" not in distil.output
     assert "going on with the training in" in distil.output
     assert "epoch 1/3" not in distil.output
@@ -265,9 +266,9 @@ def test_recorded_views_serve_other_epochs_and_numbers_of_views(
 
 
 def test_an_interruption_leaves_the_student_of_before(distil: Run) -> None:
-    before = distil().metrics
+    before = distil(teachers="0001,0002").metrics
     with pytest.raises(Interrupted):
-        distil(StopAfter(6), epochs=3)
+        distil(StopAfter(6), epochs=3, teachers="0001,0002")
     assert Candidate(distil.folder).metrics == before
     assert [candidate.name for candidate in merged_models(distil.pool.run)] == ["distilled"]
 
@@ -285,7 +286,28 @@ def test_a_stop_reaches_the_download_of_a_students_weights(
 
     monkeypatch.setattr("search.catalogue.weights.fetch_weights", fetch)
     with pytest.raises(Interrupted):
-        Run(pool)(StopAfter(1), student="test_convnext.r160_in1k")
+        Run(pool)(StopAfter(1), student="test_convnext.r160_in1k", teachers="0001")
+
+
+def test_a_stop_reaches_the_choice_of_teachers(distil: Run) -> None:
+    with pytest.raises(Interrupted):
+        distil(StopAfter(1))
+    assert distil.output == ""  # before anybody was told who teaches
+
+
+def test_a_full_disk_is_told_before_canvases_are_cached(
+    distil: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 100
+
+    filled: list[object] = []
+    monkeypatch.setattr("ensemble.distill.distill.fill", lambda *given: filled.append(given))
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: Usage)
+    with pytest.raises(UserError, match="the teacher's features need"):
+        distil(feature_weight=0.5)
+    assert filled == []
+    assert not distil.views.exists()
 
 
 def test_a_terminal_shows_bars(distil: Run) -> None:
@@ -300,6 +322,11 @@ def test_a_terminal_shows_bars(distil: Run) -> None:
 def test_the_fused_network_can_teach(distil: Run) -> None:
     run_fuse(distil.pool, members=["0001", "0002"])
     student = distil(teachers="fused", feature_weight=0.2)
+    task = Distillation(
+        distil.pool,
+        plan_distillation(distil.pool, quick(distil.pool, teachers="fused", feature_weight=0.2)),
+    )
+    assert task.source.feature_size == task.plan.teachers.feature_size
     spec = load_model(student.path)[1]
     assert {teacher.name for teacher in spec.teachers} == {"fused"}
     assert {teacher.backbone for teacher in spec.teachers} == {

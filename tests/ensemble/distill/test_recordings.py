@@ -13,6 +13,7 @@ from ensemble.distill.recordings import ViewManifest
 from ensemble.distill.student import DistillationLoss, LossWeights, Student
 from ensemble.distill.views import view_loader
 from search.errors import UserError
+from search.machine.device import Precision, Runtime
 from search.pixels.augmentation.augment import Augmentation, render
 from search.pixels.canvas import read_canvas
 from search.pixels.loading.batches import Batch, Images, Shown, count_images
@@ -164,6 +165,25 @@ def test_recorded_and_live_teacher_give_the_same_features(
         torch.testing.assert_close(given.margins, expected.margins, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to wait for")
+def test_nothing_that_was_recorded_makes_a_gpu_wait(
+    recorder: Recorder, table: pd.DataFrame
+) -> None:
+    manifest = replace(MANIFEST_OF_TEST, with_features=True)
+    recorded = recorder(manifest)
+    (batch, *_) = loader(table, manifest)
+    expected, moved = recorded(shown(batch)), show(batch, [32], Runtime(torch.device("cuda")))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = recorded(moved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.margins.cpu(), expected.margins)
+    assert found.features is not None
+    assert expected.features is not None
+    assert torch.equal(found.features.cpu(), expected.features)
+
+
 def test_views_that_were_not_recorded_are_refused(recorder: Recorder, table: pd.DataFrame) -> None:
     recorded = recorder()
     (batch, *_) = loader(table, replace(MANIFEST_OF_TEST, seed=SEED + 1))
@@ -225,14 +245,21 @@ def test_the_teacher_is_asked_about_a_mended_image_alone(
         assert found(shown(batch)).margins.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("precision", "told"),
+    [
+        ("fp32", "0001, 0002 in fp32; choose other --teachers"),
+        ("fp16", "0001, 0002 in fp16; use --teacher-precision fp32, or choose other --teachers"),
+    ],
+)
 def test_a_teacher_that_says_no_number_is_named(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    precision: Precision, told: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "ensemble.distill.outputs.margin", lambda logits: logits[:, 0] * float("nan")
     )
-    with pytest.raises(UserError, match="finite numbers, found others among those of 0001, 0002"):
-        recorder()
+    with pytest.raises(UserError, match=f"finite numbers, found others among those of {told}"):
+        recorder(replace(MANIFEST_OF_TEST, precision=precision))
 
 
 def test_a_full_disk_is_told_before_anything_is_computed(

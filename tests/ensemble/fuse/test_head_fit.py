@@ -14,8 +14,11 @@ from ensemble.fuse.head_fit import (
 from ensemble.network.heads import Head, HeadKind, MeanHead, MlpHead, WeightsHead
 from ensemble.network.model import FusedNetwork, HeadSpec, fuse_networks
 from ensemble.pool.pool import Pool
+from search.machine.interruption import Interrupted
 from search.pixels.loading.epochs import eval_batches
+from search.training.network import margin
 from search.training.objective import Yardstick
+from tests.stopping import StopAfter
 
 
 def outputs(
@@ -89,6 +92,35 @@ def test_a_diverged_head_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
     found = fit(head, outputs(0, (1.0, 1.0), 1.0), outputs(1, (1.0, 1.0), 1.0), seed=0)
     assert found.reached >= found.start
     assert all(tensor.isfinite().all() for tensor in head.state_dict().values())
+
+
+def test_a_stop_ends_the_fitting_before_its_next_epoch() -> None:
+    head, known = MlpHead((4, 4), 8), outputs(0, (1.0, 1.0), 1.0)
+    yardstick = Yardstick("auc", known.targets.numpy())
+    with pytest.raises(Interrupted):
+        fit_head(head, known, known, yardstick, seed=0, check=StopAfter(2).check)
+    assert head.output.weight.abs().sum() > 0  # two epochs were run
+
+
+@pytest.mark.parametrize("head", [WeightsHead(2), MlpHead((4, 4), 8)], ids=["weights", "mlp"])
+def test_scoring_copies_no_features_and_takes_a_part_at_a_time(
+    head: WeightsHead | MlpHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble.fuse.head_fit.CHUNK", 64)
+    given: list[int] = []
+
+    def look(_: nn.Module, said: tuple[list[Tensor], list[Tensor]]) -> None:
+        if not head.training:
+            logits, features = said
+            given.append(len(logits[0]))
+            assert all(part._base is not None for part in [*logits, *features])
+
+    head.register_forward_pre_hook(look)
+    known = outputs(0, (1.0, 0.5), 1.0)
+    found = fit(head, known, known, seed=0, epochs=0)
+    assert given == [64, 64, 64, 8]
+    whole = margin(head(*known.rows(slice(None))).double()).detach().numpy()
+    assert found.start == Yardstick("auc", known.targets.numpy()).quality(whole)[0]
 
 
 def run_short_of_memory(model: FusedNetwork, most: int) -> None:

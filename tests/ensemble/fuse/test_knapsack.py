@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -10,8 +11,10 @@ from scipy.special import expit
 
 from ensemble.fuse.knapsack import EXACT_LIMIT, Knapsack, check_members, choose_members
 from search.errors import UserError
+from search.machine.interruption import Interrupted
 from search.training.metrics import roc_auc
 from search.training.objective import Yardstick
+from tests.stopping import StopAfter
 
 MILLION = 1_000_000
 
@@ -124,6 +127,24 @@ def test_a_named_set_that_is_too_large_is_told_with_the_largest_that_fits() -> N
     with pytest.raises(UserError, match=f"290 exactly and 180 by thop, 90 too many; .*: {names} "):
         check_members(knapsack, (0, 1, 2, 3))
     check_members(knapsack, (0, 1))
+
+
+@pytest.mark.parametrize("exact_limit", [EXACT_LIMIT, 0])
+def test_a_stop_reaches_the_choice_of_members(exact_limit: int) -> None:
+    """It takes minutes of twenty candidates on a large select."""
+    counted, knapsack = StopAfter(10**6), random_knapsack(3, 6)
+    chosen = choose_members(knapsack, exact_limit, counted.check)
+    assert chosen == choose_members(knapsack, exact_limit)
+    valued = 10**6 - counted.left
+    assert valued > 10
+    with pytest.raises(Interrupted):
+        choose_members(knapsack, exact_limit, StopAfter(valued - 1).check)
+
+
+def test_a_stop_reaches_the_largest_set_that_is_told() -> None:
+    knapsack = replace(random_knapsack(3, 4), room=100 * MILLION)
+    with pytest.raises(Interrupted):
+        check_members(knapsack, (0, 1, 2, 3), StopAfter(0).check)
 
 
 def test_a_named_pair_that_is_too_large_has_no_remedy_inside() -> None:

@@ -72,6 +72,20 @@ def test_the_mlp_sees_features_of_any_scale(said: tuple[list[Tensor], list[Tenso
     torch.testing.assert_close(head(logits, scaled), head(logits, features), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["mean", "weights"])
+def test_trunks_are_averaged_in_fp32_whatever_they_were_computed_in(
+    kind: HeadKind, said: tuple[list[Tensor], list[Tensor]]
+) -> None:
+    """A product of matrices used to round the logits to 16 bits again."""
+    logits, features = [one.bfloat16() for one in said[0]], said[1]
+    head = build_head(kind, SIZES, 0)
+    expected = head([one.float() for one in logits], features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(logits, features)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", ["weights", "mlp"])
 def test_learned_heads_get_gradients(
     kind: HeadKind, said: tuple[list[Tensor], list[Tensor]]

@@ -18,7 +18,7 @@ from ensemble.network.model import HeadSpec, ModelSpec, TeacherOrigin, build_mod
 from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import Ledger
 from ensemble.submission.manifest import find_changes
-from ensemble.submission.submit import _make_room, run_submit
+from ensemble.submission.submit import _check_owner, _make_room, run_submit
 from ensemble.submission.verify import verify
 from search.data.labels import read_list
 from search.errors import UserError
@@ -109,13 +109,32 @@ def test_the_folder_is_complete_and_scores_the_list(settings: SubmitSettings) ->
     assert "1 of 2 submissions made today (UTC), 1 left" in text
 
 
-def test_a_model_of_another_run_is_refused(settings: SubmitSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["candidates/0000", "submission", "submission-20250304T120000Z"])
+def test_a_model_of_another_run_is_refused(
+    model: str, settings: SubmitSettings, tmp_path: Path
+) -> None:
     """Its images and samples are not those that the submission would tell of."""
     other = tmp_path / "other"
     shutil.copytree(settings.run, other)
+    if not model.startswith("candidates"):
+        shutil.copytree(other / "candidates" / "0000", other / model)
     with pytest.raises(UserError, match=rf"give --run {other}"):
-        submit(replace(settings, model=str(other / "candidates" / "0000")))
+        submit(replace(settings, model=str(other / model)))
     assert not (settings.run / "submission").exists()
+
+
+def test_a_submission_that_was_moved_is_known_by_its_images(
+    settings: SubmitSettings, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved" / "package"
+    (moved / "reproduce").mkdir(parents=True)
+    data = moved / "reproduce" / "data.yaml"
+    shutil.copyfile(settings.run / "data.yaml", data)
+    _check_owner(moved, settings.run)
+    content = yaml.safe_load(data.read_text(encoding="utf-8"))
+    data.write_text(yaml.safe_dump(content | {"fingerprint": "0" * 64}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"found .*package of other images .* the --run that"):
+        _check_owner(moved, settings.run)
 
 
 def test_precision_is_recorded_and_verified_with(settings: SubmitSettings) -> None:

@@ -118,10 +118,10 @@ def test_first_frame_of_several(name: str, kind: str, tmp_path: Path) -> None:
     assert pixels(read_image(tmp_path / name)).max() > 200
 
 
-def encoded(suffix: str, size: tuple[int, int] = (64, 64)) -> bytes:
+def encoded(suffix: str, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
     noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(noise).save(stream, suffix)
+    Image.fromarray(noise).convert(mode).save(stream, suffix)
     return stream.getvalue()
 
 
@@ -134,6 +134,7 @@ BROKEN = {
     "truncated webp": (encoded("WEBP")[:-2000], ""),
     "header alone": (encoded("JPEG")[:20], ""),
     "damaged png": (encoded("PNG")[:200] + bytes(500) + encoded("PNG")[700:], ""),
+    "floats": (encoded("TIFF", mode="F"), "float pixels, whose range is unknown"),
     "gif": (b"GIF89a" + bytes(500), "none of the formats JPEG, "),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of the formats"),
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from search.data.splits import Splits
 from search.errors import UserError
-from search.machine.device import Runtime, seed_everything
+from search.machine.device import AUTOCAST_DTYPES, Runtime, seed_everything
 from search.machine.files import write_text_atomically
 from search.machine.interruption import Interrupted
 from search.machine.seconds import SECONDS
@@ -391,6 +391,42 @@ def test_looks_are_cheap_and_the_kept_weights_are_scored_exactly(
     np.testing.assert_allclose(found.scores["y_pred"], exact.predictions.scores, atol=1e-6)
     assert found.metrics["auc"] == exact.metrics.auc
     assert found.metrics["log_loss"] == pytest.approx(exact.metrics.log_loss, abs=1e-5)
+
+
+class OverflowsWhenScored(Classification):
+    """A network whose scores are no numbers in fp16, or at all."""
+
+    def __init__(self, recipe: Recipe, splits: Splits, *, always: bool) -> None:
+        super().__init__(recipe, splits, Reader(recipe.canvas))
+        self.always = always
+
+    def network(self, *, start: bool) -> nn.Module:
+        def overflow(network: nn.Module, _: Any, logits: Tensor) -> Tensor:
+            fails = self.always or torch.is_autocast_enabled("cpu")
+            return logits * float("nan") if fails and not network.training else logits
+
+        network = super().network(start=start)
+        network.register_forward_hook(overflow)
+        return network
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_look_that_overflows_fp16_is_scored_in_fp32(
+    always: bool, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to end the training, and the same command came to the same end again."""
+    # On a CPU that computes it in bf16.
+    monkeypatch.setitem(AUTOCAST_DTYPES, "fp16", torch.bfloat16)
+    told, recipe = Told(), replace(RECIPE, precision="fp16")
+    task = OverflowsWhenScored(recipe, splits, always=always)
+    if always:
+        with pytest.raises(FloatingPointError, match="20 of 20 scores are not finite"):
+            train(recipe, splits, tmp_path, runtime=CPU, task=task)
+        return
+    found = complete(splits, tmp_path, recipe, task=task, watch=told)
+    assert told.lines == ["20 of 20 scores are not finite in fp16: the training goes on in fp32"]
+    assert found.metrics["precision"] == "fp32"
+    assert found.history["select_auc"].notna().tolist() == [True] * 3
 
 
 def test_the_last_scoring_can_be_interrupted(splits: Splits, tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
+from search.data.generated import GENERATED, Generated
+from search.data.splits import Splits
 from search.settings.commands import AuditSettings
 
 CLASS_IMAGES = {"trainset": 60, "valset": 30}
@@ -78,6 +81,25 @@ def make_set(folder: Path, plant: str | None, seed: int = 0) -> AuditSettings:
         workers=1,
         out=folder / "out",
     )
+
+
+def add_samples(splits: Splits, folder: Path, count: int = 20) -> Splits:
+    """Splits with generated samples as `search expand` adds them: BMP files, all fake, of which the
+    last two are equal."""
+    generator = np.random.default_rng(0)
+    images = [draw(generator, 64) for _ in range(count - 1)]
+    folder.mkdir()
+    paths = [folder / f"{number}.bmp" for number in range(count)]
+    for path, image in zip(paths, [*images, images[-1]], strict=True):
+        image.save(path)
+    rows = splits.fit.sample(count, random_state=0).assign(
+        img_name=[f"{GENERATED}/{path.name}" for path in paths],
+        path=list(map(str, paths)),
+        target=1,
+    )
+    generated = Generated("0" * 64, "1.0", 0, {"self-blended": count})
+    fit = pd.concat([splits.fit, rows], ignore_index=True)
+    return replace(splits, fit=fit, generated=generated)
 
 
 def _writing(

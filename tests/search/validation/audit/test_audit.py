@@ -17,7 +17,13 @@ from search.settings.search import SearchSettings
 from search.validation.audit import audit as module
 from search.validation.audit.audit import AUDIT, PAGE, run_audit
 from search.validation.audit.findings import Audit
-from tests.search.validation.audit.planted import CARRIERS, IN_HEADERS, PLANTS, make_set
+from tests.search.validation.audit.planted import (
+    CARRIERS,
+    IN_HEADERS,
+    PLANTS,
+    add_samples,
+    make_set,
+)
 
 BESIDE = {
     "format": {"compression", "EXIF and header entries", "bytes"},
@@ -68,6 +74,22 @@ def test_a_clean_set_is_not_accused(seed: int, tmp_path: Path) -> None:
     lines = text[text.index("images: ") :].splitlines()
     assert "leaks: none found" in lines
     assert len(lines) == 10
+    assert "compared 1 of 1 tiles" in text
+
+
+@pytest.mark.usefixtures("no_page")
+def test_generated_samples_are_looked_at_for_copies_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_set(tmp_path, None)
+    splits = add_samples(read_splits(settings), tmp_path / "samples")
+    monkeypatch.setattr(module, "read_splits", lambda *_, **__: splits)
+    audit, _ = audited(settings)
+    assert (audit.images, audit.headers.images) == (200, 150)  # 30 are of report
+    assert audit.findings == ()
+    assert audit.far == 0
+    assert audit.copies["exact_images"] == 2
+    assert any(note.startswith("20 generated samples") for note in audit.notes)
 
 
 @pytest.mark.usefixtures("no_page")

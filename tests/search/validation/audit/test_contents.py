@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from search.validation.audit import contents as module
 from search.validation.audit.contents import Contents, look_at
 from search.validation.audit.duplicates import NEAR_BITS, find_copies
 
@@ -47,12 +48,17 @@ def test_what_sharing_does_to_an_image_leaves_it_near(
     assert apart > 2 * NEAR_BITS
 
 
-def test_processes_say_what_one_process_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 128])
+def test_processes_say_what_one_process_says(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [tmp_path / f"{number}.jpg" for number in range(5)]
     for number, path in enumerate(paths):
         picture(number).save(path)
     paths[2].write_bytes(b"no image")
-    one, two = seen(paths, 1), seen(paths, 2)
+    one = seen(paths, 1)
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    two = seen(paths, 2)
     assert one.places.tolist() == two.places.tolist() == [0, 1, 3, 4]
     assert one.broken.keys() == two.broken.keys() == {2}
     for name in ("checksums", "hashes", "thumbs", "statistics"):

@@ -62,6 +62,14 @@ def test_tiles_find_what_a_plain_comparison_finds(
         assert found_sets(hashes, thumbs, workers=2) == expected
 
 
+def test_it_is_told_how_far_the_comparison_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "TILE", 30)
+    hashes, thumbs = drawn(0, 70, 1)
+    told: list[tuple[int, int]] = []
+    near_links(hashes, thumbs, 2, lambda *done: told.append(done))
+    assert told == [(done, 6) for done in range(1, 7)]  # three tiles, each with each
+
+
 def test_one_picture_a_thousand_times_is_one_set_by_few_links(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

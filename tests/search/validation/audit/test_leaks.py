@@ -62,6 +62,21 @@ def test_a_feature_counts_in_either_direction_and_in_the_middle(name: str, kind:
     assert told.signals[0].auc > 0.95
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("modified", 1.76e9, 1.76e9 + 60), ("name_number", 1.76e12 + 20_000, 1.76e12 + 80_000)],
+)
+def test_large_numbers_that_differ_little_tell_as_well(
+    name: str, first: float, last: float
+) -> None:
+    """Files written within a minute, the real ones first."""
+    generator = np.random.default_rng(0)
+    headers, targets = drawn(generator, 400), np.arange(400) // 200
+    headers[name] = np.linspace(first, last, 400)
+    told = telling(headers, targets, np.arange(400), 0, with_combined=False)
+    assert [one.feature for one in told.signals if one.is_leak] == [name]
+
+
 def test_what_is_absent_tells_as_well() -> None:
     generator = np.random.default_rng(0)
     headers, targets = drawn(generator, 200), np.arange(200) % 2

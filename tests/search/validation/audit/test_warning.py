@@ -15,7 +15,7 @@ from search.settings.search import SearchSettings
 from search.validation.audit import warning
 from search.validation.audit.warning import LEAK, leak_warnings
 from tests.e2e.conftest import BACKBONES
-from tests.search.validation.audit.planted import make_set
+from tests.search.validation.audit.planted import add_samples, make_set
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,11 @@ def test_a_search_is_told_of_what_its_networks_would_learn(
     assert all(line.startswith(LEAK) for line in found)
     for text in expected:
         assert text in " ".join(found)
+
+
+def test_generated_samples_are_not_the_sets_affair(tmp_path: Path) -> None:
+    splits = read_splits(make_set(tmp_path, None))
+    assert leak_warnings(add_samples(splits, tmp_path / "samples", 60), 0) == ()
 
 
 def test_a_slow_drive_is_asked_for_a_few_headers_only(
