@@ -44,8 +44,10 @@ LACKING = 1000.0
 """Cost of each that it has not: more than anything else, as long as there is a way."""
 
 EXACT_GROUPS = 200
-"""Up to so many groups are placed one by one, by an integer program; beyond, those that show
-methods of the same splits are alike, and which of them lie where is drawn."""
+"""Up to so many groups are placed one by one, by an integer program; of more, those that hold more
+than one part in so many of their set's reals or fakes, and more than groups with any do on average.
+Of the others, those that show methods of the same splits are alike, and which of them lie where is
+drawn."""
 
 STARTS = 4
 """Of the search: owners drawn at random."""
@@ -89,6 +91,18 @@ class Groups:
         owners: _Booleans = (self.fakes > 0).T.astype(np.int64) @ self.places > 0
         return owners
 
+    @property
+    def exact(self) -> _Booleans:
+        """Which groups are placed one by one, (G,)."""
+        if len(self.reals) <= EXACT_GROUPS:
+            return np.ones(len(self.reals), np.bool_)
+        images = np.column_stack([self.reals, self.fakes.sum(axis=1)])
+        exact = np.zeros(len(self.reals), np.bool_)
+        for own in (self.is_val, ~self.is_val):
+            holders = np.clip((images[own] > 0).sum(axis=0), 1, EXACT_GROUPS)
+            exact[own] = (images[own] > images[own].sum(axis=0) / holders).any(axis=1)
+        return exact
+
 
 @dataclass(frozen=True, eq=False)
 class _Aim:
@@ -129,6 +143,7 @@ class _Kinds:
 
     kind_of: _Integers  # of each group, or of each kind that these are made of
     counts: _Floats  # (K,) groups
+    exact: _Booleans  # (K,) whether they are placed one by one
     places: _Booleans  # (K, 3) where they may lie
     reals: _Floats  # (K,) images
     fakes: _Floats  # (K, F) images: by method, or by the split that their method belongs to
@@ -153,13 +168,13 @@ class _Program:
         self.aim_reals = np.stack([aim.reals for aim in aims])  # (A, 3)
         self.least = np.array([aim.least for aim in aims])
         self.costs = np.array([aim.cost for aim in aims])
-        self.is_few = len(groups.reals) <= EXACT_GROUPS
+        exact = groups.exact
         places, reals = groups.places, groups.reals.astype(np.float64)
         fakes = groups.fakes.astype(np.float64)
-        images = np.column_stack([places, reals, fakes])
-        # Few are alike by how many images they have, more by whether they have any.
-        keys = images if self.is_few else images > 0
-        self.kinds = _joined(keys, np.ones(len(reals)), places, reals, fakes)
+        images = np.column_stack([exact, places, reals, fakes])
+        # Exact ones are alike by how many images they have, the others by whether they have any.
+        keys = np.where(exact[:, None], images, images > 0)
+        self.kinds = _joined(keys, np.ones(len(reals)), exact, places, reals, fakes)
 
     def _owned(self, owners: _Integers) -> _Kinds:
         """Kinds for given owners, (M,): with fakes by the split that their method belongs to."""
@@ -167,16 +182,18 @@ class _Program:
         fakes = kinds.fakes @ _members(owners)
         images = np.column_stack([kinds.reals, fakes]) / kinds.counts[:, None]
         keys = np.column_stack([kinds.places, images])
-        if not self.is_few:
+        if not kinds.exact.all():
             keys = np.sign(keys) @ 2.0 ** np.arange(keys.shape[1])  # sorted faster than rows
-        return _joined(keys, kinds.counts, kinds.places, kinds.reals, fakes)
+            keys[kinds.exact] = -1.0 - np.flatnonzero(kinds.exact)  # each a kind of its own
+        return _joined(keys, kinds.counts, kinds.exact, kinds.places, kinds.reals, fakes)
 
     def place(self, owners: _Integers, *, whole: bool = False) -> _Placement:
         """The best placement.
 
         Args:
             owners: (M,) number of the split that each method belongs to.
-            whole: of whole groups, without prices; or of shares of groups.
+            whole: of whole groups where they are placed one by one, without prices; or of shares
+                of groups.
         """
         kinds = self._owned(owners)
         # The variables: groups by kind and split, then what is missing of each aim.
@@ -195,7 +212,7 @@ class _Program:
         if whole:
             result = milp(
                 costs,
-                integrality=np.arange(len(costs)) < size,
+                integrality=np.append(np.repeat(kinds.exact, len(SPLITS)), np.zeros(count)),
                 bounds=bounds,
                 constraints=[
                     LinearConstraint(each, kinds.counts, kinds.counts),
@@ -233,6 +250,7 @@ class _Program:
 def _joined(
     keys: _Floats | _Booleans,
     counts: _Floats,
+    exact: _Booleans,
     places: _Booleans,
     reals: _Floats,
     fakes: _Floats,
@@ -243,7 +261,8 @@ def _joined(
     totals = [
         np.bincount(kind_of, column).astype(np.float64) for column in (counts, reals, *fakes.T)
     ]
-    return _Kinds(kind_of, totals[0], places[first], totals[1], np.stack(totals[2:], axis=1))
+    own = (exact[first], places[first])
+    return _Kinds(kind_of, totals[0], *own, totals[1], np.stack(totals[2:], axis=1))
 
 
 def _members(owners: _Integers) -> _Floats:
@@ -301,7 +320,7 @@ class _Search:
         """Of the best FINALISTS that were tried."""
         ranked = sorted(self.tried, key=lambda owners: -self.tried[owners])
         finalists = [np.array(owners, np.int64) for owners in ranked[:FINALISTS]]
-        whole = self.program.is_few
+        whole = bool(self.program.kinds.exact.any())
         placed = [self.program.place(owners, whole=whole) for owners in finalists]
         values = [
             placement.value + self._tightness(owners)

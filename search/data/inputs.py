@@ -146,11 +146,11 @@ def describe_division(division: Division) -> str:
     """Which methods each split has for its own, in a line."""
     rows = division.rows
     kept = rows[rows["split"] != LEFT_OUT]
-    told = []
+    owners, told = division.methods, []
     for split in SPLITS:
         own = kept[(kept["split"] == split) & (kept["target"] == 1)]
         counts = own["method"].value_counts(sort=False).sort_index()
-        is_own = [division.methods[str(method)] == split for method in counts.index]
+        is_own = [owners[str(method)] == split for method in counts.index]
         listed = ", ".join(f"{method} {count:,}" for method, count in counts[is_own].items())
         seen = int(counts[[not own for own in is_own]].sum())
         told.append(f"{split} {listed}" + (f" (and {seen:,} fakes of fit's)" if seen else ""))

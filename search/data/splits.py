@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 from search.data.assignment import SPLITS
 from search.data.generated import Generated
 from search.data.labels import NO_METHOD, check_two_classes
+from search.data.placing import place_groups
 from search.data.unseen import TRAIN, VAL, Division
 from search.errors import UserError
 
@@ -24,6 +26,9 @@ HELD_OUT_FOLDS = (3, 10)
 """Share of the training set that select and report get together where no validation set is given,
 as so many folds of so many."""
 HALF = (1, 2)
+
+Share = tuple[int, int]
+"""So many folds of so many."""
 
 Kind = Literal["random", "group", "unseen"]
 """How images are divided, see `SearchSettings.split`."""
@@ -117,7 +122,8 @@ def make_splits(
 
     Raises:
         UserError: if a set or a split holds one class only, an image or (unless `random`) a group
-            is in both sets, there are too few images or groups to divide, or a limit is too small.
+            is in both sets, too few groups hold a class for each split to have one, or a limit is
+            too small.
     """
     _check_limits(limit_train, limit_val)
     check_two_classes(train, "the training set")
@@ -133,13 +139,13 @@ def make_splits(
         return Splits(fit, select, report, kind=kind)
     divide_seed, *limit_seeds = _seeds(seed)
     if val is None:
-        fit, held_out = _divide(train, HELD_OUT_FOLDS, "the training set", divide_seed)
-        select, report = _divide(held_out, HALF, "the held-out training images", divide_seed)
+        shares = [HELD_OUT_FOLDS, HALF]
+        fit, select, report = _divide(train, shares, "the training set", divide_seed)
     else:
         check_two_classes(val, "the validation set")
         check_apart(train, val)
         fit = train
-        select, report = _divide(val, HALF, "the validation set", divide_seed)
+        select, report = _divide(val, [HALF], "the validation set", divide_seed)
     fit, select, report = _limited([fit, select, report], limit_train, limit_val, limit_seeds)
     return Splits(fit, select, report, kind=kind)
 
@@ -259,33 +265,42 @@ def check_apart(train: pd.DataFrame, val: pd.DataFrame) -> None:
 
 
 def _divide(
-    table: pd.DataFrame, share: tuple[int, int], what: str, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table: pd.DataFrame, shares: Sequence[Share], what: str, seed: int
+) -> list[pd.DataFrame]:
+    """One part more than there are shares, each of both classes: a share is taken off the whole,
+    the next one off that, and so on."""
+    with suppress(ValueError):  # of scikit-learn, for too few images or groups of a class
+        parts = [table]
+        for share in shares:
+            parts[-1:] = _halve(parts[-1], share, seed)
+        if all(part["target"].nunique() == 2 for part in parts):
+            return parts
+    # Where few groups hold a class, folds may lack it.
+    _check_groups(table, SPLITS[-len(shares) - 1 :], what)
+    fractions = [1.0]
+    for numerator, folds in shares:
+        fractions[-1:] = [fractions[-1] * part / folds for part in (folds - numerator, numerator)]
+    places = place_groups(table, fractions, seed)
+    return [table[places == place] for place in range(len(shares) + 1)]
+
+
+def _halve(table: pd.DataFrame, share: Share, seed: int) -> list[pd.DataFrame]:
     """Two parts, the second with a share of about share[0] / share[1] of each class."""
     numerator, folds = share
     groups, names = pd.factorize(table["group"])
     targets = table["target"].to_numpy()
-    try:
-        if len(names) == len(table):
-            # 147,000 single images in 0.05 s; StratifiedGroupKFold, no better here, takes 6 s.
-            shuffle = StratifiedShuffleSplit(1, test_size=numerator / folds, random_state=seed)
-            _, taken = next(shuffle.split(targets, targets))
-        else:
-            taken = _take_groups(groups, targets, share, seed)
-    except ValueError as error:
-        real, fake = np.bincount(targets, minlength=2)
-        raise UserError(
-            f"{what} must have enough images and groups of both classes to be divided, found "
-            f"{real} real and {fake} fake images in {len(names)} group(s); add images"
-        ) from error
+    if len(names) == len(table):
+        # 147,000 single images in 0.05 s; StratifiedGroupKFold, no better here, takes 6 s.
+        shuffle = StratifiedShuffleSplit(1, test_size=numerator / folds, random_state=seed)
+        _, taken = next(shuffle.split(targets, targets))
+    else:
+        taken = _take_groups(groups, targets, share, seed)
     is_taken = np.zeros(len(table), np.bool_)
     is_taken[taken] = True
-    return table[~is_taken], table[is_taken]
+    return [table[~is_taken], table[is_taken]]
 
 
-def _take_groups(
-    groups: _Integers, targets: _Integers, share: tuple[int, int], seed: int
-) -> _Integers:
+def _take_groups(groups: _Integers, targets: _Integers, share: Share, seed: int) -> _Integers:
     """Rows of whole groups that make up the share, stratified."""
     numerator, folds = share
     # Its own shuffling loses the stratification before scikit-learn 1.8 (scikit-learn#32540), so
@@ -296,6 +311,22 @@ def _take_groups(
     # The last folds, because the largest groups come to lie in the first.
     count = math.ceil(folds * numerator / share[1])
     return np.concatenate(tests[-count:])
+
+
+def _check_groups(table: pd.DataFrame, splits: Sequence[str], what: str) -> None:
+    """
+    Raises:
+        UserError: if fewer groups hold a class than there are splits; with as many, each split can
+            have one.
+    """
+    for target, name in enumerate(("real images", "fakes")):
+        count = table["group"][table["target"] == target].nunique()
+        if count < len(splits):
+            raise UserError(
+                f"{what} must have {len(splits)} groups or more that hold {name}, one each for "
+                f"{', '.join(splits[:-1])} and {splits[-1]}, but only {count} "
+                f"{'holds' if count == 1 else 'hold'} {name}; add {name} of other groups"
+            )
 
 
 def draw_part(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:

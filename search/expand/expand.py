@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def _expand(settings: ExpandSettings, out: Path, console: Console) -> Manifest:
 
 def _plan(settings: ExpandSettings, console: Console) -> tuple[Planned, ...]:
     if settings.run is None:
-        search = settings.images_settings().resolved()
+        # Where these images would be searched there may be a run, which is not what is asked for.
+        search = replace(settings.images_settings().resolved(), out=None)
     else:
         # Samples of samples would have no source that the rules know.
         search = replace(load_settings(settings.run), generated=None)
@@ -280,12 +282,17 @@ def _complete(out: Path, manifest: Manifest, tool: Mapping[str, Path]) -> None:
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out must be a folder, found the file {out}")
-    others = sorted(path.name for path in out.glob("*") if path.name not in OWN)
+    others = sorted(path.name for path in out.glob("*") if not _is_own(path.name))
     if others:
         raise UserError(
             f"--out must be a folder of generated samples alone, but {out} holds {others[0]}; "
             "choose another one"
         )
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file may lie there, or is what a killed writer left of one that may."""
+    return name in OWN or any(fnmatch(name, f".{own}.*.part") for own in OWN)
 
 
 def _check_same(out: Path, found: Head, wanted: Head) -> None:
@@ -308,8 +315,8 @@ def _owned(out: Path) -> Iterator[None]:
     try:
         (out / IMAGES).mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK, timeout=0):
-            drop_unfinished_writes(out)
-            drop_unfinished_writes(out / IMAGES)
+            for folder in (out, out / IMAGES, out / TOOL):
+                drop_unfinished_writes(folder)
             yield
     except Timeout:
         raise UserError(

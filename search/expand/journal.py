@@ -41,7 +41,8 @@ class SampleJournal:
     def _read(self) -> None:
         try:
             content = whole_lines(self.path.read_bytes())
-            lines = content.decode("utf-8").splitlines()
+            # `splitlines` would also cut a name in two at a separator such as U+2028.
+            lines = content.decode("utf-8").split("\n")[:-1]
             if lines:
                 self.head = TypeAdapter(Head).validate_json(lines[0])
             samples = map(TypeAdapter(Sample).validate_json, lines[1:])

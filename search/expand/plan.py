@@ -90,6 +90,7 @@ def plan_samples(
             f"({', '.join(kinds)}); raise --count or --share"
         )
     columns: _Columns = fit.to_dict("list")  # type: ignore[assignment]
+    has_methods = bool((fit["method"] != NO_METHOD).any())
     planned: list[Planned] = []
     for number, kind in enumerate(kinds):
         # By the kind, not its place: other kinds beside it change nothing.
@@ -98,7 +99,9 @@ def plan_samples(
         sources = _sources(fit, kind, share, generator)
         for place in range(share):
             copy, row = divmod(place, len(sources))
-            planned.append(_planned(columns, kind, sources[row].tolist(), copy))
+            planned.append(
+                _planned(columns, kind, sources[row].tolist(), copy, has_methods=has_methods)
+            )
     return tuple(planned)
 
 
@@ -164,14 +167,14 @@ def _in_proportion(targets: _Rows, count: int, generator: np.random.Generator) -
     return generator.permutation(np.concatenate(rows))
 
 
-def _planned(fit: _Columns, kind: str, rows: list[int], copy: int) -> Planned:
+def _planned(fit: _Columns, kind: str, rows: list[int], copy: int, *, has_methods: bool) -> Planned:
     sources = tuple(
         Original(*(fit[column][row] for column in ("img_name", "path", "target"))) for row in rows
     )
     first, last = rows[0], rows[-1]
     target = sources[0].target if kind == "recompressed" else 1
     method = NO_METHOD
-    if any(fit["method"]):
+    if has_methods:
         method = method_of(kind, target, sources[0].target, fit["method"][first])
     return Planned(
         # A mixed one is called after the fake, of which each has its own.

@@ -12,7 +12,7 @@ from search.settings.search import SearchSettings
 from tests.benchmarks.bench_search import COLUMNS, GIVEN, check, main
 from tests.benchmarks.real.arms import ARMS
 from tests.benchmarks.real.summary import summary
-from tests.benchmarks.replay.arms import OURS
+from tests.benchmarks.replay.arms import A_FIFTH, OURS
 from tests.processes import Process
 
 
@@ -23,14 +23,14 @@ def test_every_arm_ends_with_a_network_that_is_scored_on_report(tmp_path: Path) 
     main(output=output, folder=folder, quick=True)
     found = pd.read_csv(output)
     assert found.columns.tolist() == COLUMNS
-    assert found["arm"].unique().tolist() == [OURS, *ARMS]
+    assert found["arm"].unique().tolist() == [OURS, A_FIFTH, *ARMS]
     for arm, rows in found.groupby("arm"):
         looks, end = rows.iloc[:-1], rows.iloc[-1]
         assert looks["auc_report"].isna().all(), "report was looked at on the way"
         assert 0 < end["auc_report"] < 1
         assert rows["seconds"].is_monotonic_increasing, arm
         assert looks["best_auc"].is_monotonic_increasing
-    assert len(list((tmp_path / "search").glob("*.csv"))) == len(ARMS) + 1
+    assert len(list((tmp_path / "search").glob("*.csv"))) == len(ARMS) + 2
     before = output.read_bytes()
     main(output=output, folder=folder, quick=True)
     assert output.read_bytes() == before, "an arm was trained again"
@@ -90,3 +90,24 @@ def test_ours_is_compared_with_every_arm() -> None:
     low, mean = found.loc["hand", ["above_report_low", "above_report"]]
     assert 0 < low < mean
     assert np.isnan(found.loc[OURS, "above_report"])
+
+
+def test_seeds_that_divide_the_same_images_draw_the_same_groups() -> None:
+    """The same halves for every seed: three of them tell no more than one."""
+    table = pd.DataFrame({"target": [0, 1] * 40, "group": [f"g{row // 2}" for row in range(80)]})
+    generator = np.random.default_rng(0)
+    right, less = (table["target"] + generator.normal(0, sd, 80) for sd in (0.5, 1.0))
+    seeds = range(3)
+    rows = pd.DataFrame(
+        [(arm, seed, 9.0, 0.7, 0.7) for seed in seeds for arm in (OURS, "hand") for _ in range(2)],
+        columns=COLUMNS,
+    )
+    scores = {(OURS, seed): right.to_numpy() for seed in seeds}
+    scores |= {("hand", seed): less.to_numpy() for seed in seeds}
+    widths = []
+    for count in (1, 3):
+        tables = dict.fromkeys(range(count), table)
+        line = summary(rows, scores, tables, resamplings=200).set_index("arm").loc["hand"]
+        assert line["above_report_least"] == line["above_report_most"] == line["above_report"]
+        widths.append(line["above_report_high"] - line["above_report_low"])
+    assert widths[0] == widths[1]

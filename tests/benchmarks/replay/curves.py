@@ -15,7 +15,14 @@ from optuna.samplers import RandomSampler
 from search.catalogue.backbones import DEFAULT_PATH, Backbone, load_backbones
 from search.catalogue.dimensions import DIMENSIONS
 from search.settings.search import SearchSettings
-from search.study.decisions.space import AVERAGE_POWER, BACKBONE, LEARNING_RATE, Parameters, Space
+from search.study.decisions.space import (
+    AVERAGE_POWER,
+    BACKBONE,
+    IMAGE_SIZE,
+    LEARNING_RATE,
+    Parameters,
+    Space,
+)
 from search.training.recipe import Recipe
 from tests.benchmarks.replay import earlier_space
 
@@ -49,7 +56,7 @@ COSINE, CONSTANT, FALL = "cosine", "constant", "fall@"
 BY_HAND = "mobilenetv2_100"
 """The architecture of the recipe set by hand."""
 
-HAND_LEARNING_RATE, HAND_LAYER_DECAY = 9.5e-4, 0.85
+HAND_LEARNING_RATE, HAND_LAYER_DECAY, HAND_SIZE = 9.5e-4, 0.85, 192
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,9 @@ class Configuration:
         space = replace(space, schedule="cosine", epochs=epochs)
         if self.kind not in OLD:
             return space.recipe(self.parameters)
-        plain = space.recipe({BACKBONE: self.backbone})
+        backbone = next(one for one in space.backbones if one.name == self.backbone)
+        choice = earlier_space.image_size_choice(self.parameters, backbone)
+        plain = space.recipe({BACKBONE: self.backbone, IMAGE_SIZE: choice})
         fields = earlier_space.recipe_fields(self.parameters, plain.architecture)
         return replace(plain, **fields)
 
@@ -153,13 +162,17 @@ def _draw(space: Space, kind: Kind, number: int) -> Parameters:
 
 
 def by_hand(space: Space) -> Parameters:
-    """The recipe that was set by hand, as parameters of the space: mobilenetv2_100, a learning rate
-    of 9.5e-4, lowered by 0.85 a layer; weight decay 0.05, label smoothing 0.05 and `light` at 0.6
-    are the centre of the space, and 0.998 is the average that goes with cosine."""
+    """The recipe that was set by hand, as parameters of the space: mobilenetv2_100 at 192 px, or at
+    what is nearest to that in its list, a learning rate of 9.5e-4, lowered by 0.85 a layer; weight
+    decay 0.05, label smoothing 0.05 and `light` at 0.6 are the centre of the space, and 0.998 is
+    the average that goes with cosine."""
     backbone = _hand_backbone(space.backbones)
     low, high = backbone.learning_rate
     position = log(HAND_LEARNING_RATE / low) / log(high / low) if low < high else 0.0
     parameters = space.centre(backbone) | {LEARNING_RATE: min(max(position, 0.0), 1.0)}
+    if IMAGE_SIZE in parameters:
+        sizes = backbone.image_sizes
+        parameters[IMAGE_SIZE] = sizes.index(min(sizes, key=lambda size: abs(size - HAND_SIZE)))
     if "lowest_layer_scale" in parameters:
         scale = earlier_space.lowest_layer_scale(backbone.architecture, HAND_LAYER_DECAY)
         parameters["lowest_layer_scale"] = scale

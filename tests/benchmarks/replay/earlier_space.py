@@ -36,12 +36,14 @@ def suggest(trial: Trial, backbones: tuple[Backbone, ...], *, pretrained: bool) 
 
     Args:
         trial: a new one, or one that is enqueued.
-        backbones: of one image size each.
+        backbones: of the pool.
         pretrained: a network that starts from scratch has two dimensions less.
     """
     names = [backbone.name for backbone in backbones]
     name = trial.suggest_categorical(BACKBONE, names)
     backbone = backbones[names.index(name)]
+    if len(backbone.image_sizes) > 1:
+        trial.suggest_categorical(f"{name}/image_size", backbone.image_sizes)
     if backbone.drop_path is not None:
         trial.suggest_float(f"{name}/drop_path", *backbone.drop_path)
     trial.suggest_float(f"{name}/learning_rate", *backbone.learning_rate, log=True)
@@ -80,6 +82,12 @@ def default_parameters(backbone: Backbone, *, pretrained: bool) -> Parameters:
     if backbone.drop_path is not None:
         parameters[f"{name}/drop_path"] = backbone.drop_path[0]
     return parameters
+
+
+def image_size_choice(parameters: Mapping[str, Any], backbone: Backbone) -> int:
+    """The place of the image size in its backbone's list."""
+    size = parameters.get(f"{backbone.name}/image_size", backbone.image_sizes[0])
+    return backbone.image_sizes.index(size)
 
 
 def recipe_fields(parameters: Mapping[str, Any], architecture: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +54,18 @@ def test_the_recipe_set_by_hand_is_that_of_the_issue(
     assert (found.ema_decay, found.label_smoothing, found.weight_decay) == (0.998, 0.05, 0.05)
     assert found.learning_rate == pytest.approx(9.5e-4)
     assert found.lowest_layer_scale == pytest.approx(0.85**18)
+
+
+def test_where_several_image_sizes_are_searched_both_spaces_have_them() -> None:
+    settings = SearchSettings(backbones=FACES, pool="local", weights_dir=Path("weights"))
+    one = space_of(settings, image_size=128, canvas=192)
+    sizes = (128, 160, 192)
+    wide = replace(one, backbones=tuple(replace(b, image_sizes=sizes) for b in one.backbones))
+    drawn = configurations(wide, 40)
+    assert drawn[0].cosine(wide, epochs=8).image_size == 192
+    old = [found.cosine(wide, epochs=2) for found in drawn if found.kind == "old"]
+    assert {recipe.image_size for recipe in old} == set(sizes)
+    assert all(recipe.canvas == 192 for recipe in old)
 
 
 @pytest.mark.parametrize("architecture", ["mobilenetv2_100", "test_vit"])

@@ -96,3 +96,33 @@ def test_groups_of_any_method_of_fit_are_seen_alike(count: int) -> None:
     in_fit = [(places[groups.fakes[:, method] > 0] == FIT).mean() for method in of_fit]
     assert min(in_fit) > 0.6
     assert max(in_fit) < 1.0
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 600), (10, 600), (1, 100)])
+@pytest.mark.parametrize("val", [False, True])
+def test_many_groups_of_one_size_are_drawn(size: int, count: int, val: bool) -> None:
+    """Whichever lie where, the shares are met: one seed gives what it always gave."""
+    reals = np.repeat([size, 0], [count, 600])
+    fakes = np.zeros((count + 600, 3), np.int64)
+    fakes[count + np.arange(600), np.arange(600) % 3] = size
+    groups = Groups(reals, fakes, (np.arange(count + 600) % 4 == 0) & val, has_val=val)
+    assert not groups.exact.any()
+
+
+@pytest.mark.parametrize("seed", [0, 16])
+@pytest.mark.parametrize(
+    "sizes",
+    [[2000] + [4] * 249, [200] * 5 + [40] * 30 + [1] * 300, np.geomspace(1, 300, 300)],
+    ids=["one", "two-scales", "all-scales"],
+)
+def test_large_groups_among_many_are_placed_by_their_size(
+    sizes: list[int] | np.ndarray, seed: int
+) -> None:
+    """Groups of reals, beside single fakes of six methods."""
+    reals = np.concatenate([sizes, np.zeros(600)]).astype(np.int64)
+    fakes = np.zeros((len(reals), 6), np.int64)
+    fakes[len(sizes) + np.arange(600), np.arange(600) % 6] = 1
+    groups = Groups(reals, fakes, np.zeros(len(reals), np.bool_), has_val=False)
+    _, places = assign(groups, None, np.random.default_rng(seed))
+    found = np.bincount(places, reals) / reals.sum()
+    assert found == pytest.approx([0.7, 0.15, 0.15], abs=0.02)

@@ -250,20 +250,31 @@ def test_equal_names_in_two_folders_are_two_images() -> None:
             random_table(50, per_group=5).assign(path=[f"/v/{row}" for row in range(50)]),
             "no group may be in both the training and the validation set, found 10, for example",
         ),
-        (label_table([0, 1, 0, 1]), None, "must have enough images and groups of both classes"),
         (
-            label_table([0, 1] * 10, [0] * 20),
+            label_table([0, 1, 0, 1]),
             None,
-            "the training set must have enough images and groups of both classes to be divided, "
-            "found 10 real and 10 fake images in 1 group(s); add images",
+            "the training set must have 3 groups or more that hold real images, one each for fit, "
+            "select and report, but only 2 hold real images; add real images of other groups",
         ),
+        (label_table([0, 1] * 10, [0] * 20), None, "but only 1 holds real images; add"),
+        (label_table([0] * 30 + [1] * 2, [*range(30), 0, 1]), None, "but only 2 hold fakes; add"),
         (
-            label_table([0] * 30 + [1] * 2, [*range(30), 0, 1]),
-            None,
-            "the held-out training images must have enough",
+            random_table(20),
+            label_table([0] * 20 + [1] * 20, [*range(20), *[20] * 20], "v"),
+            "the validation set must have 2 groups or more that hold fakes, one each for select "
+            "and report, but only 1 holds fakes; add fakes of other groups",
         ),
     ],
-    ids=["one-class", "one-class-val", "image", "group", "few", "one-group", "few-fakes"],
+    ids=[
+        "one-class",
+        "one-class-val",
+        "image",
+        "group",
+        "few",
+        "one-group",
+        "few-fakes",
+        "few-in-val",
+    ],
 )
 def test_what_cannot_be_divided(
     train: pd.DataFrame, val: pd.DataFrame | None, expected: str
@@ -301,6 +312,53 @@ def test_few_groups_still_give_three_splits() -> None:
     splits = split(train)
     assert_sound(splits)
     assert [len(part) for part in parts(splits)] == [12, 4, 4]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("reals", "fakes", "expected"),
+    [
+        ((100, 3), (8, 40), [(210, 240), (45, 40), (45, 40)]),
+        ((100, 3), (5, 60), [(210, 180), (45, 60), (45, 60)]),
+        ((6, 50), (6, 50), [(200, 200), (50, 50), (50, 50)]),
+        ((100, 1), (3, 1), [(70, 1), (15, 1), (15, 1)]),
+        # Divided so before there was a way for few groups.
+        ((100, 3), (12, 40), [(210, 360), (45, 80), (45, 40)]),
+    ],
+)
+def test_few_groups_of_a_class_give_each_split_one(
+    reals: tuple[int, int], fakes: tuple[int, int], expected: list[tuple[int, int]], seed: int
+) -> None:
+    """Groups of reals and of fakes, and the images of each."""
+    sizes = np.repeat([reals[1], fakes[1]], [reals[0], fakes[0]])
+    targets = [0] * (reals[0] * reals[1]) + [1] * (fakes[0] * fakes[1])
+    splits = split(label_table(targets, np.repeat(range(len(sizes)), sizes)), seed=seed)
+    assert_sound(splits)
+    assert [tuple(np.bincount(part["target"])) for part in parts(splits)] == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(
+        st.sampled_from([(0, 1), (0, 9), (1, 0), (9, 0), (1, 1), (1, 9)]), min_size=3, max_size=8
+    ),
+    with_val=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_groups_are_divided_wherever_each_split_can_have_both_classes(
+    groups: list[tuple[int, int]], with_val: bool, seed: int
+) -> None:
+    table = label_table(
+        [target for real, fake in groups for target in [0] * real + [1] * fake],
+        np.repeat(range(len(groups)), [sum(group) for group in groups]),
+    )
+    sets = (random_table(20, name="f"), table) if with_val else (table, None)
+    of_class = [sum(group[target] > 0 for group in groups) for target in (0, 1)]
+    if min(of_class) >= (2 if with_val else 3):
+        assert_sound(split(*sets, seed=seed))
+    else:
+        with pytest.raises(UserError):
+            split(*sets, seed=seed)
 
 
 def test_147_000_single_images_are_limited_and_divided() -> None:

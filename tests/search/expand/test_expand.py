@@ -139,6 +139,37 @@ def test_a_complete_set_is_mended(made: Path, settings: ExpandSettings) -> None:
     assert content(made) == before
 
 
+@pytest.mark.parametrize(
+    "part", [".manifest.json.7.part", ".groups.csv.7.part", "tool/.kinds.py.7.part"]
+)
+def test_what_a_kill_left_of_a_file_is_dropped(
+    part: str, made: Path, settings: ExpandSettings
+) -> None:
+    before = content(made)
+    (made / MANIFEST).unlink()
+    (made / part).write_text("half", encoding="utf-8")
+    run_expand(replace(settings, workers=1), QUIET)
+    assert content(made) == before
+
+
+def test_a_run_on_these_images_decides_nothing(
+    settings: ExpandSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run without --out would lie there, and its division is not that of another command."""
+    assert settings.train_groups is not None
+    groups = pd.read_csv(settings.train_groups)
+    fakes = groups["img_name"].str.startswith("f")
+    groups["method"] = groups["group"].str[-1].map(int).mod(3).map(str).where(fakes, "")
+    groups.to_csv(settings.train_groups, index=False)
+    settings = replace(settings, split="unseen", kinds="self-blended", count=2, workers=1)
+    before = content(run_expand(settings, QUIET))
+    monkeypatch.chdir(tmp_path)
+    run = settings.default_out
+    run.mkdir(parents=True)
+    (run / "settings.yaml").touch()
+    assert content(run_expand(replace(settings, out=tmp_path / "other"), QUIET)) == before
+
+
 def change_source(made: Path, images: Path) -> str:
     source = read_manifest(made / MANIFEST).samples[0].sources[0].img_name
     Image.new("RGB", (64, 64)).save(images / source)
@@ -238,9 +269,13 @@ def test_a_folder_that_holds_other_things_is_left_alone(
     made: Path, settings: ExpandSettings
 ) -> None:
     assert settings.train_images is not None
+    other_part = made.with_name("download") / ".download.part"
+    other_part.parent.mkdir()
+    other_part.touch()
     for out, message in [
         (settings.train_images, "generated samples alone, but .* holds"),
         (settings.train_images / "f0.png", "must be a folder, found the file"),
+        (other_part.parent, r"generated samples alone, but .* holds \.download\.part"),
     ]:
         with pytest.raises(UserError, match=message):
             run_expand(replace(settings, out=out), QUIET)
