@@ -53,14 +53,8 @@ TIMES = (18, 72, 288, 1_152)
 PRESETS_SHARE = 0.25
 """Of the time that the defaults get before the best of them goes on."""
 
-BEFORE = {
-    "explored": 0.3,
-    "explored_by_presets": 0.3,
-    "kept_in_time": 0.5,
-    "halvings": 2,
-    "survivors": 3,
-}
-"""The rules until now, but for what is compared with what."""
+BEFORE = {"explored": 0.3, "kept_in_time": 0.5, "halvings": 2}
+"""The shares of the rules until 79aea7a."""
 
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -68,11 +62,9 @@ ARMS: dict[str, dict[str, Any]] = {
     **{
         f"{name} {value:g}": {name: value}
         for name, values in {
-            "explored": (0.05, 0.15, 0.3),
-            "explored_by_presets": (0.1, 0.3),
+            "explored": (0.05, 0.15, 0.2),
             "kept_in_time": (0.1, 0.5),
             "halvings": (0, 2),
-            "survivors": (3,),
             "configurations": (10, 40),
         }.items()
         for value in values

@@ -79,15 +79,10 @@ class Rules:
     """Share of the configurations of a rung that go on to the next."""
     kept_in_time: float = 0.2
     """The same with a time limit, where what others get the best does not."""
-    survivors: int = 1
-    """Fewest that go on, with a time limit; without one these are the finalists."""
     finalists: int = 3
-    """That are finished: there must be something to merge."""
+    """Fewest that go on, and are finished: there must be something to merge."""
     explored: float = 0.1
     """Share of the time in which configurations are begun."""
-    explored_by_presets: float = 0.2
-    """The same while there are some that wait: a backbone that was never tried may be much better,
-    a draw hardly is."""
     configurations: int = 20
     """How many the time shall be good for: their first stretch comes of it."""
     halvings: int = 1
@@ -157,8 +152,8 @@ class Layout:
     """All time for training, spent and left; None without a limit."""
     left: float = math.inf
     """Seconds of it that are left."""
-    explored: float = 0.0
-    """Seconds in which configurations came to their first rung, and half of one's more."""
+    explores: bool = True
+    """Whether it is still time to begin configurations."""
 
     def effort(self, point: Point) -> float:
         """What it took to get there."""
@@ -248,7 +243,7 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
         rungs=tuple(stretch * 2**rung for rung in range(rules.halvings + 1)),
         seconds=total,
         left=seconds_left,
-        explored=explored + stretch / 2,
+        explores=explored + stretch / 2 <= rules.explored * total,
     )
 
 
@@ -294,9 +289,7 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
     start = None if has_settled else _start(known, rules, layout)
     if start is not None:
         return start
-    has_limit = layout.seconds is not None
-    fewest = rules.survivors if has_limit else rules.finalists
-    kept = rules.kept_in_time if has_limit else rules.kept
+    kept = rules.kept if layout.seconds is None else rules.kept_in_time
     best, left_behind = [one for one in searched if one.state != "pruned"], list[Known]()
     for rung in range(len(layout.rungs)):
         later = [one for one in best if layout.entry(one) > rung]
@@ -305,10 +298,10 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
         if below:
             return GoOn(below[0].number, _images_at(below[0], layout, rung))
         members = layout.ranked(here, rung)
-        if len(members) + len(later) <= fewest:
-            best = [*members, *later]
+        if not later and len(members) <= rules.finalists:
+            best = members
             break
-        count = max(fewest, math.ceil(kept * len(members)))
+        count = max(rules.finalists, math.ceil(kept * len(members)))
         left_behind = [*members[count:], *left_behind]
         best = [*members[:count], *later]
     finish = _finish([*best, *left_behind][: rules.finalists], rules, layout)
@@ -317,7 +310,7 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
             reason = f"the last {_patience(rules)} configurations were no better than those before"
             return Stop(reason)
         if _affords_another(searched, rules, layout):
-            return _start(known, rules, replace(layout, explored=0.0)) or finish
+            return _start(known, rules, replace(layout, explores=True)) or finish
     return finish
 
 
@@ -328,12 +321,9 @@ def _start(known: Sequence[Known], rules: Rules, layout: Layout) -> Start | None
         if one.is_baseline and _affords_baseline(known, rules, layout):
             return Start(one.number, None)
     begun = len(known) - len(waiting)
+    if not layout.explores or (rules.trials is not None and begun >= rules.trials):
+        return None
     number = next((one.number for one in waiting if not one.is_baseline), None)
-    share = rules.explored if number is None else rules.explored_by_presets
-    if layout.seconds is not None and layout.explored > share * layout.seconds:
-        return None
-    if rules.trials is not None and begun >= rules.trials:
-        return None
     return Start(number, rules.first_look if layout.rungs else None)
 
 

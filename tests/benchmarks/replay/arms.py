@@ -274,9 +274,8 @@ def _in_random_order(courses: Sequence[Course], seed: int) -> list[Course]:
 
 RULES: dict[str, tuple[float, ...]] = {
     "kept_in_time": (0.1, 0.34, 0.5),
-    "survivors": (2, 3),
+    "finalists": (1, 2, 5),
     "explored": (0.05, 0.2, 0.3),
-    "explored_by_presets": (0.1, 0.3),
     "halvings": (0, 2),
     "configurations": (10, 40),
     "patience": (8, 30),
