@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from search.report.terminal import format_seconds
-from search.study.decisions.scheduler import ALMOST
+from search.study.decisions.layout import ALMOST
 from search.study.decisions.space import BASELINE, PRESET
 from search.study.trials import ROW, looks_of
 from search.training.objective import NAMES

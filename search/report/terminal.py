@@ -22,7 +22,7 @@ from search.training.candidate import describe_look
 from search.training.objective import NAMES
 
 if TYPE_CHECKING:
-    from search.study.decisions.scheduler import Rules
+    from search.study.decisions.layout import Rules
     from search.study.plan import SearchPlan
     from search.training.candidate import Look
     from search.training.loop import StepRecord

@@ -21,8 +21,9 @@ from search.machine.files import CANDIDATES
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
 from search.pixels.loading.reading import Reader
+from search.study.decisions.layout import Known
 from search.study.decisions.proposals import propose
-from search.study.decisions.scheduler import Finish, GoOn, Known, Start, Stop, compared, next_work
+from search.study.decisions.scheduler import Finish, GoOn, Start, Stop, compared, next_work
 from search.study.orphans import set_aside_orphan
 from search.study.plan import SearchPlan
 from search.study.trials import (

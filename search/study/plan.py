@@ -27,8 +27,8 @@ from search.machine.device import (
 from search.machine.files import CANDIDATES
 from search.pixels.opening import choose_canvas
 from search.settings.search import SearchSettings
+from search.study.decisions.layout import Rules
 from search.study.decisions.pace import ended
-from search.study.decisions.scheduler import Rules
 from search.study.decisions.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
 from search.training.candidate import CHECKPOINT
 from search.training.objective import check_objective

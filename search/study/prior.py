@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from search.errors import UserError
 from search.machine.files import first_problem, write_text_atomically
-from search.study.decisions.scheduler import Rules
+from search.study.decisions.layout import Rules
 
 PROBE = "probe.csv"
 

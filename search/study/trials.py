@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.catalogue.rules import Verdict
-from search.study.decisions.scheduler import Known, Point, State
+from search.study.decisions.layout import Known, Point, State
 from search.study.decisions.space import BASELINE, PRESET, Space
 from search.training.candidate import Candidate
 from search.training.recipe import Recipe

@@ -25,15 +25,8 @@ import pandas as pd
 from cyclopts import run
 from rich.console import Console
 
-from search.study.decisions.scheduler import (
-    CHANCE,
-    Finish,
-    Known,
-    Point,
-    Rules,
-    Stop,
-    next_work,
-)
+from search.study.decisions.layout import CHANCE, Known, Point, Rules
+from search.study.decisions.scheduler import Finish, Stop, next_work
 
 FIRST_LOOK, BATCH_SIZE = 1_984, 32
 

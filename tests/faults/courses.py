@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.machine.files import LEADERBOARD
 from search.machine.seconds import SECONDS
-from search.study.decisions.scheduler import Rules
+from search.study.decisions.layout import Rules
 from search.study.decisions.space import PRESET
 from search.study.driving import kept_candidates
 from search.study.storage import open_storage

@@ -1,11 +1,12 @@
 """What a search does next, as a pure function of what its storage knows.
 
-Every configuration gets the same short stretch, the better half goes on to twice as much, and so on
-(successive halving, arXiv:1502.07943), but from its checkpoint; the few that are left are finished.
-With a time limit stretches are seconds, so that a backbone that takes ten times as long must earn
-it, and the best of those few gets all the time that the others leave, or, where it is said how long
-a training is, more configurations do. Without one they are images: the same seed gives the same
-search.
+Every configuration gets the same short stretch, the better ones go on to twice as much, and so on
+(successive halving, arXiv:1502.07943), but from their checkpoints; the few that are left are
+finished. With a time limit stretches are seconds, so that a backbone that takes ten times as long
+must earn it; they take a tenth of the time, once again to twice as much, and the best gets all that
+is left, or, where it is said how long a training is, the next ones and more configurations do.
+Without one they are images: the same seed gives the same search. Where the shares come from:
+tests/benchmarks/bench_scheduler.py.
 """
 
 from __future__ import annotations
@@ -13,96 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
-from typing import Literal
 
-State = Literal["waiting", "paused", "complete", "pruned", "failed"]
-
-CHANCE = 0.5
-"""AUC of a network that has learned nothing."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A look at a candidate."""
-
-    images: int  # that it has seen
-    seconds: float  # that it has taken, looks included
-    auc: float  # on the images of a look; or whatever else the search goes by
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a configuration that was begun, or waits to be."""
-
-    number: int
-    state: State
-    points: tuple[Point, ...] = ()
-    until: int | None = None
-    """Images at which the piece of work that was begun last ends; None: at its end."""
-    is_baseline: bool = False
-    """It is trained to its end at once, and compared with nothing."""
-
-    @property
-    def images(self) -> int:
-        """Seen by the last look."""
-        return self.points[-1].images if self.points else 0
-
-    @property
-    def seconds(self) -> float:
-        """Taken by the last look."""
-        return self.points[-1].seconds if self.points else 0.0
-
-    @property
-    def was_interrupted(self) -> bool:
-        """Whether it was paused amid a piece of work."""
-        return self.state == "paused" and (self.until is None or self.images < self.until)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How a search is laid out."""
-
-    first_look: int
-    """Images after which a training is looked at first."""
-    batch_size: int = 1
-    """Images of one optimizer step."""
-    trials: int | None = None
-    """Configurations at most, the baseline among them; None: as many as the time is good for."""
-    longest: int | None = None
-    """Images of a candidate that is finished; None: as many as the time is good for."""
-    decay_fraction: float = 0.2
-    """Of a finished training, the share in which its rate falls."""
-    prolongs: bool = True
-    """Whether a training's end can be moved until then."""
-    kept: float = 0.5
-    """Share of the configurations of a rung that go on to the next."""
-    kept_in_time: float = 0.2
-    """The same with a time limit, where what others get the best does not."""
-    finalists: int = 3
-    """Fewest that go on, and are finished: there must be something to merge."""
-    explored: float = 0.1
-    """Share of the time in which configurations are begun."""
-    configurations: int = 20
-    """How many the time shall be good for: their first stretch comes of it."""
-    halvings: int = 1
-    """Rungs after the first, with a time limit."""
-    margin: float = 0.05
-    """Share of the time left that is not planned with, because speeds vary."""
-    baseline_share: float = 0.05
-    """Of the time, what the baseline may take at most."""
-    baseline_images: int = 0
-    """That the baseline is trained on, counted in images as large as the others'."""
-    gain: float = 0.001
-    """AUC that the best must win while its images double, to go on."""
-    patience: int = 15
-    """Configurations, or half of `trials` if that is more, that may be no better than those before
-    them; then no more are begun."""
-
-    @property
-    def fall(self) -> float:
-        """What the fall of the rate takes, in all that a training has taken before it."""
-        return self.decay_fraction / (1 - self.decay_fraction)
+from search.study.decisions.layout import (
+    CHANCE,
+    Known,
+    Layout,
+    Point,
+    Rules,
+    lay_out,
+    median_seconds_per_image,
+)
 
 
 @dataclass(frozen=True)
@@ -138,113 +59,6 @@ class Stop:
 
 
 Work = Start | GoOn | Finish | Stop
-
-ALMOST = 0.9
-"""Share of a rung's effort that counts as it: speeds vary, and batches are whole."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Rungs of effort, in seconds with a time limit, else in images."""
-
-    rungs: tuple[float, ...]
-    seconds: float | None = None
-    """All time for training, spent and left; None without a limit."""
-    left: float = math.inf
-    """Seconds of it that are left."""
-    explores: bool = True
-    """Whether it is still time to begin configurations."""
-
-    def effort(self, point: Point) -> float:
-        """What it took to get there."""
-        return point.images if self.seconds is None else point.seconds
-
-    def point_at(self, one: Known, rung: int) -> Point | None:
-        """The first look with a rung's effort, or the end if that came before; None if it has come
-        to neither."""
-        for point in one.points:
-            if self.effort(point) >= ALMOST * self.rungs[rung]:
-                return point
-        return one.points[-1] if one.points and one.state == "complete" else None
-
-    def auc_at(self, one: Known, rung: int) -> float | None:
-        """AUC at `point_at`."""
-        point = self.point_at(one, rung)
-        return None if point is None else point.auc
-
-    def entry(self, one: Known) -> int:
-        """The rung of its first look: what is slow has spent there what others spend to get to a
-        higher one, and is compared with them on that."""
-        if not one.points:
-            return 0
-        effort = self.effort(one.points[0])
-        return max((r for r, rung in enumerate(self.rungs) if effort >= ALMOST * rung), default=0)
-
-    def first_auc(self, one: Known) -> float | None:
-        """AUC on the first rung; at the end where there is none."""
-        if not self.rungs:
-            return one.points[-1].auc if one.points else None
-        return self.auc_at(one, 0)
-
-    def ranked(self, known: Sequence[Known], rung: int) -> list[Known]:
-        """Those that have reached a rung, best first."""
-        aucs = {one.number: self.auc_at(one, rung) for one in known}
-        members = [one for one in known if aucs[one.number] is not None]
-        return sorted(members, key=lambda one: (-(aucs[one.number] or 0.0), one.number))
-
-    def comparable(self, known: Sequence[Known]) -> dict[int, float]:
-        """The AUC of each on the first rung, by its number; of what is compared on a higher one
-        only, less the median of what the others won on the way there."""
-        found: dict[int, float] = {}
-        later: list[Known] = []
-        for one in known:
-            auc = self.first_auc(one)
-            if auc is None:
-                continue
-            if self.entry(one):
-                later.append(one)
-            else:
-                found[one.number] = auc
-        early = [one for one in known if one.number in found]
-        for one in later:
-            rung = self.entry(one)
-            pairs = [(self.auc_at(other, rung), found[other.number]) for other in early]
-            won = [there - here for there, here in pairs if there is not None]
-            if won:
-                found[one.number] = one.points[0].auc - median(won)
-        return found
-
-
-def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = None) -> Layout:
-    """The rungs of a search as they are now; arguments as for `next_work`."""
-    if seconds_left is None:
-        assert rules.longest is not None
-        last = rules.longest * (1 - rules.decay_fraction)
-        count = 0
-        while rules.first_look * 2**count <= last:
-            count += 1
-        return Layout(tuple(float(rules.first_look * 2**rung) for rung in range(count)))
-    total = seconds_left + sum(one.seconds for one in known)
-    searched = [one for one in known if not one.is_baseline]
-    looked = [one for one in searched if one.points]
-    stretch = rules.explored * total / rules.configurations
-    if looked:
-        # Nothing is known before the first look.
-        if rules.longest is not None:
-            last = rules.longest * (1 - rules.decay_fraction) * _seconds_per_image(looked)
-            stretch = min(stretch, last / 2**rules.halvings)
-        stretch = max(stretch, median(one.points[0].seconds for one in looked))
-    explored = 0.0
-    for one in searched:
-        # A slow first look takes what it takes; what comes after the first rung is no exploring.
-        there = (point.seconds for point in one.points if point.seconds >= ALMOST * stretch)
-        explored += next(there, one.seconds)
-    return Layout(
-        rungs=tuple(stretch * 2**rung for rung in range(rules.halvings + 1)),
-        seconds=total,
-        left=seconds_left,
-        explores=explored + stretch / 2 <= rules.explored * total,
-    )
 
 
 def next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None = None) -> Work:
@@ -333,7 +147,7 @@ def _affords_another(searched: Sequence[Known], rules: Rules, layout: Layout) ->
     looked = [one for one in searched if one.images]
     if layout.seconds is None or rules.longest is None or not looked:
         return False
-    return rules.longest * _seconds_per_image(looked) <= (1 - rules.margin) * layout.left
+    return rules.longest * median_seconds_per_image(looked) <= (1 - rules.margin) * layout.left
 
 
 def _affords_baseline(known: Sequence[Known], rules: Rules, layout: Layout) -> bool:
@@ -341,14 +155,10 @@ def _affords_baseline(known: Sequence[Known], rules: Rules, layout: Layout) -> b
     if layout.seconds is None:
         return True
     looked = [one for one in known if one.images]
-    return bool(looked) and (
-        rules.baseline_images * _seconds_per_image(looked) <= rules.baseline_share * layout.seconds
-    )
-
-
-def _seconds_per_image(looked: Sequence[Known]) -> float:
-    """The median of those that were looked at."""
-    return median(one.seconds / one.images for one in looked)
+    if not looked:
+        return False
+    seconds = rules.baseline_images * median_seconds_per_image(looked)
+    return seconds <= rules.baseline_share * layout.seconds
 
 
 def _patience(rules: Rules) -> int:

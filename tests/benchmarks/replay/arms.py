@@ -19,17 +19,9 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 
+from search.study.decisions.layout import Known, Point, Rules, State
 from search.study.decisions.proposals import propose
-from search.study.decisions.scheduler import (
-    Finish,
-    Known,
-    Point,
-    Rules,
-    State,
-    Stop,
-    compared,
-    next_work,
-)
+from search.study.decisions.scheduler import Finish, Stop, compared, next_work
 from search.study.decisions.space import Parameters, Space
 from tests.benchmarks.replay import earlier_space
 from tests.benchmarks.replay.clock import Clock, Training, cosine_looks

@@ -18,7 +18,7 @@ from search.report.terminal import (
     introduce,
     print_top,
 )
-from search.study.decisions.scheduler import Rules
+from search.study.decisions.layout import Rules
 from search.training.candidate import Look
 from search.training.loop import StepRecord
 from search.training.recipe import Recipe

@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 from search.errors import UserError
 from search.machine.interruption import Interrupted, Interruption
 from search.pixels.loading.reading import Reader
-from search.study.decisions.scheduler import GoOn, Rules, next_work
+from search.study.decisions.layout import Rules
+from search.study.decisions.scheduler import GoOn, next_work
 from search.study.decisions.space import BASELINE, PRESET
 from search.study.driving import (
     FAILURES_TO_STOP,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.errors import UserError
-from search.study.decisions.scheduler import Rules
+from search.study.decisions.layout import Rules
 from search.study.prior import COLUMNS, PROBE, Probe, ordered, read_probes, settled, write_probes
 
 RULES = Rules(first_look=2_000, finalists=1)

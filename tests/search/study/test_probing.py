@@ -22,7 +22,7 @@ from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.settings.search import SearchSettings
 from search.study import probing
-from search.study.decisions.scheduler import Rules
+from search.study.decisions.layout import Rules
 from search.study.prior import PROBE, Probe, read_probes
 from search.study.probing import (
     BATCH,

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from search.study.decisions.scheduler import Known, Point
+from search.study.decisions.layout import Known, Point
 from search.study.decisions.space import BASELINE, PRESET
 from search.study.trials import (
     LOOKS,

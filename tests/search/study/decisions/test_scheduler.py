@@ -8,19 +8,15 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from search.study.decisions.layout import CHANCE, Known, Point, Rules, lay_out
 from search.study.decisions.scheduler import (
-    CHANCE,
     Finish,
     GoOn,
-    Known,
-    Point,
-    Rules,
     Start,
     Stop,
     compared,
     forecast,
     is_flat,
-    lay_out,
     next_work,
 )
 
