@@ -38,6 +38,10 @@ from search.training.step import (
     training_steps,
 )
 
+FAR_ENOUGH = 0.9
+"""Of the steps of a look, how many the one before may have had at most to be worth its scoring:
+there is one at every pause, and at the end."""
+
 STEPS_BETWEEN_CHECKS = 20
 """Steps between two readings of the summed loss; one waits for the GPU, and NaN stays in a sum."""
 
@@ -160,11 +164,11 @@ class Training:
 
     @property
     def next_look(self) -> int:
-        """How many steps will be done at the next look: see `FIRST_LOOK`. The last one is at the
-        end."""
+        """How many steps will be done at the next look: see `FIRST_LOOK` and `FAR_ENOUGH`. The last
+        one is at the end."""
         batch_size = self.recipe.batch_size
         step = max(1, first_look(self.steps * batch_size) // batch_size)
-        while step <= self.looked:
+        while FAR_ENOUGH * step <= self.looked:
             step *= 2
         return min(step, self.end)
 

@@ -31,7 +31,7 @@ from search.training.candidate import (
     save_state,
     score_tables,
 )
-from search.training.loop import Batches, StepRecord, Training
+from search.training.loop import FAR_ENOUGH, Batches, StepRecord, Training
 from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
 from search.training.network import build_network
@@ -48,10 +48,6 @@ from search.training.scoring import (
 )
 
 CHECKPOINT_MINUTES = 10.0
-
-FAR_ENOUGH = 0.9
-"""Share of the steps before a pause, or the end, at which a look is still worth its scoring: there
-is one at it."""
 
 HOW_NOT_WHAT = (
     "weights_file",

@@ -75,6 +75,8 @@ class Rules:
     """Fewest that go on, and are finished: there must be something to merge."""
     explored: float = 0.1
     """Share of the time in which configurations are begun."""
+    explored_by_second: float = 0.25
+    """The same of the second one, if there would be no other: a search compares something."""
     configurations: int = 20
     """How many the time shall be good for: their first stretch comes of it."""
     halvings: int = 1
@@ -197,11 +199,13 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
         # A slow first look takes what it takes; what comes after the first rung is no exploring.
         there = (point.seconds for point in one.points if point.seconds >= ALMOST * stretch)
         explored += next(there, one.seconds)
+    is_second = len(looked) == 1
+    share = rules.explored_by_second if is_second else rules.explored
     return Layout(
         rungs=tuple(stretch * 2**rung for rung in range(rules.halvings + 1)),
         seconds=total,
         left=seconds_left,
-        explores=explored + stretch / 2 <= rules.explored * total,
+        explores=explored + stretch * (1.0 if is_second else 0.5) <= share * total,
     )
 
 

@@ -126,6 +126,15 @@ def test_looks_come_as_the_images_double(
     assert found == steps
 
 
+@pytest.mark.parametrize(("looked", "expected"), [(35, 40), (36, 80), (40, 80), (72, 144)])
+def test_no_look_comes_right_after_a_pause(looked: int, expected: int) -> None:
+    """Which was looked at."""
+    training = begin(replace(RECIPE, batch_size=100, epochs=3))
+    training.steps, training.end = 48, 144
+    training.looked = looked
+    assert training.next_look == expected
+
+
 @pytest.mark.parametrize("stops", [[18], [1, 2, 3, 18], [5, 6, 7, 13, 18], [12, 18], [100]])
 def test_where_a_training_is_looked_at_changes_nothing(stops: list[int]) -> None:
     """In the middle of an epoch, at its end, or across several."""

@@ -181,6 +181,17 @@ def test_first_looks_that_take_long_leave_the_best_its_share(limit: float, slow:
     assert best.seconds > 0.5 * limit
 
 
+@pytest.mark.parametrize(
+    ("limit", "begun"), [(70.0, 1), (90.0, 2), (150.0, 2), (240.0, 2), (260.0, 3)]
+)
+def test_little_time_compares_two(limit: float, begun: int) -> None:
+    """Where both of them, ten seconds each, take no more than a quarter of it."""
+    found = Simulation(TIME, limit).run()
+    assert len(found.known) == begun
+    assert found.complete
+    assert found.seconds <= limit
+
+
 @pytest.mark.parametrize("limit", [150.0, 600.0, 20_000.0])
 def test_the_best_is_finished_before_the_others(limit: float) -> None:
     """Whatever slows down the machine after that costs the others."""
@@ -217,14 +228,6 @@ def test_no_rung_lies_behind_the_end_of_a_training(limit: float) -> None:
     found = Simulation(replace(TIME, longest=8_000), limit).run()
     assert max(work.until or 0 for work in found.log if isinstance(work, Start | GoOn)) <= 6_400
     assert max(one.images for one in found.complete) == 8_000
-
-
-def test_little_time_begins_fewer() -> None:
-    """Each must come to its first look: ten seconds here."""
-    found = Simulation(TIME, 200.0).run()
-    assert len(found.known) == 2
-    assert found.complete
-    assert found.seconds <= 200.0
 
 
 def test_a_slow_backbone_must_earn_its_time() -> None:
