@@ -154,7 +154,8 @@ class Layout:
 
     def comparable(self, known: Sequence[Known]) -> dict[int, float]:
         """The AUC of each on the first rung, by its number; of what is compared on a higher one
-        only, less the median of what the others won on the way there."""
+        only, less the median of what the others won on the way there, and nothing while none of
+        them has come to it."""
         found: dict[int, float] = {}
         later: list[Known] = []
         for one in known:

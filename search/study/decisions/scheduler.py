@@ -101,6 +101,9 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
             return GoOn(one.number, _images_at(one, layout, 0))
     has_settled = _has_settled(searched, rules, layout)
     start = None if has_settled else _start(known, rules, layout)
+    if start is None and not any(one.state in ("paused", "complete") for one in searched):
+        # All that was begun failed, or was pruned.
+        start = _start(known, rules, replace(layout, explores=True))
     if start is not None:
         return start
     kept = rules.kept if layout.seconds is None else rules.kept_in_time
@@ -118,8 +121,8 @@ def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None)
         count = max(rules.finalists, math.ceil(kept * len(members)))
         left_behind = [*members[count:], *left_behind]
         best = [*members[:count], *later]
-    finish = _finish([*best, *left_behind][: rules.finalists], rules, layout)
-    if isinstance(finish, Stop) and not finish.reason:
+    finish = _finish([*best, *left_behind], rules, layout)
+    if isinstance(finish, Stop) and finish.reason in ("", TOO_LITTLE):
         if has_settled:
             reason = f"the last {_patience(rules)} configurations were no better than those before"
             return Stop(reason)
@@ -167,8 +170,8 @@ def _patience(rules: Rules) -> int:
 
 def _has_settled(searched: Sequence[Known], rules: Rules, layout: Layout) -> bool:
     """Whether the configurations begun last, so many, were all no better than those before."""
-    found = [layout.auc_at(one, 0) for one in searched] if layout.rungs else []
-    aucs = [auc for auc in found if auc is not None]
+    found = layout.comparable(searched) if layout.rungs else {}
+    aucs = [found[number] for number in sorted(found)]
     patience = _patience(rules)
     if len(aucs) <= patience or any(one.state == "waiting" for one in searched):
         return False
@@ -182,12 +185,20 @@ def _images_at(one: Known, layout: Layout, rung: int) -> int:
     return math.ceil(one.images * layout.rungs[rung] / one.seconds)
 
 
-def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
+TOO_LITTLE = "the others cannot be finished in the time left"
+
+
+def _finish(order: Sequence[Known], rules: Rules, layout: Layout) -> Work:
     """What to do with those that are left, best first."""
+    best = order[: rules.finalists]
     paused = [one for one in best if one.state == "paused"]
-    if not paused:
-        if layout.seconds is not None and best and is_flat(best[0], rules):
+    if not paused and layout.seconds is not None:
+        if best and is_flat(best[0], rules):
             return Stop(f"the best won less than {rules.gain:g} while its images doubled")
+        if layout.left > rules.explored * layout.seconds:
+            # A search that was given more time when its finalists were complete.
+            paused = [one for one in order if one.state == "paused"][:1]
+    if not paused:
         return Stop()
     if layout.seconds is None or not rules.prolongs:
         assert rules.longest is not None
@@ -198,7 +209,7 @@ def _finish(best: Sequence[Known], rules: Rules, layout: Layout) -> Work:
         # The best has all the time that it can use: the others are finished in what is left.
         paused = [other for other in paused if rules.fall * other.seconds <= usable]
         if not paused:
-            return Stop("the others cannot be finished in the time left")
+            return Stop(TOO_LITTLE)
         one = paused[0]
     for other in paused[1:]:
         if rules.fall * other.seconds <= usable - rules.fall * one.seconds:
@@ -247,7 +258,8 @@ def forecast(known: Sequence[Known], rules: Rules, seconds_per_image: float) -> 
     ahead = {one.number: replace(one, until=one.until or one.images) for one in known}
     total = 0.0
     while not isinstance(work := next_work(list(ahead.values()), rules), Stop):
-        number = len(ahead) if work.number is None else work.number
+        # Numbers have gaps: what the rules reject is not known here.
+        number = max(ahead, default=-1) + 1 if work.number is None else work.number
         one = ahead.get(number, Known(number, "waiting"))
         whole = (rules.baseline_images if one.is_baseline else rules.longest) or 0
         until = work.images if isinstance(work, Finish) else work.until or whole

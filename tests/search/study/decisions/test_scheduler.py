@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from search.study.decisions.layout import CHANCE, Known, Point, Rules, lay_out
+from search.study.decisions.layout import CHANCE, Known, Point, Rules, State, lay_out
 from search.study.decisions.scheduler import (
     Finish,
     GoOn,
@@ -330,6 +330,40 @@ def test_a_forecast_is_what_comes() -> None:
     before = found.seconds
     assert ahead == pytest.approx(found.run().seconds - before)
     assert forecast(found.known, IMAGES, 0.01) == 0.0
+
+
+def test_a_forecast_passes_over_what_the_rules_reject() -> None:
+    """Which has a number, and is not known."""
+    known = [
+        Known(1, "complete", (Point(2_000, 20.0, 0.6),), is_baseline=True),
+        *(Known(number, "paused", (Point(1_000, 10.0, 0.7),), 1_000) for number in (2, 3)),
+    ]
+    # Three more to begin, two of six that go on to the second rung, and three that are finished.
+    assert forecast(known, replace(IMAGES, trials=6), 0.01) == pytest.approx(3 * 10 + 3 * 70)
+
+
+@pytest.mark.parametrize("state", ["failed", "pruned"])
+def test_what_failed_leaves_its_time_to_another(state: State) -> None:
+    only = Known(0, state, (Point(1_000, 100.0, 0.6),), 1_000)
+    assert next_work([only], TIME, 400.0) == Start(None, 1_000)
+
+
+def test_much_more_time_is_used_though_the_finalists_are_complete() -> None:
+    looks = (Point(1_000, 10.0, 0.80), Point(2_000, 20.0, 0.85), Point(20_000, 200.0, 0.9))
+    known = [Known(number, "complete", looks) for number in range(3)]
+    looks = (Point(1_000, 10.0, 0.60), Point(2_000, 20.0, 0.65))
+    known += [Known(number, "paused", looks, 2_000) for number in range(3, 20)]
+    work = next_work(known, TIME, 1_000.0)
+    assert isinstance(work, GoOn)
+    assert (work.number, work.until) == (3, pytest.approx(2_000 + 75_000 / 2, rel=0.02))
+    assert isinstance(next_work(known, TIME, 50.0), Stop)
+
+
+def test_what_is_slow_does_not_end_the_drawing() -> None:
+    """It had many times the seconds of those that were drawn after it."""
+    slow = Known(0, "paused", (Point(1_000, 40.0, 0.9),), 1_000)
+    drawn = [Known(n, "paused", (Point(1_000, 10.0, 0.6 + n / 100),), 1_000) for n in range(1, 5)]
+    assert next_work([slow, *drawn], replace(TIME, patience=3), 900.0) == Start(None, 1_000)
 
 
 def test_a_rate_that_falls_already_falls_to_the_end_it_has() -> None:
