@@ -1,4 +1,5 @@
-"""The short version of `kill.py --kills 200`: a kill amid each of six kinds of work."""
+"""The short version of `kill.py --kills 200`: a kill amid each of five kinds of work. Around the
+ledger tests/ensemble/submission/test_submit.py kills."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from tests.faults.kill import main
 
 PHASES = (
     *("training", "checkpoint write", "telling"),
-    *("joint training", "packaging", "ledger"),
+    *("joint training", "packaging"),
 )
 
 

@@ -391,9 +391,8 @@ def test_a_batch_of_which_nothing_is_left_needs_no_slot(
         assert rows_of(batches)[0] == [4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_of_every_start_hand_over_batches(tmp_path: Path, method: str) -> None:
-    """Those that do not begin as a copy of this process find its memory by its name."""
+def test_workers_that_are_no_copies_hand_over_batches(tmp_path: Path) -> None:
+    """Those of a server of processes, as those that are spawned, find memory by its name."""
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "a.png")
     program = tmp_path / "program.py"
     program.write_text(f"""
@@ -402,7 +401,7 @@ import pandas as pd
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 if __name__ == "__main__":
-    multiprocessing.set_start_method({method!r})
+    multiprocessing.set_start_method("forkserver")
     table = pd.DataFrame({{"img_name": ["a"] * 8, "path": [{str(tmp_path / "a.png")!r}] * 8}})
     with Reader(8, workers=1) as reader:
         for size in (1, 3, 1):
