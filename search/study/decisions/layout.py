@@ -119,18 +119,13 @@ class Layout:
         """What it took to get there."""
         return point.images if self.seconds is None else point.seconds
 
-    def point_at(self, one: Known, rung: int) -> Point | None:
-        """The first look with a rung's effort, or the end if that came before; None if it has come
-        to neither."""
+    def auc_at(self, one: Known, rung: int) -> float | None:
+        """AUC at the first look with a rung's effort, or at the end if that came before; None if
+        it has come to neither."""
         for point in one.points:
             if self.effort(point) >= ALMOST * self.rungs[rung]:
-                return point
-        return one.points[-1] if one.points and one.state == "complete" else None
-
-    def auc_at(self, one: Known, rung: int) -> float | None:
-        """AUC at `point_at`."""
-        point = self.point_at(one, rung)
-        return None if point is None else point.auc
+                return point.auc
+        return one.points[-1].auc if one.points and one.state == "complete" else None
 
     def entry(self, one: Known) -> int:
         """The rung of its first look: what is slow has spent there what others spend to get to a
@@ -140,12 +135,6 @@ class Layout:
         effort = self.effort(one.points[0])
         return max((r for r, rung in enumerate(self.rungs) if effort >= ALMOST * rung), default=0)
 
-    def first_auc(self, one: Known) -> float | None:
-        """AUC on the first rung; at the end where there is none."""
-        if not self.rungs:
-            return one.points[-1].auc if one.points else None
-        return self.auc_at(one, 0)
-
     def ranked(self, known: Sequence[Known], rung: int) -> list[Known]:
         """Those that have reached a rung, best first."""
         aucs = {one.number: self.auc_at(one, rung) for one in known}
@@ -153,13 +142,15 @@ class Layout:
         return sorted(members, key=lambda one: (-(aucs[one.number] or 0.0), one.number))
 
     def comparable(self, known: Sequence[Known]) -> dict[int, float]:
-        """The AUC of each on the first rung, by its number; of what is compared on a higher one
-        only, less the median of what the others won on the way there, and nothing while none of
-        them has come to it."""
+        """The AUC of each on the first rung, or at the end where there is none, by its number; of
+        what is compared on a higher one only, less the median of what the others won on the way
+        there, and nothing while none of them has come to it."""
+        if not self.rungs:
+            return {one.number: one.points[-1].auc for one in known if one.points}
         found: dict[int, float] = {}
         later: list[Known] = []
         for one in known:
-            auc = self.first_auc(one)
+            auc = self.auc_at(one, 0)
             if auc is None:
                 continue
             if self.entry(one):

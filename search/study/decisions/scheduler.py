@@ -170,7 +170,9 @@ def _patience(rules: Rules) -> int:
 
 def _has_settled(searched: Sequence[Known], rules: Rules, layout: Layout) -> bool:
     """Whether the configurations begun last, so many, were all no better than those before."""
-    found = layout.comparable(searched) if layout.rungs else {}
+    if not layout.rungs:
+        return False
+    found = layout.comparable(searched)
     aucs = [found[number] for number in sorted(found)]
     patience = _patience(rules)
     if len(aucs) <= patience or any(one.state == "waiting" for one in searched):
