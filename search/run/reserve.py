@@ -9,6 +9,7 @@ import optuna
 
 from search.machine.files import CANDIDATES
 from search.report.recorded import read_metrics
+from search.study.decisions.scheduler import worth_keeping
 from search.study.plan import SearchPlan
 from search.study.trials import (
     ROW,
@@ -50,11 +51,9 @@ class Reserve:
         self.is_measured = True
 
     def seconds_to_keep_one(self) -> float:
-        """For the scoring of the first candidate, which then is complete and is scored on report;
-        0 once there is one, and before the first look."""
-        known = [one for one in known_trials(self.study) if not one.is_baseline]
-        if not self.plan.rules.prolongs or any(one.state == "complete" for one in known):
-            return 0.0
+        """For the scoring of the best candidate, if all that is complete is worse: it then is
+        complete as well, and is scored on report. 0 before the first look."""
+        kept = {one.number for one in worth_keeping(known_trials(self.study), self.plan.rules)}
         splits, limit = self.plan.splits, self.plan.images_of_a_look
         altered = 0 if splits.altered is None else len(splits.altered)
         images = limit + len(splits.select) + altered + len(splits.report)
@@ -63,7 +62,7 @@ class Reserve:
             * float(trial.user_attrs.get(ROW, {}).get("score_seconds", 0.0))
             / (len(looks_of(trial)) * limit)
             for trial in paused_trials(self.study)
-            if looks_of(trial)
+            if trial.number in kept
         ]
         return min(SLOWER * max(costs, default=0.0), self.most)
 

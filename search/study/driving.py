@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,13 +22,22 @@ from search.machine.files import CANDIDATES
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.seconds import SECONDS
 from search.pixels.loading.reading import Reader
-from search.study.decisions.layout import Known
 from search.study.decisions.proposals import propose
-from search.study.decisions.scheduler import Finish, GoOn, Start, Stop, compared, next_work
+from search.study.decisions.scheduler import (
+    Finish,
+    GoOn,
+    Start,
+    Stop,
+    best_auc,
+    compared,
+    next_work,
+    worth_keeping,
+)
 from search.study.orphans import set_aside_orphan
 from search.study.plan import SearchPlan
 from search.study.trials import (
     LOOKS,
+    LOST,
     PAUSED,
     RECIPE,
     RESTING,
@@ -132,16 +142,10 @@ class Search:
         return ""
 
     def keep_best(self) -> None:
-        """Completes the best candidate as it is, where none is complete: its average was scored at
-        looks, and there is no time left for its rate to fall. Not with a schedule that must know
-        its end."""
-        if not self.plan.rules.prolongs:
-            return
-        known = [one for one in known_trials(self.study) if not one.is_baseline]
-        if any(one.state == "complete" for one in known):
-            return
-        paused = [one for one in known if one.state == "paused" and one.points]
-        for one in sorted(paused, key=lambda one: (-_best_auc(one), one.number)):
+        """Completes the best candidate as it is, where all that is complete is worse, or nothing
+        is: its average was scored at looks, and there is no time left for its rate to fall. Not
+        with a schedule that must know its end."""
+        for one in worth_keeping(known_trials(self.study), self.plan.rules):
             trial = self._trial(one.number)
             steps = steps_done(self.folder(trial), self.plan.steps)
             if steps is None:
@@ -237,6 +241,13 @@ class Search:
         facts = recipe_row(recipe) | verdict_row(verdict) | {"path": row["path"]}
         watch = _TrialWatch(self, trial)
         goes_on = (folder / CHECKPOINT).exists()
+        began, looked = time.monotonic(), _seconds_of_looks(trial)
+
+        def fail(reason: str) -> str:
+            lost = time.monotonic() - began - (_seconds_of_looks(trial) - looked)
+            trial.set_user_attr(LOST, round(max(0.0, lost), 3))
+            return self._fail(trial, reason, row)
+
         if not keeps:
             self.progress.trial_started(folder.name, recipe, until=until, goes_on=goes_on)
         try:
@@ -256,14 +267,14 @@ class Search:
             self._pause(trial, str(reason), watch.row(row))
             return None
         except (NonFiniteLossError, FloatingPointError, torch.OutOfMemoryError) as error:
-            return self._fail(trial, " ".join(str(error).split()), row)
+            return fail(" ".join(str(error).split()))
         except torch.AcceleratorError as error:
             found = " ".join(str(error).split())[:200]
             if is_out_of_memory(error):
-                return self._fail(trial, found, row)
+                return fail(found)
             if trial.user_attrs.get(LOST_DEVICE):
                 # Once is an accident, twice is what this recipe does.
-                self._fail(trial, found, row)
+                fail(found)
             else:
                 trial.set_user_attr(LOST_DEVICE, True)
             # The GPU is lost to this process: every later trial would fail within seconds.
@@ -289,7 +300,7 @@ class Search:
                 return None
             # One broken recipe must not cost the night; `drive` stops if nothing else works.
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return self._fail(trial, found, row)
+            return fail(found)
         if not candidate.is_complete:
             record_outcome(trial, PAUSED, RESTING, watch.row(row))
             put_back(self.study, trial)
@@ -329,9 +340,18 @@ class Search:
         trials = {trial.number: trial for trial in paused_trials(self.study)}
         paths = {number: self.folder(trial) / CHECKPOINT for number, trial in trials.items()}
         sizes = {number: path.stat().st_size for number, path in paths.items() if path.exists()}
+        if sum(sizes.values()) <= self.plan.disk_bytes(self.run):
+            return
         # Who was stopped amid its work goes on; of the others, the best.
+        left = self.interruption.seconds_left
+        # As they are compared: who had the shortest training is not the worst by that.
+        aucs = compared(list(known.values()), self.plan.rules, left)
         worst_first = sorted(
-            sizes, key=lambda number: (known[number].was_interrupted, _best_auc(known[number]))
+            sizes,
+            key=lambda number: (
+                known[number].was_interrupted,
+                aucs.get(number, best_auc(known[number])),
+            ),
         )
         for trial in [trials[number] for number in worst_first[:-1]]:
             if sum(sizes.values()) <= self.plan.disk_bytes(self.run):
@@ -437,8 +457,9 @@ class _TrialWatch(Watch):
                 self.trial.report(float(value), step=int(images))
 
 
-def _best_auc(one: Known) -> float:
-    return max((point.auc for point in one.points), default=0.0)
+def _seconds_of_looks(trial: optuna.Trial) -> float:
+    looks = looks_of(trial)
+    return float(looks[-1][1]) if looks else 0.0
 
 
 def drop_surplus_weights(study: optuna.Study, run: Path, keep: int) -> None:

@@ -41,6 +41,9 @@ LOOKS = "looks"
 UNTIL = "until"
 """Images at which the piece of work that was begun last ends; None: at the trial's end."""
 
+LOST = "lost_seconds"
+"""Of a failed trial, what it took beside what came to a look."""
+
 NOT_IN_ROW = frozenset(
     {"best_epoch", "micro_batch_size", "device", "precision", "versions", "report"}
     | {"scoring_images_per_second", "images_of_a_look"}
@@ -194,6 +197,7 @@ def known_trials(study: optuna.Study) -> list[Known]:
             points=tuple(Point(int(n), float(s), float(a)) for n, s, a, _ in looks_of(trial)),
             until=trial.user_attrs.get(UNTIL),
             is_baseline=trial.user_attrs.get(PRESET) == BASELINE,
+            lost=float(trial.user_attrs.get(LOST, 0.0)),
         )
         for trial in study.get_trials(deepcopy=False)
         if trial.user_attrs.get(STATE) != "rejected"

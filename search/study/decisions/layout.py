@@ -34,6 +34,8 @@ class Known:
     """Images at which the piece of work that was begun last ends; None: at its end."""
     is_baseline: bool = False
     """It is trained to its end at once, and compared with nothing."""
+    lost: float = 0.0
+    """Seconds of work that came to no look, of what failed."""
 
     @property
     def images(self) -> int:
@@ -79,6 +81,9 @@ class Rules:
     """The same of the second one, if there would be no other: a search compares something."""
     configurations: int = 20
     """How many the time shall be good for: their first stretch comes of it."""
+    waiting_share: float = 0.5
+    """Of these, how many may be among those that wait from the beginning, at most, with a time
+    limit: the others are drawn."""
     halvings: int = 1
     """Rungs after the first, with a time limit."""
     margin: float = 0.05
@@ -87,8 +92,9 @@ class Rules:
     """Of the time, what the baseline may take at most."""
     baseline_images: int = 0
     """That the baseline is trained on, counted in images as large as the others'."""
-    gain: float = 0.001
-    """AUC that the best must win while its images double, to go on."""
+    gain: float = 0.01
+    """Share of its error, 1 - AUC, that the best must lose while its images double twice, to go
+    on."""
     patience: int = 15
     """Configurations, or half of `trials` if that is more, that may be no better than those before
     them; then no more are begun."""
@@ -98,6 +104,10 @@ class Rules:
         """What the fall of the rate takes, in all that a training has taken before it."""
         return self.decay_fraction / (1 - self.decay_fraction)
 
+
+ERROR_KEPT = 0.9
+"""`Layout.error_kept` as long as nothing was looked at twice: more than what is usual, 0.77 with
+the recipe set by hand on dfdc-faces, so that little is held against what is slow."""
 
 ALMOST = 0.9
 """Share of a rung's effort that counts as it: speeds vary, and batches are whole."""
@@ -114,6 +124,10 @@ class Layout:
     """Seconds of it that are left."""
     explores: bool = True
     """Whether it is still time to begin configurations."""
+    error_kept: float = 1.0
+    """Share of its error, 1 - AUC, that a configuration keeps while its seconds double."""
+    affordable: float = math.inf
+    """Configurations that the time to begin them is good for."""
 
     def effort(self, point: Point) -> float:
         """What it took to get there."""
@@ -121,19 +135,16 @@ class Layout:
 
     def auc_at(self, one: Known, rung: int) -> float | None:
         """AUC at the first look with a rung's effort, or at the end if that came before; None if
-        it has come to neither."""
+        it has come to neither. What spent more than a rung's seconds by then, as what is slow does,
+        is brought back to them."""
         for point in one.points:
-            if self.effort(point) >= ALMOST * self.rungs[rung]:
-                return point.auc
+            effort = self.effort(point)
+            if effort >= ALMOST * self.rungs[rung]:
+                if self.seconds is None:
+                    return point.auc
+                doublings = max(0.0, math.log2(effort / self.rungs[rung]))
+                return 1 - (1 - point.auc) / math.pow(self.error_kept, doublings)
         return one.points[-1].auc if one.points and one.state == "complete" else None
-
-    def entry(self, one: Known) -> int:
-        """The rung of its first look: what is slow has spent there what others spend to get to a
-        higher one, and is compared with them on that."""
-        if not one.points:
-            return 0
-        effort = self.effort(one.points[0])
-        return max((r for r, rung in enumerate(self.rungs) if effort >= ALMOST * rung), default=0)
 
     def ranked(self, known: Sequence[Known], rung: int) -> list[Known]:
         """Those that have reached a rung, best first."""
@@ -142,29 +153,11 @@ class Layout:
         return sorted(members, key=lambda one: (-(aucs[one.number] or 0.0), one.number))
 
     def comparable(self, known: Sequence[Known]) -> dict[int, float]:
-        """The AUC of each on the first rung, or at the end where there is none, by its number; of
-        what is compared on a higher one only, less the median of what the others won on the way
-        there, and nothing while none of them has come to it."""
+        """The AUC of each on the first rung, or at the end where there is none, by its number."""
         if not self.rungs:
             return {one.number: one.points[-1].auc for one in known if one.points}
-        found: dict[int, float] = {}
-        later: list[Known] = []
-        for one in known:
-            auc = self.auc_at(one, 0)
-            if auc is None:
-                continue
-            if self.entry(one):
-                later.append(one)
-            else:
-                found[one.number] = auc
-        early = [one for one in known if one.number in found]
-        for one in later:
-            rung = self.entry(one)
-            pairs = [(self.auc_at(other, rung), found[other.number]) for other in early]
-            won = [there - here for there, here in pairs if there is not None]
-            if won:
-                found[one.number] = one.points[0].auc - median(won)
-        return found
+        found = {one.number: self.auc_at(one, 0) for one in known}
+        return {number: auc for number, auc in found.items() if auc is not None}
 
 
 def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = None) -> Layout:
@@ -176,10 +169,11 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
         while rules.first_look * 2**count <= last:
             count += 1
         return Layout(tuple(float(rules.first_look * 2**rung) for rung in range(count)))
-    total = seconds_left + sum(one.seconds for one in known)
+    total = seconds_left + sum(one.seconds + one.lost for one in known)
     searched = [one for one in known if not one.is_baseline]
     looked = [one for one in searched if one.points]
-    stretch = rules.explored * total / rules.configurations
+    count = min(rules.configurations, rules.trials or rules.configurations)
+    stretch = rules.explored * total / count
     if looked:
         # Nothing is known before the first look.
         if rules.longest is not None:
@@ -190,7 +184,7 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
     for one in searched:
         # A slow first look takes what it takes; what comes after the first rung is no exploring.
         there = (point.seconds for point in one.points if point.seconds >= ALMOST * stretch)
-        explored += next(there, one.seconds)
+        explored += next(there, one.seconds) + one.lost
     is_second = len(looked) == 1
     share = rules.explored_by_second if is_second else rules.explored
     return Layout(
@@ -198,7 +192,22 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
         seconds=total,
         left=seconds_left,
         explores=explored + stretch * (1.0 if is_second else 0.5) <= share * total,
+        error_kept=_error_kept(looked),
+        affordable=share * total / stretch,
     )
+
+
+def _error_kept(looked: Sequence[Known]) -> float:
+    """The median over those that were looked at twice, each with twice the seconds or more."""
+    shares = []
+    for one in looked:
+        first = one.points[0]
+        second = next((p for p in one.points if p.seconds >= 2 * ALMOST * first.seconds), None)
+        if second is not None and first.auc < 1 and first.seconds > 0:
+            share = (1 - second.auc) / (1 - first.auc)
+            shares.append(share ** (1 / math.log2(second.seconds / first.seconds)))
+    # Something must be left to compare.
+    return min(1.0, max(0.5, median(shares))) if shares else ERROR_KEPT
 
 
 def median_seconds_per_image(looked: Sequence[Known]) -> float:

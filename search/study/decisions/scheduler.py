@@ -90,45 +90,67 @@ def compared(
 
 
 def _next_work(known: Sequence[Known], rules: Rules, seconds_left: float | None) -> Work:
-    for one in known:
-        if one.was_interrupted:
-            return GoOn(one.number, one.until)
     layout = lay_out(known, rules, seconds_left)
+    for one in known:
+        if one.was_interrupted and not _outlasts(one, rules, layout):
+            return GoOn(one.number, one.until)
     searched = [one for one in known if not one.is_baseline and one.state != "failed"]
     # What is drawn next is learned from the first rung.
     for one in searched:
-        if layout.rungs and one.state == "paused" and layout.auc_at(one, 0) is None:
+        if layout.rungs and _is_to_reach(one, 0, searched, rules, layout):
             return GoOn(one.number, _images_at(one, layout, 0))
     has_settled = _has_settled(searched, rules, layout)
+    another = _start(known, rules, replace(layout, explores=True))
     start = None if has_settled else _start(known, rules, layout)
     if start is None and not any(one.state in ("paused", "complete") for one in searched):
         # All that was begun failed, or was pruned.
-        start = _start(known, rules, replace(layout, explores=True))
+        start = another
     if start is not None:
         return start
     kept = rules.kept if layout.seconds is None else rules.kept_in_time
     best, left_behind = [one for one in searched if one.state != "pruned"], list[Known]()
     for rung in range(len(layout.rungs)):
-        later = [one for one in best if layout.entry(one) > rung]
-        here = [one for one in best if layout.entry(one) <= rung]
-        below = [one for one in here if one.state == "paused" and layout.auc_at(one, rung) is None]
-        if below:
-            return GoOn(below[0].number, _images_at(below[0], layout, rung))
-        members = layout.ranked(here, rung)
-        if not later and len(members) <= rules.finalists:
+        for one in best:
+            if _is_to_reach(one, rung, best, rules, layout):
+                return GoOn(one.number, _images_at(one, layout, rung))
+        members = layout.ranked(best, rung)
+        if not members:
+            break  # no time is left to get there
+        if len(members) <= rules.finalists:
             best = members
             break
         count = max(rules.finalists, math.ceil(kept * len(members)))
-        left_behind = [*members[count:], *left_behind]
-        best = [*members[:count], *later]
+        best, left_behind = members[:count], [*members[count:], *left_behind]
     finish = _finish([*best, *left_behind], rules, layout)
-    if isinstance(finish, Stop) and finish.reason in ("", TOO_LITTLE):
-        if has_settled:
+    if isinstance(finish, Stop) and another is not None:
+        if has_settled and (layout.seconds is None or _affords_another(searched, rules, layout)):
             reason = f"the last {_patience(rules)} configurations were no better than those before"
             return Stop(reason)
         if _affords_another(searched, rules, layout):
-            return _start(known, rules, replace(layout, explores=True)) or finish
+            return another
     return finish
+
+
+def _outlasts(one: Known, rules: Rules, layout: Layout) -> bool:
+    """Whether the piece of work that a candidate was stopped amid, at a constant rate, is longer
+    than the time left: more was given when it was begun."""
+    if layout.seconds is None or not one.images or one.until is None or not rules.prolongs:
+        return False
+    return (one.until - one.images) * one.seconds / one.images > layout.left
+
+
+def _is_to_reach(
+    one: Known, rung: int, others: Sequence[Known], rules: Rules, layout: Layout
+) -> bool:
+    """Whether a candidate is below a rung, and there is time to get there before the rate of any of
+    them falls."""
+    if one.state != "paused" or layout.auc_at(one, rung) is not None:
+        return False
+    if layout.seconds is None:
+        return True
+    longest = max(layout.rungs[rung], *(other.seconds for other in others))
+    needed = layout.rungs[rung] - one.seconds + rules.fall * longest
+    return needed <= (1 - rules.margin) * layout.left
 
 
 def _start(known: Sequence[Known], rules: Rules, layout: Layout) -> Start | None:
@@ -141,6 +163,9 @@ def _start(known: Sequence[Known], rules: Rules, layout: Layout) -> Start | None
     if not layout.explores or (rules.trials is not None and begun >= rules.trials):
         return None
     number = next((one.number for one in waiting if not one.is_baseline), None)
+    searched = sum(not one.is_baseline and one.state != "waiting" for one in known)
+    if searched >= max(rules.finalists, rules.waiting_share * layout.affordable):
+        number = None
     return Start(number, rules.first_look if layout.rungs else None)
 
 
@@ -175,7 +200,9 @@ def _has_settled(searched: Sequence[Known], rules: Rules, layout: Layout) -> boo
     found = layout.comparable(searched)
     aucs = [found[number] for number in sorted(found)]
     patience = _patience(rules)
-    if len(aucs) <= patience or any(one.state == "waiting" for one in searched):
+    waits = any(one.state == "waiting" for one in searched)
+    # With a time limit there may be more that wait than ever begin.
+    if len(aucs) <= patience or (waits and layout.seconds is None):
         return False
     return max(aucs[-patience:]) <= max(aucs[:-patience])
 
@@ -196,7 +223,10 @@ def _finish(order: Sequence[Known], rules: Rules, layout: Layout) -> Work:
     paused = [one for one in best if one.state == "paused"]
     if not paused and layout.seconds is not None:
         if best and is_flat(best[0], rules):
-            return Stop(f"the best won less than {rules.gain:g} while its images doubled")
+            return Stop(
+                f"the best lost less than {rules.gain:.0%} of its error while its images doubled "
+                "twice"
+            )
         if layout.left > rules.explored * layout.seconds:
             # A search that was given more time when its finalists were complete.
             paused = [one for one in order if one.state == "paused"][:1]
@@ -241,11 +271,26 @@ def _end(one: Known, rules: Rules, affordable: float = math.inf) -> Work:
 
 
 def is_flat(one: Known, rules: Rules) -> bool:
-    """Whether a candidate won nothing while its images doubled."""
-    before = [point.auc for point in one.points if 2 * point.images <= one.images]
+    """Whether a candidate won nothing while its images doubled twice: one look is noise."""
+    before = [point.auc for point in one.points if 4 * point.images <= one.images]
     if one.images < 8 * rules.first_look or not before:
         return False
-    return max(point.auc for point in one.points) - max(before) < rules.gain
+    best = max(point.auc for point in one.points)
+    return best - max(before) <= rules.gain * (1 - max(before))
+
+
+def worth_keeping(known: Sequence[Known], rules: Rules) -> list[Known]:
+    """Paused candidates that, taken as they are when the time is up, are better than all that is
+    complete, best first; none with a schedule that must know its end."""
+    searched = [one for one in known if not one.is_baseline and one.points]
+    complete = max((best_auc(one) for one in searched if one.state == "complete"), default=0.0)
+    paused = [one for one in searched if one.state == "paused" and best_auc(one) > complete]
+    return sorted(paused, key=lambda one: (-best_auc(one), one.number)) if rules.prolongs else []
+
+
+def best_auc(one: Known) -> float:
+    """At its best look; 0 before the first."""
+    return max((point.auc for point in one.points), default=0.0)
 
 
 def forecast(known: Sequence[Known], rules: Rules, seconds_per_image: float) -> float:

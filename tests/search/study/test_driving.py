@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -391,6 +392,19 @@ def test_a_failed_trial_leaves_no_checkpoint(
     assert "found nan" in (search.run_trial(study.ask()) or "")
     assert not checkpoint.exists()
     assert study.trials[0].user_attrs[STATE] == "failed"
+
+
+def test_what_a_failed_trial_took_is_kept(
+    make_search: Callable[..., Search], study: optuna.Study
+) -> None:
+    """A scheduler that does not know it begins one after the other."""
+
+    def fail(*_: Any, **__: Any) -> Candidate:
+        time.sleep(0.05)
+        raise NonFiniteLossError("the loss must be finite, found nan")
+
+    make_search(fail).run_trial(study.ask())
+    assert known_trials(study)[0].lost >= 0.05
 
 
 def test_a_study_of_failures_is_stopped(

@@ -8,8 +8,17 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from search.study.decisions.layout import CHANCE, Known, Point, Rules, State, lay_out
+from search.study.decisions.layout import (
+    CHANCE,
+    ERROR_KEPT,
+    Known,
+    Point,
+    Rules,
+    State,
+    lay_out,
+)
 from search.study.decisions.scheduler import (
+    TOO_LITTLE,
     Finish,
     GoOn,
     Start,
@@ -18,6 +27,7 @@ from search.study.decisions.scheduler import (
     forecast,
     is_flat,
     next_work,
+    worth_keeping,
 )
 
 IMAGES = Rules(first_look=1_000, trials=12, longest=8_000)
@@ -245,20 +255,36 @@ def test_a_slow_backbone_must_earn_its_time() -> None:
     assert worthy.known[3].seconds > 3_000.0
 
 
-def test_what_is_slow_is_compared_on_the_rung_that_it_has_paid_for() -> None:
-    """And learned from by what it would have had on the first one."""
+def test_what_is_slow_is_compared_as_if_it_had_had_the_others_seconds() -> None:
+    """And learned from likewise."""
     looks = (Point(1_000, 10.0, 0.60), Point(2_000, 20.0, 0.66))
     known = [Known(n, "paused", (looks[0],), 1_000) for n in range(9)]
     known += [Known(9, "paused", looks, 2_000), Known(10, "paused", (Point(1_000, 20.0, 0.65),))]
     layout = lay_out(known, TIME, 900.0)
     assert layout.rungs == (10.0, 20.0)
-    assert [layout.entry(one) for one in known] == [0] * 10 + [1]
+    # Of an error of 0.4, 0.34 is left when the seconds have doubled.
+    assert layout.error_kept == pytest.approx(0.85)
+    brought_back = 1 - 0.35 / 0.85
     assert compared(known, TIME, 900.0) == {
         **dict.fromkeys(range(10), 0.60),
-        10: pytest.approx(0.65 - 0.06),
+        10: pytest.approx(brought_back),
     }
-    # Alone on its rung it tells nothing of the others.
-    assert 10 not in compared([*known[:9], known[10]], TIME, 900.0)
+    found = [layout.auc_at(known[10], rung) for rung in (0, 1)]
+    assert found == pytest.approx([brought_back, 0.65])
+    # As long as nothing is known of what the others win, a little is taken for granted.
+    without = compared([*known[:9], known[10]], TIME, 900.0)
+    assert without[10] == pytest.approx(1 - 0.35 / ERROR_KEPT)
+
+
+def test_many_times_the_seconds_win_nothing_by_themselves() -> None:
+    """What they would have brought to the others is held against them."""
+    looks = (Point(1_000, 10.0, 0.60), Point(2_000, 20.0, 0.66), Point(4_000, 40.0, 0.72))
+    known = [Known(n, "paused", looks[:1], 1_000) for n in range(15)]
+    known += [Known(n, "paused", looks[:2], 2_000) for n in range(15, 19)]
+    slow = Known(19, "paused", (Point(1_000, 80.0, 0.73),), 1_000)
+    work = next_work([*known, slow], TIME, 1_600.0)
+    assert isinstance(work, GoOn)
+    assert work.number != 19
 
 
 def test_all_are_compared_after_the_same_seconds() -> None:
@@ -287,7 +313,7 @@ def test_what_is_learned_from_is_the_first_stretch(
         Known(3, "failed"),
         Known(4, "waiting"),
     ]
-    assert compared(known, rules, left) == expected
+    assert compared(known, rules, left) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_flat_curve_is_finished_early_and_why_is_told() -> None:
@@ -298,7 +324,99 @@ def test_a_flat_curve_is_finished_early_and_why_is_told() -> None:
     best = max(curve.complete, key=lambda one: one.images)
     assert is_flat(best, TIME)
     assert isinstance(curve.log[-1], Stop)
-    assert "0.001" in curve.log[-1].reason
+    assert "less than 1% of its error" in curve.log[-1].reason
+
+
+def test_a_high_auc_is_flat_by_its_error() -> None:
+    """At 0.998, 0.001 is half of it."""
+    curve = Simulation(TIME, 100_000.0)
+    curve.auc = lambda number, images: 1 - 0.01 * (images / 1_000) ** -0.3  # type: ignore[method-assign]
+    curve.run()
+    assert curve.seconds > 0.85 * 100_000
+
+
+def test_one_look_that_is_no_better_is_noise() -> None:
+    points = [Point(1_000 * 2**n, 10.0 * 2**n, 0.8 + 0.02 * n) for n in range(5)]
+    assert not is_flat(Known(0, "paused", (*points, Point(32_000, 320.0, 0.87))), TIME)
+    last = (Point(32_000, 320.0, 0.88), Point(64_000, 640.0, 0.88))
+    assert is_flat(Known(0, "paused", (*points, *last)), TIME)
+
+
+def test_a_flat_best_of_known_length_leaves_its_time_to_others() -> None:
+    rules = replace(TIME, longest=28_000)
+    curve = Simulation(rules, 20_000.0)
+    curve.auc = lambda number, images: 0.7 + 0.001 * number  # type: ignore[method-assign]
+    curve.run()
+    assert curve.seconds > 0.8 * 20_000
+
+
+def test_a_search_that_used_its_time_did_not_end_early() -> None:
+    """Though the last configurations were no better."""
+    found = Simulation(TIME, 20_000.0, lambda n: 0.9 if n == 0 else 0.7).run()
+    assert len(found.known) > TIME.patience
+    assert found.log[-1] in (Stop(), Stop(TOO_LITTLE))
+
+
+@pytest.mark.parametrize(
+    ("waiting", "limit", "begun", "drawn"),
+    [(33, 20_000.0, 20, 10), (33, 300.0, 4, 1), (4, 20_000.0, 20, 16)],
+)
+def test_a_large_pool_leaves_time_to_draw(
+    waiting: int, limit: float, begun: int, drawn: int
+) -> None:
+    """Its defaults would take all of it."""
+    found = Simulation(TIME, limit, known=[Known(n, "waiting") for n in range(waiting)]).run()
+    assert sum(bool(one.points) for one in found.known) == pytest.approx(begun, abs=1)
+    assert len(found.known) - waiting == pytest.approx(drawn, abs=1)
+
+
+def test_few_trials_share_the_time_to_begin_them() -> None:
+    assert lay_out([], replace(TIME, trials=5), 10_000.0).rungs[0] == 200.0
+    assert lay_out([], TIME, 10_000.0).rungs[0] == 50.0
+
+
+def test_what_fails_takes_of_the_time_to_begin_configurations() -> None:
+    """Three of four fail, after five times the seconds of a first look."""
+    known: list[Known] = []
+    left = 10_000.0
+    while isinstance(next_work(known, TIME, left), Start):
+        number = len(known)
+        if number % 4:
+            known.append(Known(number, "failed", lost=300.0))
+            left -= 300.0
+        else:
+            known.append(Known(number, "paused", (Point(1_000, 60.0, 0.7),), 1_000))
+            left -= 60.0
+    assert 0.05 * 10_000.0 < 10_000.0 - left < 0.15 * 10_000.0
+
+
+@pytest.mark.parametrize(
+    ("one", "left", "expected"),
+    [
+        # An hour was given when it was begun.
+        (Known(0, "paused", (Point(9_000, 90.0, 0.8),), 600_000), 600.0, GoOn),
+        # Its rate may fall already.
+        (Known(0, "paused", (Point(9_000, 90.0, 0.8),), None), 5.0, None),
+        (Known(0, "paused", (Point(9_000, 90.0, 0.8),), 10_000), 600.0, None),
+    ],
+)
+def test_less_time_than_was_given_first_is_laid_out_anew(
+    one: Known, left: float, expected: type | None
+) -> None:
+    work = next_work([one], replace(TIME, trials=1), left)
+    if expected is None:
+        assert work == GoOn(0, one.until)
+    else:
+        assert isinstance(work, GoOn | Finish)
+        found = work.images if isinstance(work, Finish) else work.until
+        assert found is not None
+        assert 9_000 < found <= 9_000 + 100 * left
+
+
+def test_no_rung_is_climbed_that_leaves_no_time_to_finish() -> None:
+    """What came second takes eight times as long, and the stretch of all with it."""
+    found = Simulation(TIME, 120.0, speed=lambda n: 0.08 if n == 1 else 0.01).run()
+    assert found.complete
 
 
 @pytest.mark.parametrize(("patience", "expected"), [(15, 30), (40, 40)])
@@ -361,7 +479,7 @@ def test_much_more_time_is_used_though_the_finalists_are_complete() -> None:
 
 def test_what_is_slow_does_not_end_the_drawing() -> None:
     """It had many times the seconds of those that were drawn after it."""
-    slow = Known(0, "paused", (Point(1_000, 40.0, 0.9),), 1_000)
+    slow = Known(0, "paused", (Point(1_000, 40.0, 0.67),), 1_000)
     drawn = [Known(n, "paused", (Point(1_000, 10.0, 0.6 + n / 100),), 1_000) for n in range(1, 5)]
     assert next_work([slow, *drawn], replace(TIME, patience=3), 900.0) == Start(None, 1_000)
 
@@ -396,6 +514,24 @@ def test_a_known_length_leaves_no_time_that_a_finalist_could_use() -> None:
         limit = trainings * 80.0
         found = Simulation(replace(TIME, longest=8_000, trials=20), limit).run()
         assert limit - found.seconds < 1.1 * 80.0
+
+
+@pytest.mark.parametrize(("complete", "kept"), [(0.0, [1, 2]), (0.82, [1]), (0.9, [])])
+def test_what_is_better_than_all_that_is_complete_is_worth_keeping(
+    complete: float, kept: list[int]
+) -> None:
+    known = [
+        Known(0, "complete", (Point(1_000, 10.0, 0.6), Point(2_000, 20.0, complete))),
+        Known(1, "paused", (Point(1_000, 10.0, 0.85), Point(2_000, 20.0, 0.84))),
+        Known(2, "paused", (Point(1_000, 10.0, 0.8),)),
+        Known(3, "paused"),
+        Known(4, "pruned", (Point(1_000, 10.0, 0.95),)),
+        Known(5, "paused", (Point(1_000, 10.0, 0.99),), is_baseline=True),
+    ]
+    if not complete:
+        del known[0]
+    assert [one.number for one in worth_keeping(known, TIME)] == kept
+    assert worth_keeping(known, replace(TIME, prolongs=False)) == []
 
 
 def test_what_was_pruned_takes_no_finalists_place() -> None:
