@@ -266,7 +266,7 @@ def _table(samples: list[Sample], folder: Path, rows: pd.DataFrame) -> pd.DataFr
     table = pd.DataFrame(
         {
             "img_name": [f"{GENERATED}/{sample.img_name}" for sample in samples],
-            "path": [str(folder.absolute() / IMAGES / sample.img_name) for sample in samples],
+            "path": [_path(folder, sample) for sample in samples],
             "target": [sample.target for sample in samples],
             # As fit has it now: the group file may be another.
             "group": first["group"].tolist(),
@@ -279,6 +279,16 @@ def _table(samples: list[Sample], folder: Path, rows: pd.DataFrame) -> pd.DataFr
             for sample, method in zip(samples, first["method"].tolist(), strict=True)
         ]
     return table
+
+
+def sample_paths(folder: Path) -> list[str]:
+    """Paths of all samples of a set, whichever of them can be trained on; raises as
+    `read_manifest`."""
+    return [_path(folder, sample) for sample in read_manifest(folder / MANIFEST).samples]
+
+
+def _path(folder: Path, sample: Sample) -> str:
+    return str(folder.absolute() / IMAGES / sample.img_name)
 
 
 def method_of(kind: str, target: int, source_target: int, source_method: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from search.data.assignment import SPLITS
 from search.data.demo import make_demo
-from search.data.generated import join
+from search.data.generated import join, sample_paths
 from search.data.labels import NO_METHOD, read_labels
 from search.data.splits import Splits, check_apart, make_splits, splits_of
 from search.data.unseen import (
@@ -87,10 +87,12 @@ def read_splits(
             tell=tell,
         )
     splits = _divided(settings, train, val, tell, find)
+    images = [path for table in (train, val) if table is not None for path in table["path"]]
     if settings.generated is None:
-        return splits
+        return replace(splits, images=tuple(images))
     fit, generated = join(splits.fit, settings.generated, tell)
-    return replace(splits, fit=fit, generated=generated)
+    images += sample_paths(settings.generated)
+    return replace(splits, fit=fit, generated=generated, images=tuple(images))
 
 
 def _divided(

@@ -59,6 +59,9 @@ class Splits:
     """Of all images, before limits; None unless forgeries are held out by method."""
     altered: pd.DataFrame | None = None
     """Some images of select once more, altered, see `search.pixels.altered`."""
+    images: tuple[str, ...] = ()
+    """Paths of all images of the label files and all generated samples, before limits and however
+    they are divided; empty where that is not known."""
 
     def seen_by(self, trained_on: TrainedOn) -> Splits:
         """The same images as a training sees them: fit is all that it is trained on, and what that

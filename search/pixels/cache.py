@@ -1,9 +1,11 @@
 """Canvases kept on disk: decoded once, shared by all trials, workers and commands.
 
-A folder holds `canvases.bin`, the canvases one after another in uint8; `index.bin`, one ENTRY for
-each; and `manifest.json`, which says what they are. An entry is written after its canvas: a kill
-leaves canvases that are whole or not there, and the next builder goes on. It holds size and time of
-the image that the canvas was made from: of an image changed since, it counts for nothing.
+A folder is of all images of some label files, so that another seed, limit or way of dividing them
+finds what is there, and adds what it lacks. It holds `canvases.bin`, the canvases one after another
+in uint8, with holes where there is none yet; `index.bin`, one ENTRY for each; and `manifest.json`,
+which says what they are. An entry is written after its canvas: a kill leaves canvases that are
+whole or not there, and the next builder goes on. It holds size and time of the image that the
+canvas was made from: of an image changed since, it counts for nothing.
 
 The cache is an optimisation. Whatever is wrong with it, images are decoded as they come, and the
 scores are the same.
@@ -16,7 +18,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,7 @@ from search.pixels.images import BrokenImage
 
 CANVASES, INDEX, MANIFEST, LOCK = "canvases.bin", "index.bin", "manifest.json", ".lock"
 
-VERSION = 1
+VERSION = 2
 """Of the layout of a folder."""
 
 ENTRY = np.dtype([("state", "<u4"), ("crc", "<u4"), ("size", "<i8"), ("mtime", "<i8")])
@@ -59,12 +61,15 @@ class CanvasCache:
     Attributes:
         folder: where they lie.
         side: of the canvases, in pixels.
-        rows: the row of each image by its path.
+        rows: the row of each image that is read, by its path, in the order in which they are
+            wanted.
+        images: how many have a row: others may be read by other commands.
     """
 
     folder: Path
     side: int
     rows: Mapping[str, int]
+    images: int
     _opened: _Opened | None = field(default=None, repr=False)
 
     @property
@@ -151,7 +156,9 @@ def cache_root(setting: str) -> Path | None:
     return cache_folder() if setting == AUTO else Path(setting).expanduser()
 
 
-def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> CanvasCache | None:
+def open_cache(
+    setting: str, paths: Sequence[str], side: int, tell: Tell, *, among: Iterable[str] = ()
+) -> CanvasCache | None:
     """The cache of some images, made if it is absent; None, and told, if it cannot be used.
 
     Args:
@@ -159,11 +166,13 @@ def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> Can
         paths: the images, those that are read most often first.
         side: of the canvases, in pixels.
         tell: given a line on why there is none.
+        among: all images that these are drawn from: whoever draws others of them shares the folder.
     """
     root = cache_root(setting)
     if root is None or not paths:
         return None
-    paths = list(dict.fromkeys(paths))
+    wanted = dict.fromkeys(paths)
+    images = sorted({*wanted, *among})
     if setting == AUTO:
         root /= "canvases"
     described = {
@@ -172,8 +181,8 @@ def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> Can
         "filter": FILTER,
         # Another one may decode a JPEG to other levels, and the scores must not tell.
         "decoder": DECODER,
-        "images": len(paths),
-        "paths": hashlib.sha256("\0".join(paths).encode()).hexdigest(),
+        "images": len(images),
+        "paths": hashlib.sha256("\0".join(images).encode()).hexdigest(),
     }
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     folder = root / key
@@ -191,7 +200,8 @@ def open_cache(setting: str, paths: Sequence[str], side: int, tell: Tell) -> Can
             "are decoded as they come (delete it, and it is made anew)"
         )
         return None
-    return CanvasCache(folder, side, {path: row for row, path in enumerate(paths)})
+    row_of = {path: row for row, path in enumerate(images)}
+    return CanvasCache(folder, side, {path: row_of[path] for path in wanted}, len(images))
 
 
 def fill_cache(
@@ -212,7 +222,7 @@ def fill_cache(
         threads: that decode; None for one a core.
     """
     try:
-        if not len(_missing(cache)):
+        if not _missing(cache):
             return  # it may be one that can only be read
         with FileLock(cache.folder / LOCK, timeout=0):
             _fill(cache, tell, on_done, threads or cpu_count())
@@ -231,9 +241,9 @@ def _fill(
     cache: CanvasCache, tell: Tell, on_done: Callable[[int, int], None], threads: int
 ) -> None:
     """Under the folder's lock."""
-    one, paths, folder = cache.bytes_of_one, list(cache.rows), cache.folder
+    one, folder = cache.bytes_of_one, cache.folder
     with _opened_to_write(folder / CANVASES) as canvases, _opened_to_write(folder / INDEX) as index:
-        whole = min(os.fstat(canvases).st_size // one, len(paths))
+        whole = min(os.fstat(canvases).st_size // one, cache.images)
         missing = _missing(cache)
         free = shutil.disk_usage(folder).free
         # Of what would be free without it: the next command must not take three quarters of what
@@ -249,17 +259,17 @@ def _fill(
         if len(todo) < len(missing):
             left = len(missing) - len(todo)
             line += f"; {left:,} more do not fit, and are decoded as they come"
-        if len(missing):
+        if missing:
             tell(line)
-        if not len(todo):
+        if not todo:
             return
         # Entries of canvases that were cut off, before there is something in their place.
-        _write(index, bytes((len(paths) - whole) * ENTRY.itemsize), whole * ENTRY.itemsize)
+        _write(index, bytes((cache.images - whole) * ENTRY.itemsize), whole * ENTRY.itemsize)
         # With holes: it takes no room before it is filled.
-        os.ftruncate(canvases, max(whole, int(todo.max()) + 1) * one)
+        os.ftruncate(canvases, max(whole, max(cache.rows[path] for path in todo) + 1) * one)
 
-        def decode(row: int) -> None:
-            path = paths[row]
+        def decode(path: str) -> None:
+            row = cache.rows[path]
             size, mtime = identity_of_file(path)
             try:
                 content = read_canvas(path, cache.side).numpy().tobytes()
@@ -274,23 +284,25 @@ def _fill(
 
         with Parallel(n_jobs=threads, backend="threading") as parallel:
             for start in range(0, len(todo), CHUNK):
-                parallel(delayed(decode)(row) for row in todo[start : start + CHUNK].tolist())
+                parallel(delayed(decode)(path) for path in todo[start : start + CHUNK])
                 on_done(min(start + CHUNK, len(todo)), len(todo))
 
 
-def _missing(cache: CanvasCache) -> NDArray[np.int64]:
-    """Rows whose canvas is absent, or of an image that was changed since."""
-    paths, canvases, index = list(cache.rows), cache.folder / CANVASES, cache.folder / INDEX
-    entries = np.zeros(len(paths), ENTRY)
+def _missing(cache: CanvasCache) -> list[str]:
+    """Images whose canvas is absent, or of what they were before they were changed."""
+    canvases, index = cache.folder / CANVASES, cache.folder / INDEX
+    entries = np.zeros(cache.images, ENTRY)
     if canvases.exists() and index.exists():
         # Canvases that were cut off are absent, whatever their entries say.
         whole = canvases.stat().st_size // cache.bytes_of_one
-        found = np.fromfile(index, ENTRY)[: min(len(paths), whole)]
+        found = np.fromfile(index, ENTRY)[: min(cache.images, whole)]
         entries[: len(found)] = found
-    there = entries["state"] == THERE
-    for row in np.flatnonzero(there).tolist():
-        there[row] = identity_of_file(paths[row]) == (entries["size"][row], entries["mtime"][row])
-    return np.flatnonzero(~there)
+    wanted = entries[list(cache.rows.values())]
+    return [
+        path
+        for path, (state, _, *identity) in zip(cache.rows, wanted.tolist(), strict=True)
+        if state != THERE or identity_of_file(path) != tuple(identity)
+    ]
 
 
 def identity_of_file(path: str) -> tuple[int, int]:

@@ -84,7 +84,13 @@ def open_reader(
     tables = (splits.select, splits.report, splits.fit)
     paths = [path for table in tables for path in table["path"].tolist()]
     return open_reader_of(
-        paths, canvas, cache=cache, runtime=runtime, quarantine=quarantine, console=console
+        paths,
+        canvas,
+        cache=cache,
+        runtime=runtime,
+        quarantine=quarantine,
+        console=console,
+        among=splits.images,
     )
 
 
@@ -96,13 +102,15 @@ def open_reader_of(
     runtime: Runtime,
     quarantine: Quarantine,
     console: Console,
+    among: Sequence[str] = (),
 ) -> Reader:
-    """The same for images of any set, those that are read most often first."""
+    """The same for images of any set, those that are read most often first; `among` see
+    `open_cache`."""
     tell = _teller(console)
     return Reader.on(
         runtime,
         canvas,
-        cache=open_cache(cache, paths, canvas, tell),
+        cache=open_cache(cache, paths, canvas, tell, among=among),
         quarantine=quarantine,
         tell=tell,
     )

@@ -27,7 +27,7 @@ def opened_images(
     side = choose_canvas(splits, image_sizes)
     tables = (splits.select, splits.report, splits.fit)
     paths = [path for table in tables for path in table["path"]]
-    cache = open_cache("auto", paths, side, lambda _: None)
+    cache = open_cache("auto", paths, side, lambda _: None, among=splits.images)
     if cache is not None:
         fill_cache(cache, lambda _: None)
     with Reader(side, cache=cache) as reader:

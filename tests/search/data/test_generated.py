@@ -59,9 +59,13 @@ def test_the_bytes_are_part_of_the_fingerprint(settings: SearchSettings, tmp_pat
 def test_samples_of_select_and_report_are_left_out(settings: SearchSettings) -> None:
     """Made with another seed of the splits: some sources are held out now."""
     lines: list[str] = []
+    every = read_splits(settings).images
+    assert len(every) == len(set(every)) >= 12
     for seed in range(1, 9):
         splits = read_splits(replace(settings, seed=seed), lines.append)
         assert splits.generated is not None
+        assert splits.images == every
+        assert set(splits.fit["path"]) <= set(every)
         held_out = {*splits.select["group"], *splits.report["group"]}
         assert not held_out & set(splits.fit["group"])
         assert splits.generated.samples + splits.generated.left_out == 12

@@ -193,14 +193,15 @@ def test_what_does_not_fit_is_decoded_as_it_comes(
         free = 8 * ONE
 
     monkeypatch.setattr("shutil.disk_usage", lambda _folder: Usage)
+    caching.table = caching.table[::-1].reset_index(drop=True)
     caching.fill()
     assert "caching 6 canvases" in caching.told[0]
     assert caching.told[0].endswith("; 3 more do not fit, and are decoded as they come")
     # The first of the list, which are read most often.
-    assert sorted(caching.read) == [f"{number}.png" for number in range(6)]
+    assert sorted(caching.read) == [f"{number}.png" for number in range(3, IMAGES)]
     caching.read.clear()
-    assert torch.equal(caching.scored(), expected)
-    assert caching.read == ["6.png", "7.png", "8.png"]
+    assert torch.equal(caching.scored(), expected.flip(0))
+    assert caching.read == ["2.png", "1.png", "0.png"]
 
 
 def test_the_next_command_takes_nothing_of_what_the_first_one_left(
