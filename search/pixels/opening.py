@@ -22,7 +22,8 @@ from search.pixels.quarantine import Quarantine
 
 def choose_canvas(splits: Splits, image_sizes: Sequence[int]) -> int:
     """The side of a new run's canvas, from its images and the sizes of its networks."""
-    paths = [path for table in tables(splits).values() for path in table["path"]]
+    # Of all, whichever this run draws: at another side, no canvas of another run would be of use.
+    paths = splits.images or [path for table in tables(splits).values() for path in table["path"]]
     return choose_side(sample_sizes(paths), max(image_sizes))
 
 

@@ -17,7 +17,7 @@ from search.machine.device import Runtime
 from search.pixels.canvas import read_canvas
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
-from search.pixels.opening import fill, open_quarantine, open_reader
+from search.pixels.opening import choose_canvas, fill, open_quarantine, open_reader
 from search.settings.search import SearchSettings
 
 SIDE, IMAGES, METHODS = 8, 120, 6
@@ -108,3 +108,12 @@ def test_a_limited_run_leaves_the_rest_to_the_next(
     assert sorted(decoded) == sorted(wanted)
     opened(replace(settings, seed=1))
     assert len(set(decoded)) == len(decoded) == IMAGES
+
+
+def test_the_side_is_the_same_whatever_is_drawn(settings: SearchSettings) -> None:
+    assert settings.train_images is not None
+    for number in range(IMAGES):
+        Image.new("RGB", (20 + number, 200)).save(settings.train_images / f"{number}.png")
+    draws = [replace(settings, seed=seed, limit_train=6, limit_val=4) for seed in range(4)]
+    sides = {choose_canvas(read_splits(one), [1000]) for one in [settings, *draws]}
+    assert sides == {20 + (IMAGES - 1) // 2}
