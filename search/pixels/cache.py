@@ -13,6 +13,7 @@ scores are the same.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -39,9 +40,10 @@ VERSION = 2
 """Of the layout of a folder."""
 
 ENTRY = np.dtype([("state", "<u4"), ("crc", "<u4"), ("size", "<i8"), ("mtime", "<i8")])
-"""One canvas: whether it is there, its CRC-32, and its image's size (bytes) and time (ns)."""
+"""One canvas: its state, its CRC-32, and its image's size (bytes) and time (ns)."""
 
-THERE = 1
+THERE, BROKEN = 1, 2
+"""States: there is a canvas, or there can be none, because the image cannot be read as it is."""
 
 KEPT_FREE = 0.25
 """Share of the free space that is left to weights and checkpoints."""
@@ -271,11 +273,15 @@ def _fill(
         def decode(path: str) -> None:
             row = cache.rows[path]
             size, mtime = identity_of_file(path)
+            place = row * ENTRY.itemsize
             try:
                 content = read_canvas(path, cache.side).numpy().tobytes()
-            except BrokenImage:
-                return  # whoever needs it tells of it
-            place = row * ENTRY.itemsize
+            except BrokenImage as error:
+                # Whoever needs it tells of it. Missing rights and a network's bad moments pass
+                # without a change of the file.
+                if getattr(error.__cause__, "errno", None) in (None, errno.ENOENT):
+                    _write(index, np.array((BROKEN, 0, size, mtime), ENTRY).tobytes(), place)
+                return
             # No memory map: on a full disk, writing to one would end the process.
             _write(index, bytes(ENTRY.itemsize), place)
             _write(canvases, content, row * one)
@@ -289,7 +295,7 @@ def _fill(
 
 
 def _missing(cache: CanvasCache) -> list[str]:
-    """Images whose canvas is absent, or of what they were before they were changed."""
+    """Images of which nothing is known, or only of what they were before they were changed."""
     canvases, index = cache.folder / CANVASES, cache.folder / INDEX
     entries = np.zeros(cache.images, ENTRY)
     if canvases.exists() and index.exists():
@@ -301,7 +307,7 @@ def _missing(cache: CanvasCache) -> list[str]:
     return [
         path
         for path, (state, _, *identity) in zip(cache.rows, wanted.tolist(), strict=True)
-        if state != THERE or identity_of_file(path) != tuple(identity)
+        if state not in (THERE, BROKEN) or identity_of_file(path) != tuple(identity)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -218,11 +219,52 @@ def test_the_next_command_takes_nothing_of_what_the_first_one_left(
 
 
 def test_broken_images_are_left_to_whoever_reads_them(
+    caching: Caching, table: pd.DataFrame, expected: torch.Tensor
+) -> None:
+    broken, absent = Path(table["path"][2]), Path(table["path"][5])
+    whole = {path: path.read_bytes() for path in (broken, absent)}
+    broken.write_bytes(b"")
+    absent.unlink()
+    caching.fill()
+    assert len(caching.scored()) == IMAGES - 2
+    caching.read.clear()
+    caching.told.clear()
+    caching.fill()
+    assert caching.read == caching.told == []
+    for path, content in whole.items():
+        path.write_bytes(content)
+    caching.fill()
+    assert sorted(caching.read) == ["2.png", "5.png"]
+    assert torch.equal(caching.scored(), expected)
+    assert len(caching.read) == 2
+
+
+def test_an_image_that_broke_since_it_was_cached_is_not_read_at_each_filling(
     caching: Caching, table: pd.DataFrame
 ) -> None:
+    caching.fill()
     Path(table["path"][2]).write_bytes(b"")
     caching.fill()
+    assert len(caching.read) == IMAGES + 1
+    caching.fill()
+    assert len(caching.read) == IMAGES + 1
     assert len(caching.scored()) == IMAGES - 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_what_may_pass_makes_no_image_broken(
+    number: int, caching: Caching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("search.pixels.images.PAUSES_SECONDS", ())
+        patch.setattr("search.pixels.images._decode", fail)
+        caching.fill()
+    caching.read.clear()
+    caching.fill()
+    assert len(caching.read) == IMAGES
 
 
 def full_disk(caching: Caching, monkeypatch: pytest.MonkeyPatch) -> None:
