@@ -12,14 +12,11 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from PIL import Image
 
 import search.pixels.cache as module
 from search.pixels.cache import (
@@ -27,77 +24,13 @@ from search.pixels.cache import (
     INDEX,
     LOCK,
     MANIFEST,
-    CanvasCache,
     fill_cache,
     open_cache,
 )
 from search.pixels.canvas import read_canvas
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
-
-SIDE, IMAGES = 12, 9
-ONE = 3 * SIDE * SIDE
-
-
-def save_noise(path: Path, seed: int) -> None:
-    levels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
-    Image.fromarray(levels).save(path)
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> pd.DataFrame:
-    paths = [tmp_path / f"{number}.png" for number in range(IMAGES)]
-    for number, path in enumerate(paths):
-        save_noise(path, number)
-    return pd.DataFrame({"img_name": [path.name for path in paths], "path": map(str, paths)})
-
-
-class Caching:
-    """A cache in a folder of the test's, and what was told of it."""
-
-    def __init__(self, folder: Path, table: pd.DataFrame) -> None:
-        self.root, self.table = folder, table
-        self.told: list[str] = []
-        self.read: list[str] = []
-
-    def open(self, setting: str | None = None) -> CanvasCache | None:
-        paths = self.table["path"].tolist()
-        return open_cache(setting or str(self.root), paths, SIDE, self.told.append)
-
-    def fill(self, **options: Any) -> CanvasCache:
-        cache = self.open()
-        assert cache is not None
-        fill_cache(cache, self.told.append, **options)
-        return cache
-
-    def scored(self, workers: int = 0) -> torch.Tensor:
-        """What a reader with the cache gives."""
-        with Reader(SIDE, workers=workers, cache=self.open(), tell=self.told.append) as reader:
-            batches = list(eval_batches(reader, self.table, batch_size=4))
-        return torch.cat([batch.canvases.clone() for batch in batches])
-
-    @property
-    def folder(self) -> Path:
-        (folder,) = (path for path in self.root.iterdir() if path.is_dir())
-        return folder
-
-
-@pytest.fixture
-def caching(tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> Caching:
-    caching = Caching(tmp_path / "cache", table)
-
-    def counted(path: str, side: int) -> torch.Tensor:
-        caching.read.append(Path(path).name)
-        return read_canvas(path, side)
-
-    for where in ("search.pixels.cache", "search.pixels.loading.workers"):
-        monkeypatch.setattr(f"{where}.read_canvas", counted)
-    return caching
-
-
-@pytest.fixture
-def expected(table: pd.DataFrame) -> torch.Tensor:
-    return torch.stack([read_canvas(path, SIDE) for path in table["path"]])
+from tests.search.pixels.conftest import IMAGES, ONE, SIDE, Caching, save_noise
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -378,7 +311,7 @@ def test_a_second_builder_uses_what_the_first_has_made(
     builder = threading.Thread(target=lambda: caching.fill(on_done=wait))
     builder.start()
     assert reached.wait(30)
-    second = Caching(caching.root, caching.table)
+    second = Caching(caching.root, caching.table, [])
     second.fill()
     assert "another process fills" in second.told[0]
     caching.read.clear()
