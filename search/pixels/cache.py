@@ -92,11 +92,14 @@ class CanvasCache:
             into: (3, side, side).
 
         Raises:
-            DamagedCacheError: if the files are not as they were written.
+            DamagedCacheError: if the files are not as they were written, or are gone.
         """
-        if self._opened is None:
-            self._opened = _Opened(self)
-        return self._opened.copy(row, path, into)
+        try:
+            if self._opened is None:
+                self._opened = _Opened(self)
+            return self._opened.copy(row, path, into)
+        except OSError as error:
+            raise DamagedCacheError(f"{self.folder} cannot be read: {error}") from error
 
     def close(self) -> None:
         """Lets go of the files; they are opened anew when they are needed."""
@@ -117,11 +120,8 @@ class _Opened:
     def __init__(self, cache: CanvasCache) -> None:
         self.file = cache.folder / CANVASES
         shape = (3, cache.side, cache.side)
-        try:
-            self.canvases = _map(self.file, np.dtype((np.uint8, shape)))
-            self.index = _map(cache.folder / INDEX, ENTRY)
-        except OSError as error:
-            raise DamagedCacheError(f"{cache.folder} cannot be read: {error}") from error
+        self.canvases = _map(self.file, np.dtype((np.uint8, shape)))
+        self.index = _map(cache.folder / INDEX, ENTRY)
         self.checked = np.zeros(len(self.index), np.bool_)
 
     def copy(self, row: int, path: str, into: NDArray[np.uint8]) -> bool:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -284,17 +285,24 @@ def test_a_file_that_was_cut_short_is_filled_again(
     assert caching.read == []
 
 
-def test_a_file_that_is_cut_short_while_it_is_read_ends_nothing(
-    caching: Caching, expected: torch.Tensor
+def cut_short(folder: Path) -> None:
+    os.truncate(folder / CANVASES, 0)
+
+
+@pytest.mark.parametrize(
+    ("end", "told"), [(cut_short, "was cut short"), (shutil.rmtree, "cannot be read")]
+)
+def test_a_cache_that_ends_while_it_is_read_ends_nothing(
+    end: Callable[[Path], None], told: str, caching: Caching, expected: torch.Tensor
 ) -> None:
     caching.fill()
     with Reader(SIDE, cache=caching.open(), tell=caching.told.append) as reader:
         batches = iter(eval_batches(reader, caching.table, batch_size=4))
         first = next(batches)
-        os.truncate(caching.folder / CANVASES, 0)
+        end(caching.folder)
         found = torch.cat([first.canvases, *(batch.canvases for batch in batches)])
     assert torch.equal(found, expected)
-    assert "was cut short" in caching.told[-1]
+    assert told in caching.told[-1]
 
 
 def test_a_second_builder_uses_what_the_first_has_made(
