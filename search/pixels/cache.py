@@ -118,14 +118,25 @@ class _Opened:
     """The files of a cache, mapped into memory; another process may be filling it."""
 
     def __init__(self, cache: CanvasCache) -> None:
-        self.file = cache.folder / CANVASES
-        shape = (3, cache.side, cache.side)
-        self.canvases = _map(self.file, np.dtype((np.uint8, shape)))
-        self.index = _map(cache.folder / INDEX, ENTRY)
-        self.checked = np.zeros(len(self.index), np.bool_)
+        self.file, self.index_file = cache.folder / CANVASES, cache.folder / INDEX
+        self.kind = np.dtype((np.uint8, (3, cache.side, cache.side)))
+        self.checked = np.zeros(cache.images, np.bool_)
+        self._open()
+
+    def _open(self) -> None:
+        self.canvases, self.index = _map(self.file, self.kind), _map(self.index_file, ENTRY)
+
+    def _reaches(self, row: int) -> bool:
+        """Whether a row is mapped now; a builder may have added it since the last look."""
+        if row < min(len(self.canvases), len(self.index)):
+            return True
+        if row >= min(_count(self.file, self.kind), _count(self.index_file, ENTRY)):
+            return False
+        self._open()
+        return row < min(len(self.canvases), len(self.index))
 
     def copy(self, row: int, path: str, into: NDArray[np.uint8]) -> bool:
-        if not 0 <= row < min(len(self.index), len(self.canvases)):
+        if row < 0 or not self._reaches(row):
             return False
         entry = self.index[row]
         if entry["state"] != THERE or identity_of_file(path) != (entry["size"], entry["mtime"]):
@@ -144,11 +155,15 @@ class _Opened:
 
 def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
     """What a file holds of one kind of item; nothing, if it is absent."""
-    items = path.stat().st_size // kind.itemsize if path.exists() else 0
-    base = kind.base
+    items, base = _count(path, kind), kind.base
     if not items:
         return np.empty((0, *kind.shape), base)
     return np.memmap(path, base, mode="r", shape=(items, *kind.shape))
+
+
+def _count(path: Path, kind: np.dtype[Any]) -> int:
+    """How many items of one kind a file holds."""
+    return path.stat().st_size // kind.itemsize if path.exists() else 0
 
 
 def cache_root(setting: str) -> Path | None:

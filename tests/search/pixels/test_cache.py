@@ -332,6 +332,31 @@ def test_a_second_builder_uses_what_the_first_has_made(
     assert caching.read == []
 
 
+def test_what_a_builder_adds_after_the_cache_was_opened_is_found(
+    caching: Caching, expected: torch.Tensor
+) -> None:
+    with Reader(SIDE, cache=caching.open(), tell=caching.told.append) as reader:
+
+        def scored() -> torch.Tensor:
+            batches = eval_batches(reader, caching.table, batch_size=4)
+            return torch.cat([batch.canvases.clone() for batch in batches])
+
+        for part in (slice(0), slice(3), slice(IMAGES)):  # nothing yet, a part, all
+            if part.stop:
+                other = open_cache(
+                    str(caching.root),
+                    caching.table["path"][part].tolist(),
+                    SIDE,
+                    caching.told.append,
+                    among=caching.table["path"],
+                )
+                assert other is not None
+                fill_cache(other, caching.told.append)
+            caching.read.clear()
+            assert torch.equal(scored(), expected)
+            assert len(caching.read) == IMAGES - part.stop
+
+
 def test_locks_are_not_waited_for(caching: Caching) -> None:
     cache = caching.open()
     assert cache is not None
