@@ -158,7 +158,8 @@ class Reader:
         reading = self._reading
         for read in self._answers(requests):
             if read.cache_problem and self.cache is not None:
-                self.cache = None
+                # Of the canvases as well, that workers which start again are given.
+                self.cache = self._canvases.cache = None
                 self._tell(
                     f"the cache of canvases is left alone: {read.cache_problem}; images are "
                     "decoded as they come (delete its folder, and it is made anew)"

@@ -14,10 +14,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 
 import search.pixels.cache as module
 from search.pixels.cache import (
@@ -25,6 +27,7 @@ from search.pixels.cache import (
     INDEX,
     LOCK,
     MANIFEST,
+    CanvasCache,
     fill_cache,
     open_cache,
 )
@@ -269,6 +272,24 @@ def test_whatever_is_wrong_is_told_in_a_line_and_the_canvases_are_the_same(
     assert len(lines) == 1
     assert "\n" not in lines[0]
     assert re.search(told, lines[0])
+
+
+def test_a_damaged_cache_is_left_alone_by_workers_that_start_again(
+    caching: Caching, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(_cache: CanvasCache, _row: int, _path: str, into: NDArray[np.uint8]) -> bool:
+        into[...] = 0
+        return True
+
+    changed(caching, monkeypatch)
+    with Reader(SIDE, workers=1, cache=caching.open(), tell=caching.told.append) as reader:
+        loader = eval_batches(reader, caching.table, batch_size=IMAGES)
+        (batch,) = loader
+        assert "behind our back" in caching.told[-1]
+        reader.close()
+        monkeypatch.setattr(CanvasCache, "copy", copy)
+        (batch,) = loader
+        assert torch.equal(batch.canvases, expected)
 
 
 def test_a_file_that_was_cut_short_is_filled_again(
