@@ -13,7 +13,6 @@ at most (affine 1.06 / 0.95 / 1.15, noise 1.11 / 0.76 / 1.00). Resampling itself
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -53,9 +52,11 @@ Steps = tuple[Step, ...]
 
 def blur(images: Tensor, deviations: Tensor) -> Tensor:
     """Gaussian blur, edges repeated; standard deviations (N, 1) in pixels."""
-    reach = max(1, math.ceil(3 * float(deviations.max())))
+    reaches = (3 * deviations).ceil_().clamp_min_(1)
+    reach = int(reaches.max())
     distances = torch.arange(-reach, reach + 1)
     weights = torch.exp(-0.5 * (distances / deviations.clamp_min(1e-3)) ** 2)
+    weights = weights * (distances.abs() <= reaches)  # a wider neighbour's taps are not its own
     weights = (weights / weights.sum(1, keepdim=True)).T  # (taps, N)
     taps = [spread(column, images) for column in weights]
     levels = images.float()

@@ -52,6 +52,7 @@ def test_the_policy_draws_what_it_would_anyway(policy: str, added: dict[str, Any
             assert view.after[: len(own.after)] == own.after
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("added", EACH)
 @pytest.mark.parametrize("policy", ["none", "strong"])
 def test_views_depend_on_no_batch(policy: str, added: dict[str, Any]) -> None:

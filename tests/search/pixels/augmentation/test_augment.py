@@ -336,6 +336,7 @@ def test_no_augmentation_is_a_resize(augmentation: Augmentation | None) -> None:
 # A function of (image, seed)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_views_depend_on_no_batch(policy: str) -> None:
     augmentation = pickle.loads(pickle.dumps(Augmentation(policy, 0.7)))  # noqa: S301 - our own
