@@ -14,18 +14,17 @@ import pandas as pd
 from ensemble.network.model import ModelSpec
 from search.machine.device import Precision, Runtime, describe_device, library_versions
 from search.machine.files import file_sha256, whole_lines
+from search.pixels.cache import identity_of_file
 from search.training.candidate import WEIGHTS
-
-NO_FILE = (-1, -1)
 
 
 class Journal:
     """The scores of one model on one list so far.
 
     Its first line says what they depend on; a journal of anything else is not used, and replaced.
-    Every further line is a batch: its rows, their scores, and size and time of their images, so
-    that an image which has changed is scored again. Lines are only ever appended; a last one that a
-    kill tore is cut off.
+    Every further line is a batch: its rows, their scores, and size and time of their images before
+    any was read, so that an image which has changed since is scored again. Lines are only ever
+    appended; a last one that a kill tore is cut off.
     """
 
     def __init__(self, path: Path, made_by: dict[str, Any], table: pd.DataFrame) -> None:
@@ -35,7 +34,9 @@ class Journal:
             made_by: all that the scores depend on besides the images, as plain values.
             table: the list; has the column path.
         """
-        self.path, self._paths = path, table["path"].tolist()
+        self.path = path
+        # After scoring, an image may be another than the one that was scored.
+        self._stamps = [list(identity_of_file(image)) for image in table["path"]]
         self._header = json.dumps(made_by, sort_keys=True)
         self._begun = False
 
@@ -59,7 +60,7 @@ class Journal:
 
     def add(self, rows: Sequence[int], scores: Sequence[float]) -> None:
         """Appends a batch."""
-        line = {"rows": rows, "scores": scores, "files": [self._stamp(row) for row in rows]}
+        line = {"rows": rows, "scores": scores, "files": [self._stamps[row] for row in rows]}
         if not self._begun:
             # Another file: whoever still appends to the one before does not reach this one.
             self.path.unlink(missing_ok=True)
@@ -82,18 +83,10 @@ class Journal:
             return {
                 row: float(score)
                 for row, score, file in zip(rows, scores, files, strict=True)
-                if file == self._stamp(row)
+                if file == self._stamps[row]
             }
         except (ValueError, KeyError, TypeError, IndexError):
             return {}  # Damaged: its images are scored again.
-
-    def _stamp(self, row: int) -> list[int]:
-        """Size and time of change of a row's image."""
-        try:
-            found = Path(self._paths[row]).stat()
-        except OSError:
-            return list(NO_FILE)
-        return [found.st_size, found.st_mtime_ns]
 
 
 def open_journal(

@@ -163,6 +163,21 @@ def test_images_that_changed_or_were_mended_are_scored_again(
     np.testing.assert_allclose(found.table["y_pred"], expected(network, table)["y_pred"], atol=1e-6)
 
 
+def test_an_image_that_is_replaced_while_it_is_scored_is_scored_again(
+    network: Network, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    class Replaces(Dies):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if not self.given:
+                Image.new("RGB", (32, 32), "red").save(table["path"][1])
+            return super().forward(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        score(Replaces(network, 1), table, tmp_path)
+    found = score(network, table, tmp_path)
+    np.testing.assert_allclose(found.table["y_pred"], expected(network, table)["y_pred"], atol=1e-6)
+
+
 def test_a_killed_predict_goes_on(tiny_run: Path, table: pd.DataFrame, tmp_path: Path) -> None:
     listed = tmp_path / "list.csv"
     # Often enough for a kill to find it at work.
