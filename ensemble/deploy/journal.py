@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from search.machine.files import file_sha256, whole_lines
 from search.pixels.cache import identity_of_file
 from search.training.candidate import WEIGHTS
 
+TOLD = ("precision", "flip", "batch_size", "device")
+"""What scores depend on that is told as it was and is; of the rest, that it is not the same."""
+
 
 class Journal:
     """The scores of one model on one list so far.
 
-    Its first line says what they depend on; a journal of anything else is not used, and replaced.
+    Its first line says what they depend on; a journal of anything else is told, not used, and
+    replaced.
     Every further line is a batch: its rows, their scores, and size and time of their images before
     any was read, so that an image which has changed since is scored again. Lines are only ever
     appended; a last one that a kill tore is cut off.
@@ -37,17 +41,23 @@ class Journal:
         self.path = path
         # After scoring, an image may be another than the one that was scored.
         self._stamps = [list(identity_of_file(image)) for image in table["path"]]
-        self._header = json.dumps(made_by, sort_keys=True)
+        self._made_by, self._header = made_by, json.dumps(made_by, sort_keys=True)
         self._begun = False
 
-    def take_up(self) -> dict[int, float]:
-        """Rows that are scored already, with their scores; none if the journal is another's."""
+    def take_up(self, tell: Callable[[str], None] = lambda _: None) -> dict[int, float]:
+        """Rows that are scored already, with their scores; none, and told, if they were scored in
+        another way."""
         try:
             content = whole_lines(self.path.read_bytes())
         except FileNotFoundError:
             return {}
         header, *lines = content.decode("utf-8", errors="replace").split("\n")
         if header != self._header:
+            if any(lines):
+                tell(
+                    f"{self.path.name} holds scores that are not used: "
+                    f"{self._differences(header)}; all images are scored anew"
+                )
             return {}
         found: dict[int, float] = {}
         for line in lines:
@@ -71,6 +81,21 @@ class Journal:
     def delete(self) -> None:
         """Once the scores are where they were to go."""
         self.path.unlink(missing_ok=True)
+
+    def _differences(self, header: str) -> str:
+        """What scores depend on that was otherwise where a header was written."""
+        try:
+            found = json.loads(header)
+            names = [name for name, now in self._made_by.items() if found.get(name) != now]
+        except (ValueError, AttributeError):
+            names = []
+        told = [
+            f"{name} was {found.get(name)}, is {self._made_by[name]}"
+            if name in TOLD
+            else f"{name} not the same"
+            for name in names
+        ]
+        return ", ".join(told) or "the file is damaged"
 
     def _append(self, line: str) -> None:
         with self.path.open("a", encoding="utf-8") as file:

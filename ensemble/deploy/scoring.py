@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ensemble.deploy.journal import Journal
 from search.errors import UserError
 from search.machine.device import Precision, Runtime, default_workers, resolve_device
-from search.machine.progress import Bars
+from search.machine.progress import Bars, tell_line
 from search.pixels.loading.batches import Batch
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
@@ -91,7 +91,7 @@ def score_images(
     quarantine = Quarantine(None, limit_fraction=1.0)
     network = FlipAverage(model) if flip else model
     scores = np.full(len(table), np.nan)
-    known = {} if journal is None else journal.take_up()
+    known = {} if journal is None else journal.take_up(partial(tell_line, console))
     scores[list(known)] = list(known.values())
     # Whole batches: those that follow are then the ones that an unbroken scoring would see.
     begun = 0 if not known else max(known) // batch_size + 1

@@ -65,10 +65,19 @@ class Dies(Network):
         return logits
 
 
-def score(model: Any, table: pd.DataFrame, folder: Path, /, **changes: str) -> Scored:
+def score(
+    model: Any,
+    table: pd.DataFrame,
+    folder: Path,
+    /,
+    console: Console | None = None,
+    **changes: str,
+) -> Scored:
     journal = Journal(folder / "journal", MADE_BY | changes, table)
-    quiet = Console(quiet=True)
-    return score_images(model, table, runtime=CPU, console=quiet, batch_size=BATCH, journal=journal)
+    console = console or Console(quiet=True)
+    return score_images(
+        model, table, runtime=CPU, console=console, batch_size=BATCH, journal=journal
+    )
 
 
 def begin(network: Network, table: pd.DataFrame, folder: Path, batches: int) -> Path:
@@ -113,13 +122,27 @@ def test_a_torn_last_line_is_cut_off(
     assert journal.read_bytes().startswith(content)
 
 
-@pytest.mark.parametrize("changed", MADE_BY)
-def test_a_journal_of_something_else_is_replaced(
-    changed: str, network: Network, table: pd.DataFrame, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("model", "model not the same"),
+        ("list", "list not the same"),
+        ("precision", "precision was fp32, is other"),
+    ],
+)
+def test_a_journal_of_something_else_is_told_and_replaced(
+    changed: str,
+    told: str,
+    network: Network,
+    table: pd.DataFrame,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     journal = begin(network, table, tmp_path, 3)
     model = Dies(network)
-    score(model, table, tmp_path, **{changed: "other"})
+    score(model, table, tmp_path, console=Console(), **{changed: "other"})
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "not used" in line)
+    assert line == f"journal holds scores that are not used: {told}; all images are scored anew"
     assert sum(model.given) == IMAGES
     assert json.loads(journal.read_text().splitlines()[0])[changed] == "other"
 
