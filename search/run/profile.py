@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from search.training.loss import classification_loss, training_batches
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import predict_batches, to_device
+from search.training.train import evaluation_batch
 
 MOST_IMAGES = 512
 """Of the data set, that a stage is measured on."""
@@ -208,18 +210,17 @@ def _measured(
     yield from _data_stages(table["path"].tolist(), recipe, runtime, cache, seconds)
     # At the network's own size: to bring canvases to it is part of augmenting.
     batch = random_batch(recipe.batch_size, recipe.image_size)
+    wait = partial(_wait, runtime)
 
-    def synchronised(work: Callable[[], Any]) -> Callable[[], int]:
+    def counted(work: Callable[[], Any]) -> Callable[[], int]:
         def step() -> int:
             work()
-            if runtime.on_cuda:
-                torch.cuda.synchronize(runtime.device)
             return len(batch.targets)
 
         return step
 
     pinned = batch.pin_memory() if runtime.on_cuda else batch
-    yield "copy", _speed(synchronised(lambda: to_device(pinned, runtime)), seconds)
+    yield "copy", _speed(counted(lambda: to_device(pinned, runtime)), seconds, wait)
     network = build_network(recipe, pretrained=False)
     reader = Reader.on(runtime, recipe.canvas, cache=cache)
     loader = training_batches(table, recipe, reader)
@@ -227,11 +228,13 @@ def _measured(
     ready = batch.to(runtime.device)
     with fast_float32(runtime.device):
         training.network.train()
-        yield "train", _speed(synchronised(lambda: training.step(ready)), seconds)
+        yield "train", _speed(counted(lambda: training.step(ready)), seconds, wait)
+    # As looks do: whole canvases, in the precision of the training.
+    canvases = random_batch(evaluation_batch(recipe), recipe.canvas).to(runtime.device)
 
     def score() -> int:
-        (found,) = predict_batches(training.network, [ready], runtime)
-        return len(found.scores)
+        batches = predict_batches(training.network, [canvases], runtime, training.step.precision)
+        return sum(len(found.scores) for found in batches)
 
     yield "score", _speed(score, seconds)
     training.network.train()
@@ -241,10 +244,10 @@ def _measured(
 
         def step() -> int:
             found = next(batches)
-            training.step(found).item()
+            training.step(found)
             return len(found.targets)
 
-        yield "whole", _speed(step, seconds)
+        yield "whole", _speed(step, seconds, wait)
 
 
 def _data_stages(
@@ -279,11 +282,9 @@ def _data_stages(
     def augment() -> int:
         numbers = torch.tensor([next(seeds) for _ in batch])
         render(batch, numbers, augmentation, recipe.image_size)
-        if runtime.on_cuda:
-            torch.cuda.synchronize(runtime.device)
         return len(batch)
 
-    yield "augment", _speed(augment, seconds)
+    yield "augment", _speed(augment, seconds, partial(_wait, runtime))
 
 
 def _speed_of(items: Sequence[Any], work: Callable[[Any], Any], seconds: float) -> float:
@@ -297,15 +298,26 @@ def _speed_of(items: Sequence[Any], work: Callable[[Any], Any], seconds: float) 
     return _speed(step, seconds)
 
 
-def _speed(step: Callable[[], int], seconds: float) -> float:
-    """Images/s of a step that returns how many it worked on, after one that warms up."""
+def _speed(
+    step: Callable[[], int], seconds: float, wait: Callable[[], None] = lambda: None
+) -> float:
+    """Images/s of a step that returns how many it worked on, after one that warms up. It is waited
+    for at the end alone, as a training does not wait for each of its steps either."""
     step()
+    wait()
     images, started = 0, time.perf_counter()
-    while True:
+    while not images or time.perf_counter() - started < seconds:
         images += step()
-        elapsed = time.perf_counter() - started
-        if elapsed >= seconds:
-            return images / max(elapsed, 1e-9)
+    wait()
+    return images / max(time.perf_counter() - started, 1e-9)
+
+
+def _wait(runtime: Runtime) -> None:
+    """Until a GPU has done all that it was given."""
+    if runtime.on_cuda:
+        torch.cuda.synchronize(runtime.device)
+    elif runtime.device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _endless(loader: Loader, size: int) -> Iterator[Batch]:

@@ -121,3 +121,34 @@ def test_training_is_measured_on_random_tensors_in_training_mode(
     # train, score, whole
     changes = [mode for i, mode in enumerate(modes) if i == 0 or mode != modes[i - 1]]
     assert changes == [True, False, True]
+
+
+def test_scoring_is_measured_as_looks_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canvases, in the precision of the training."""
+    scored: set[tuple[int, bool]] = set()
+    plain = module.Training
+
+    def watched(network: torch.nn.Module, *rest: object) -> object:
+        def look(one: torch.nn.Module, images: tuple[torch.Tensor]) -> None:
+            if not one.training:
+                scored.add((images[0].shape[-1], torch.is_autocast_enabled("cpu")))
+
+        network.register_forward_pre_hook(look)
+        return plain(network, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "Training", watched)
+    profiled(precision="bf16", canvas=40)
+    assert scored == {(40, True)}
+
+
+def test_what_a_gpu_still_works_on_is_waited_for_once() -> None:
+    events: list[str] = []
+
+    def step() -> int:
+        events.append("step")
+        return 3
+
+    module._speed(step, 0.01, lambda: events.append("wait"))
+    assert events[:2] == ["step", "wait"]
+    assert events[2:-1] == ["step"] * (len(events) - 3)
+    assert events[-1] == "wait"
