@@ -50,7 +50,7 @@ def read_splits(
 
     Args:
         settings: the label files, folders, groups, limits and the kind of split.
-        tell: given a line on what is left out.
+        tell: given a line on what is left out, and on the methods that are held out.
         find: finds the methods of a new run whose files name none.
 
     Raises:
@@ -118,7 +118,8 @@ def _divided(
         division = _read_division(run)
     else:
         division = _divide(train, val, seed, find)
-        tell(describe_division(division))
+    # A resumed run writes its notes anew.
+    tell(describe_division(division))
     return splits_of(division, train, val, limit_train=limit_train, limit_val=limit_val, seed=seed)
 
 

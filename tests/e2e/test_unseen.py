@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -72,6 +73,13 @@ def test_the_saved_division_decides(run: Path, tmp_path: Path) -> None:
     assert main(["run", "--out", str(moved), "--trials", "2"]) == 0
     assert read_splits(load_settings(moved)).fingerprint() == before
     assert (moved / "split.csv").read_bytes() == (run / "split.csv").read_bytes()
+    first, again = (
+        yaml.safe_load((path / "data.yaml").read_text())["notes"] for path in (run, moved)
+    )
+    held_out = [note for note in first if note.startswith("Forgeries held out by method")]
+    assert len(held_out) == 1
+    assert [note for note in again if note in held_out] == held_out
+    assert held_out[0].partition(";")[0] in unescape((moved / "report.html").read_text())
 
 
 @pytest.mark.parametrize(
