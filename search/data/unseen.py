@@ -10,7 +10,7 @@ come near their shares, and methods that are alike end up in one split, see
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,12 @@ DIVISION_COLUMNS = ("set", "img_name", "target", "group", "method", "split")
 TRAIN, VAL = "train", "val"
 """The sets that label files name."""
 
+MOST_NAMED = 10
+"""Methods that an error names one by one."""
+
 _Integers = NDArray[np.int64]
+_Divide = Callable[[pd.DataFrame], tuple[pd.DataFrame, dict[str, str]]]
+"""Rows -> the same with their split, and the split that each method belongs to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +128,18 @@ def divide_by_method(
             "the validation set must have fakes of two methods or more, one each for select and "
             f"report, found {', '.join(in_val) or 'none'}; use --split group"
         )
-    groups, group_of = _groups(rows, methods)
     likeness = None if found is None else found.likeness.loc[methods, methods].to_numpy(np.float64)
-    numbers, places = assign(groups, likeness, np.random.default_rng(seed))
-    owners = {method: SPLITS[number] for method, number in zip(methods, numbers, strict=True)}
-    rows["split"] = _kept(rows, owners, np.array(SPLITS, object)[places[group_of]])
-    _check(rows, owners)
+
+    def divided(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+        groups, group_of = _groups(rows, methods)
+        numbers, places = assign(groups, likeness, np.random.default_rng(seed))
+        owners = {method: SPLITS[number] for method, number in zip(methods, numbers, strict=True)}
+        kept = _kept(rows, owners, np.array(SPLITS, object)[places[group_of]])
+        return rows.assign(split=kept), owners
+
+    rows, owners = divided(rows)
+    if not _is_enough(_held(rows, owners)):
+        raise UserError(_lacking(rows, owners, divided))
     return Division(rows[list(DIVISION_COLUMNS)], None if found is None else found.by)
 
 
@@ -182,33 +193,62 @@ def _kept(
     return place.where((rows["target"] == 0) | is_shown, LEFT_OUT)
 
 
-def _check(rows: pd.DataFrame, owners: Mapping[str, str]) -> None:
-    """
-    Raises:
-        UserError: if a split lacks reals or fakes of its own methods.
-    """
+def _held(rows: pd.DataFrame, owners: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Real images, and fakes of its own methods, of each split."""
     is_own = rows["method"].map(dict(owners)) == rows["split"]
-    have = {
+    return {
         split: (
             int(((rows["split"] == split) & (rows["target"] == 0)).sum()),
             int(((rows["split"] == split) & is_own).sum()),
         )
         for split in SPLITS
     }
-    if min(min(counts) for counts in have.values()) >= FEWEST:
-        return
+
+
+def _is_enough(held: Mapping[str, tuple[int, int]]) -> bool:
+    return min(min(counts) for counts in held.values()) >= FEWEST
+
+
+def _lacking(rows: pd.DataFrame, owners: Mapping[str, str], divided: _Divide) -> str:
+    """What to do where a split lacks reals or fakes of its own methods: the remedy is tried.
+
+    One name for several methods would not help: nothing keeps them from one split as they are.
+    """
     known = rows[_is_known(rows)]
-    tied = known.groupby(["set", "group"])["method"].agg(["size", "nunique"])
+    place = pd.Series(list(zip(rows["set"], rows["group"], strict=True)), index=rows.index)
+    tied = known.groupby(place)["method"].agg(["size", "nunique"])
     tied = tied.sort_values(["nunique", "size"], ascending=False, kind="stable")
-    (_, group), widest = tied.index[0], tied.iloc[0]
-    nearest = "; ".join(
+    widest, several = tied.index[0], tied.index[tied["nunique"] > 1]
+    names = sorted(set(known["method"][place == widest]))
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    rule = (
+        f"fit, select and report must each have {FEWEST} real images and {FEWEST} fakes of methods "
+        "of their own"
+    )
+    remedies = (
+        ("divide that group", place == widest),
+        (f"divide the {len(several):,} groups of several methods", place.isin(set(several))),
+    )
+    for remedy, is_parted in remedies:
+        alone = rows["group"] + [f"\0{number}" for number in range(len(rows))]
+        parted, new_owners = divided(rows.assign(group=rows["group"].mask(is_parted, alone)))
+        held = _held(parted, new_owners)
+        if _is_enough(held):
+            return (
+                f"{rule}, but groups tie methods together: '{widest[1]}' holds "
+                f"{tied['size'].iloc[0]:,} of {len(known):,} fakes, of "
+                f"{', '.join(names[:MOST_NAMED])}{more}; {remedy}, and the nearest division is "
+                f"{_told(held, new_owners)}; or use --split group"
+            )
+    return (
+        f"{rule}, but the nearest division has {_told(_held(rows, owners), owners)}, and dividing "
+        "groups brings no other; add images of what is lacking, or use --split group"
+    )
+
+
+def _told(held: Mapping[str, tuple[int, int]], owners: Mapping[str, str]) -> str:
+    return "; ".join(
         f"{split} {reals:,} real and {fakes:,} fake of "
         f"{', '.join(method for method, owner in owners.items() if owner == split) or 'none'}"
-        for split, (reals, fakes) in have.items()
-    )
-    raise UserError(
-        f"fit, select and report must each have {FEWEST} real images and {FEWEST} fakes of methods "
-        f"of their own, but groups tie methods together (group '{group}' holds {widest['size']:,} "
-        f"of {len(known):,} fakes, of {widest['nunique']} of {len(owners)} methods); the nearest "
-        f"division has {nearest}; divide that group, or use --split group"
+        for split, (reals, fakes) in held.items()
     )

@@ -262,16 +262,34 @@ def test_images_without_a_method_that_was_found_are_left_out() -> None:
         (
             [["", "", "", *"abcabcabc"]],
             None,
-            "groups tie methods together (group 't-0' holds 9 of 9 fakes, of 3 of 3 methods); the "
-            "nearest division has fit",
+            "but the nearest division has fit 3 real and 6 fake of a, b; select 0 real",
         ),
         (
             [["", *"aabbcc"], ["", ""], ["", ""]],
             None,
-            "groups tie methods together (group 't-0' holds 6 of 6 fakes, of 3 of 3 methods)",
+            "report 2 real and 0 fake of none, and dividing groups brings no other; add images",
+        ),
+        (
+            [*[["", ""]] * 3, [*"aabbcc"]],
+            None,
+            "groups tie methods together: 't-3' holds 6 of 6 fakes, of a, b, c; divide that group, "
+            "and the nearest division is fit 2 real and 2 fake of",
+        ),
+        (
+            [["", "", "", *"abc"]] * 2,
+            None,
+            "divide the 2 groups of several methods",
+        ),
+        (
+            [["", "", "", *"abcdefghijkl"]] * 2,
+            None,
+            "of a, b, c, d, e, f, g, h, i, j and 2 more; divide the 2 groups",
         ),
     ],
-    ids=["few", "nameless", "nameless-val", "one-in-val", "one-group", "one-group-of-fakes"],
+    ids=[
+        *("few", "nameless", "nameless-val", "one-in-val", "one-group", "one-group-of-fakes"),
+        *("tied", "tied-twice", "many-tied"),
+    ],
 )
 def test_what_cannot_be_held_out(
     train: list[Group], val: list[Group] | None, expected: str
