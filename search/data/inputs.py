@@ -51,7 +51,7 @@ def read_splits(
     Args:
         settings: the label files, folders, groups, limits and the kind of split.
         tell: given a line on what is left out, and on the methods that are held out.
-        find: finds the methods of a new run whose files name none.
+        find: finds the methods of a new run whose files name none; None divides such by group.
 
     Raises:
         UserError: for label files, images or groups that break a rule.
@@ -104,17 +104,25 @@ def _divided(
 ) -> Splits:
     """The splits, as --split and the run say."""
     limit_train, limit_val, seed = settings.limit_train, settings.limit_val, settings.seed
-    if settings.split != "unseen":
+    run = settings.out if isinstance(settings, SearchSettings) else None
+    is_run = run is not None and (run / SETTINGS).exists()
+    kind = settings.split
+    if kind == "unseen" and not is_run and find is None and not _names_methods(train, val):
+        tell(
+            "no group file names a forgery method, and `search run` alone finds some: divided by "
+            "group, as --split group would"
+        )
+        kind = "group"
+    if kind != "unseen":
         return make_splits(
             train,
             val,
             limit_train=limit_train,
             limit_val=limit_val,
             seed=seed,
-            kind=settings.split,
+            kind=kind,
         )
-    run = settings.out if isinstance(settings, SearchSettings) else None
-    if run is not None and (run / SETTINGS).exists():
+    if is_run and run is not None:
         division = _read_division(run)
     else:
         division = _divide(train, val, seed, find)
@@ -134,15 +142,12 @@ def _divide(
         # Without group files each image is its own, by a name that both sets may have.
         apart = [t.assign(group=f"{s} " + t["group"]) for s, t in ((TRAIN, train), (VAL, val))]
         rows = pd.concat(apart, ignore_index=True)
-    found = None
-    if (rows["method"] == NO_METHOD).all():
-        if find is None:
-            raise UserError(
-                f"forgeries are held out by method once a run has its {DIVISION}; start one with "
-                "`python -m search run --split unseen`"
-            )
-        found = find(rows)
+    found = find(rows) if find is not None and not _names_methods(train, val) else None
     return divide_by_method(train, val, seed=seed, found=found)
+
+
+def _names_methods(train: pd.DataFrame, val: pd.DataFrame | None) -> bool:
+    return any((table["method"] != NO_METHOD).any() for table in (train, val) if table is not None)
 
 
 def describe_division(division: Division) -> str:

@@ -170,6 +170,14 @@ def test_a_run_on_these_images_decides_nothing(
     assert content(run_expand(replace(settings, out=tmp_path / "other"), QUIET)) == before
 
 
+def test_methods_that_a_search_would_find_are_not_found_here(settings: ExpandSettings) -> None:
+    settings = replace(settings, kinds="self-blended", count=2, workers=1)
+    text = told(replace(settings, split="unseen"))
+    assert "no group file names a forgery method" in text
+    by_group = run_expand(replace(settings, out=settings.out.with_name("other")), QUIET)
+    assert content(by_group) == content(settings.out)
+
+
 def change_source(made: Path, images: Path) -> str:
     source = read_manifest(made / MANIFEST).samples[0].sources[0].img_name
     Image.new("RGB", (64, 64)).save(images / source)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,36 @@ def test_a_clean_set_is_not_accused(seed: int, tmp_path: Path) -> None:
     assert "leaks: none found" in lines
     assert len(lines) == 10
     assert "compared 1 of 1 tiles" in text
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("named", [True, False])
+def test_a_split_by_unseen_methods_is_audited_before_there_is_a_run(
+    named: bool, tmp_path: Path
+) -> None:
+    """Methods that no file names are found by a search alone."""
+    settings = replace(make_set(tmp_path, None), split="unseen")
+    if named:
+        for split in ("trainset", "valset"):
+            names = (tmp_path / f"{split}_label.txt").read_text("utf-8").split()[1:]
+            rows = [line.split(",") for line in names]
+            groups = [
+                f"{name},{name},{'abcd'[number // 2 % 4] if target == '1' else 'real'}"
+                for number, (name, target) in enumerate(rows)
+            ]
+            (tmp_path / f"{split}_group.csv").write_text(
+                "\n".join(["img_name,group,method", *groups, ""]), encoding="utf-8"
+            )
+        settings = replace(
+            settings,
+            train_groups=tmp_path / "trainset_group.csv",
+            val_groups=tmp_path / "valset_group.csv",
+        )
+    audit, text = audited(settings)
+    assert audit.findings == ()
+    assert ("Forgeries held out by method, named in the group files" in text) == named
+    assert ("divided by group, as --split group would" in text) != named
+    assert (audit.images < 180) == named  # what a split must not show is left out
 
 
 @pytest.mark.usefixtures("no_page")
