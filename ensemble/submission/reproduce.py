@@ -24,7 +24,7 @@ from ensemble.submission.samples import carry_samples
 from ensemble.teachers import AUTO, FUSED
 from search.catalogue.downloads import HUB_FILES
 from search.data.generated import GENERATED, MANIFEST
-from search.data.inputs import DATA
+from search.data.inputs import DATA, DIVISION
 from search.machine.files import (
     BACKBONES,
     CANDIDATES,
@@ -83,7 +83,7 @@ def write_reproduction(
     settings = load_settings(run)
     folder.mkdir()
     write_yaml_atomically(folder / SETTINGS, portable_settings(settings))
-    for name in (DATA, BACKBONES):
+    for name in (DATA, DIVISION, BACKBONES):
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
     carry_samples(run, folder)
@@ -189,7 +189,11 @@ def search_command(settings: SearchSettings, run: Path) -> list[str]:
     """The flags that differ from the defaults, and the run folder."""
     command = ["python", "-m", "search", "run"]
     defaults = {field.name: field.default for field in fields(SearchSettings)}
-    for name, value in portable_settings(settings).items():
+    given = portable_settings(settings)
+    if settings.split == "unseen":
+        # Elsewhere the same forgeries may be described a little differently, and divided anew.
+        given["division"] = DIVISION
+    for name, value in given.items():
         if value == defaults[name]:
             continue
         command += [flag(name)] if value is True else [flag(name), str(value)]

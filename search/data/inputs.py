@@ -23,6 +23,7 @@ from search.data.unseen import (
     Division,
     Found,
     divide_by_method,
+    problem_of,
 )
 from search.errors import UserError
 from search.machine.files import cache_folder, write_atomically, write_yaml_atomically
@@ -106,8 +107,9 @@ def _divided(
     limit_train, limit_val, seed = settings.limit_train, settings.limit_val, settings.seed
     run = settings.out if isinstance(settings, SearchSettings) else None
     is_run = run is not None and (run / SETTINGS).exists()
+    saved = run / DIVISION if run is not None and is_run else settings.division
     kind = settings.split
-    if kind == "unseen" and not is_run and find is None and not _names_methods(train, val):
+    if kind == "unseen" and not (saved or find or _names_methods(train, val)):
         tell(
             "no group file names a forgery method, and `search run` alone finds some: divided by "
             "group, as --split group would"
@@ -122,8 +124,10 @@ def _divided(
             seed=seed,
             kind=kind,
         )
-    if is_run and run is not None:
-        division = _read_division(run)
+    if saved is not None:
+        division = _read_division(saved)
+        if not is_run:
+            _check_division(saved, division, train, val)
     else:
         division = _divide(train, val, seed, find)
     # A resumed run writes its notes anew.
@@ -162,7 +166,7 @@ def describe_division(division: Division) -> str:
         listed = ", ".join(f"{method} {count:,}" for method, count in counts[is_own].items())
         seen = int(counts[[not own for own in is_own]].sum())
         told.append(f"{split} {listed}" + (f" (and {seen:,} fakes of fit's)" if seen else ""))
-    source = "named in the group files" if division.by is None else f"found by {division.by}"
+    source = "named in files" if division.by is None else f"found by {division.by}"
     left = "no image is left out"
     if division.left_out:
         left = (
@@ -175,22 +179,39 @@ def describe_division(division: Division) -> str:
     return f"Forgeries held out by method, {source}: {'; '.join(told)}; {left}."
 
 
-def _read_division(run: Path) -> Division:
-    """
+def _read_division(path: Path) -> Division:
+    """A division, with what its methods were found by if the data.yaml beside it says so.
+
     Raises:
-        UserError: if a run's division is missing or damaged.
+        UserError: if it is missing or damaged.
     """
-    path = run / DIVISION
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
         rows["target"] = rows["target"].astype(int)
-        found = _read_data(run).get("division", {}).get("found_by")
+        beside = _read_data(path.parent) if (path.parent / DATA).exists() else {}
+        found = beside.get("division", {}).get("found_by")
         return Division(rows[list(DIVISION_COLUMNS)], found)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} must say which split each image of the run is in, found: "
             f"{' '.join(str(error).split())}; restore it from a copy"
         ) from None
+
+
+def _check_division(
+    path: Path, division: Division, train: pd.DataFrame, val: pd.DataFrame | None
+) -> None:
+    """Whether a division from elsewhere is of these images, and holds methods out.
+
+    Raises:
+        UserError: if it does not.
+    """
+    sets = {name: table for name, table in ((TRAIN, train), (VAL, val)) if table is not None}
+    if problem := problem_of(division, sets):
+        raise UserError(
+            f"--division {path} must divide these images by forgery method, but {problem}; use the "
+            f"{DIVISION} of a run on the same label and group files"
+        )
 
 
 def _write_division(run: Path, division: Division) -> None:

@@ -29,6 +29,9 @@ DIVISION_COLUMNS = ("set", "img_name", "target", "group", "method", "split")
 TRAIN, VAL = "train", "val"
 """The sets that label files name."""
 
+_NOT_OF = {TRAIN: {"select", "report"}, VAL: {"fit"}}
+"""Splits that a set has no part in where there are both."""
+
 MOST_NAMED = 10
 """Methods that an error names one by one."""
 
@@ -141,6 +144,50 @@ def divide_by_method(
     if not _is_enough(_held(rows, owners)):
         raise UserError(_lacking(rows, owners, divided))
     return Division(rows[list(DIVISION_COLUMNS)], None if found is None else found.by)
+
+
+def problem_of(division: Division, sets: Mapping[str, pd.DataFrame]) -> str | None:
+    """Why a division does not hold methods out from some images; None if it does.
+
+    Args:
+        division: from elsewhere.
+        sets: label tables, by TRAIN and VAL.
+    """
+    rows = division.rows
+    if odd := sorted(set(rows["split"]) - {*SPLITS, LEFT_OUT}):
+        return f"its splits are {', '.join(SPLITS)} or blank, found '{odd[0]}'"
+    twice = rows.duplicated(["set", "img_name"])
+    if twice.any():
+        return f"it names {rows['img_name'][twice].iloc[0]} more than once"
+    known = rows.set_index(["set", "img_name"])[["target", "split", "method"]]
+    parts = []
+    for name, table in sets.items():
+        asked = pd.MultiIndex.from_product([[name], table["img_name"]])
+        found = known.reindex(asked).set_axis(table.index)
+        without = table["img_name"][found["split"].isna()]
+        if len(without):
+            return (
+                f"it lacks {len(without):,} of {len(table):,} images of the {name} set, for "
+                f"example {without.iloc[0]}"
+            )
+        other = table["img_name"][found["target"] != table["target"]]
+        if len(other):
+            return f"it has another label for {len(other):,} images, for example {other.iloc[0]}"
+        if VAL in sets and (wrong := set(found["split"]) & _NOT_OF[name]):
+            return f"it puts images of the {name} set into {min(wrong)}"
+        parts.append(found.assign(group=table["group"], set=name))
+    kept = pd.concat(parts, ignore_index=True)
+    kept = kept[kept["split"] != LEFT_OUT]
+    places = kept.groupby(["set", "group"])["split"].nunique()
+    if (places > 1).any():
+        return f"it parts {(places > 1).sum():,} groups, for example '{places.idxmax()[1]}'"
+    fakes = kept[kept["target"] == 1]
+    held_out = fakes[~fakes["method"].isin(set(fakes["method"][fakes["split"] == "fit"]))]
+    shared = held_out.groupby("method")["split"].nunique()
+    if (shared > 1).any():
+        return f"select and report share the method '{shared.idxmax()}', which fit lacks"
+    missing = [split for split in SPLITS[1:] if split not in set(held_out["split"])]
+    return f"{missing[0]} shows no method that fit lacks" if missing else None
 
 
 def _is_known(rows: pd.DataFrame) -> pd.Series[bool]:

@@ -59,6 +59,9 @@ class DataSettings:
     clusters: Annotated[int, Parameter(validator=Number(gte=3))] = 20
     """Kinds of forgery that --split unseen tells apart where no group file names a method."""
 
+    division: Path | None = None
+    """Hold out what this file says, with --split unseen: the split.csv of a run on these images."""
+
     limit_train: Annotated[int | None, AtLeastOne] = None
     """Use at most so many training images: stratified, whole groups, drawn with the seed."""
 
@@ -90,6 +93,11 @@ class DataSettings:
                         f"{flag(name)} needs training images too; add --train-labels and "
                         "--train-images"
                     )
+        if self.division is not None and self.split != "unseen":
+            raise UserError(
+                f"--division says which methods are held out, but --split is {self.split}; add "
+                "--split unseen"
+            )
         if self.val_groups is not None and self.val_labels is None:
             raise UserError("--val-groups needs --val-labels and --val-images")
 

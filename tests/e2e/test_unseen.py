@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
@@ -102,6 +103,65 @@ def test_a_lost_division_is_no_reason_to_make_another(
     damage(moved / "split.csv")  # type: ignore[operator]
     assert main(["run", "--out", str(moved)]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_division_of_another_run_is_taken_as_it_is(
+    run: Path,
+    data_set: DataSet,
+    quick: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a submission's commands do elsewhere: nothing is looked for anew."""
+    monkeypatch.setattr("search.validation.forgeries.finding.described_images", None)
+    flags = [*data_set.flags, *quick, "--trials", "1", "--epochs", "1", "--split", "unseen"]
+    out = ["--out", str(tmp_path / "again")]
+    assert main(["run", *flags, "--division", str(run / "split.csv"), *out]) == 0
+    assert (tmp_path / "again" / "split.csv").read_bytes() == (run / "split.csv").read_bytes()
+    found, expected = (
+        yaml.safe_load((path / "data.yaml").read_text()) for path in (tmp_path / "again", run)
+    )
+    assert found["fingerprint"] == expected["fingerprint"]
+    assert found["division"] == expected["division"]
+    assert main(["run", *out, "--division", str(tmp_path / "other.csv")]) == 2
+    assert "leave the flag out to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "expected"),
+    [
+        ("group", lambda rows: rows, "which methods are held out, but --split is group"),
+        (
+            "unseen",
+            lambda rows: rows.iloc[1:],
+            "it lacks 1 of 64 images of the train set, for example trainset000.png; use",
+        ),
+        (
+            "unseen",
+            lambda rows: pd.concat([rows, rows.iloc[:1]]),
+            "it names trainset000.png more than once",
+        ),
+        ("unseen", lambda rows: rows.drop(columns="method"), "must say which split each image"),
+    ],
+    ids=["by-group", "a-line-short", "a-line-twice", "a-column-short"],
+)
+def test_a_division_of_other_images_is_refused(
+    split: str,
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+    expected: str,
+    run: Path,
+    data_set: DataSet,
+    quick: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, out = tmp_path / "given.csv", tmp_path / "run"
+    change(pd.read_csv(run / "split.csv", keep_default_na=False)).to_csv(path, index=False)
+    flags = [*data_set.flags, *quick, "--split", split, "--division", str(path)]
+    assert main(["run", *flags, "--out", str(out)]) == 2
+    assert expected in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_methods_that_files_name_are_held_out_as_they_are(

@@ -99,6 +99,21 @@ def test_commands_are_quoted_and_settings_are_readable(run_folder: Path, tmp_pat
     assert text.splitlines() == ["img_name", '"a, b.png"', "\u00e9.png"]
 
 
+def test_which_images_were_held_out_is_carried(run_folder: Path, tmp_path: Path) -> None:
+    """Found anew elsewhere, methods may be divided otherwise."""
+    settings = yaml.safe_load((run_folder / "settings.yaml").read_text("utf-8"))
+    (run_folder / "settings.yaml").write_text(
+        yaml.safe_dump({**settings, "split": "unseen"}), encoding="utf-8"
+    )
+    (run_folder / "split.csv").write_text("set,img_name\n", encoding="utf-8")
+    spec = load_spec(run_folder / "candidates" / "0000")
+    folder = write(run_folder, spec, tmp_path / "out")
+    assert (folder / "split.csv").read_text("utf-8") == "set,img_name\n"
+    commands = (folder / "commands.sh").read_text("utf-8")
+    assert "--split unseen" in commands
+    assert "--division split.csv" in commands
+
+
 def test_a_package_that_is_absent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     def look_up(name: str) -> str:
         if name == "scipy":

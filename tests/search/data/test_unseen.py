@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations, product
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from search.data.assignment import SPLITS
 from search.data.splits import Splits, splits_of
-from search.data.unseen import LEFT_OUT, Division, Found, divide_by_method
+from search.data.unseen import LEFT_OUT, Division, Found, divide_by_method, problem_of
 from search.errors import UserError
 
 Group = list[str]  # "" is a real image, anything else a fake's method
@@ -306,6 +307,46 @@ def test_what_cannot_be_held_out(
         divide_by_method(tables[0], tables[1], seed=0)
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def row(name: str) -> Callable[[pd.DataFrame], pd.Series[bool]]:
+    return lambda rows: rows["img_name"] == name
+
+
+def of(method: str) -> Callable[[pd.DataFrame], pd.Series[bool]]:
+    return lambda rows: rows["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("chosen", "column", "value", "expected"),
+    [
+        (row("t0-0.jpg"), "split", "test", "or blank, found 'test'"),
+        (row("t0-0.jpg"), "img_name", "other.jpg", "it lacks 1 of 32 images of the train set"),
+        (row("v0-1.jpg"), "set", "train", "it lacks 1 of 32 images of the val set"),
+        (row("t0-0.jpg"), "target", 1, "another label for 1 images, for example t0-0.jpg"),
+        (row("t0-0.jpg"), "split", "select", "images of the train set into select"),
+        (row("v0-0.jpg"), "split", "other", "it parts 1 groups, for example 'v-0'"),
+        (of("x"), "method", "y", "select and report share the method 'y', which fit lacks"),
+        (of("y"), "method", "a", "report shows no method that fit lacks"),
+        (of(""), "method", "", None),
+    ],
+)
+def test_a_division_from_elsewhere_is_held_against_the_images(
+    chosen: Callable[[pd.DataFrame], pd.Series[bool]],
+    column: str,
+    value: object,
+    expected: str | None,
+) -> None:
+    train, val = table_of(pairs("ab", 8)), table_of(pairs("xy", 8), "v")
+    rows = divide_by_method(train, val, seed=0).rows.copy()
+    # Whichever it was: select has x.
+    if rows["split"][rows["method"] == "x"].iloc[0] == "report":
+        rows["split"] = rows["split"].replace({"select": "report", "report": "select"})
+    if value == "other":
+        value = {"select": "report", "report": "select"}[rows["split"][chosen(rows)].iloc[0]]
+    rows.loc[chosen(rows), column] = value
+    found = problem_of(Division(rows), {"train": train, "val": val})
+    assert found is None if expected is None else expected in str(found)
 
 
 def test_every_order_of_the_rows_loses_as_little() -> None:

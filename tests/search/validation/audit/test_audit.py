@@ -103,7 +103,7 @@ def test_a_split_by_unseen_methods_is_audited_before_there_is_a_run(
         )
     audit, text = audited(settings)
     assert audit.findings == ()
-    assert ("Forgeries held out by method, named in the group files" in text) == named
+    assert ("Forgeries held out by method, named in files" in text) == named
     assert ("divided by group, as --split group would" in text) != named
     assert (audit.images < 180) == named  # what a split must not show is left out
 
