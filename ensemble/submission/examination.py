@@ -19,8 +19,8 @@ from ensemble.network.evidence import RULES, describe_rules
 from ensemble.network.model import SPEC, FusedNetwork, ModelSpec, build_model
 from ensemble.settings import TOLERANCE
 from ensemble.submission.manifest import find_changes
-from ensemble.submission.reproduce import FOLDER, IMAGES
-from ensemble.submission.samples import describe_samples
+from ensemble.submission.reproduce import FOLDER, IMAGES, carried_recipes
+from ensemble.submission.samples import IN_TRAINING, BlendingCode, describe_samples
 from search.data.labels import read_list, read_rows
 from search.errors import UserError
 from search.machine.device import Runtime, describe_device, resolve_precision
@@ -145,15 +145,26 @@ class Examination:
 
     def check_samples(self) -> str:
         """Generated samples: what is said of them, against their manifest and the tool's code."""
-        found, recorded = describe_samples(self.folder / FOLDER), self.rules["generated_samples"]
+        folder = self.folder / FOLDER
+        code = BlendingCode.carried(folder)
+        found = describe_samples(folder, self.spec, carried_recipes(folder), code)
+        recorded = self.rules["generated_samples"]
         if found != recorded:
             raise UserError(f"generated samples are recorded as {recorded}, found {found}")
         if isinstance(found, str):
             return f"generated samples: {found}"
-        return (
-            f"{found['samples']:,} generated samples, with their manifest and the "
-            f"{len(found['tool_files'])} files of the tool that computed them"
-        )
+        told = []
+        if "samples" in found:
+            told.append(
+                f"{found['samples']:,} generated samples, with their manifest and the "
+                f"{len(found['tool_files'])} files of the tool that computed them"
+            )
+        if IN_TRAINING in found:
+            told.append(
+                f"views blended in the training of {', '.join(found[IN_TRAINING]['networks'])}, "
+                "with the code that blended them"
+            )
+        return "; ".join(told)
 
     def check_prediction(self) -> str:
         """Exactly the listed images, once each, with finite scores in [0, 1]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from ensemble.network.model import SPEC, ModelSpec
 from ensemble.settings import SubmitSettings
-from ensemble.submission.samples import carry_samples
+from ensemble.submission.samples import VERSIONS, carry_samples
 from ensemble.teachers import AUTO, FUSED
 from search.catalogue.downloads import HUB_FILES
 from search.data.generated import GENERATED, MANIFEST
@@ -40,7 +40,7 @@ from search.training.candidate import METRICS, RECIPE, WEIGHTS, Candidate
 from search.training.recipe import Recipe
 
 FOLDER = "reproduce"
-IMAGES = "images.csv"
+IMAGES, RECIPES = "images.csv", "recipes"
 PACKAGES = (
     "onefold",
     "torch",
@@ -86,13 +86,13 @@ def write_reproduction(
     for name in (DATA, DIVISION, BACKBONES):
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
-    carry_samples(run, folder)
-    recipes = dict(_recipes(run, model, spec))
-    (folder / "recipes").mkdir()
+    recipes = recipes_behind(run, model, spec)
+    carry_samples(run, folder, recipes, spec)
+    (folder / RECIPES).mkdir()
     for name, recipe in recipes.items():
-        portable_recipe(recipe).save(folder / "recipes" / f"{name}.yaml")
+        portable_recipe(recipe).save(folder / RECIPES / f"{name}.yaml")
     pd.DataFrame({"img_name": list(names)}).to_csv(folder / IMAGES, index=False)
-    write_json_atomically(folder / "versions.json", versions())
+    write_json_atomically(folder / VERSIONS, versions())
     write_json_atomically(
         folder / "seeds.json",
         {
@@ -136,14 +136,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _recipes(run: Path, model: Path, spec: ModelSpec) -> Iterable[tuple[str, Recipe]]:
-    """Recipes of the candidates behind a model, and its own, by name."""
-    for name in sources_of(run, spec):
-        path = run / CANDIDATES / name / RECIPE
-        if path.exists():
-            yield name, Recipe.load(path)
-    if (model / RECIPE).exists():
-        yield model.name, Recipe.load(model / RECIPE)
+def recipes_behind(run: Path, model: Path, spec: ModelSpec) -> dict[str, Recipe]:
+    """Recipes of the trainings behind a model, those of its teachers too, and its own, by name."""
+    folders = [run / kind / name for name in sources_of(run, spec) for kind in (CANDIDATES, MERGED)]
+    return {
+        folder.name: Recipe.load(folder / RECIPE)
+        for folder in [*folders, model]
+        if (folder / RECIPE).exists()
+    }
+
+
+def carried_recipes(folder: Path) -> dict[str, Recipe]:
+    """The same, as a reproduce/ has them."""
+    return {path.stem: Recipe.load(path) for path in sorted((folder / RECIPES).glob("*.yaml"))}
 
 
 def _weights(run: Path, model: Path, spec: ModelSpec) -> dict[str, str | None]:

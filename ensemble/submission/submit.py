@@ -24,8 +24,8 @@ from ensemble.settings import SubmitSettings
 from ensemble.submission.ledger import LEDGER, Entry, Ledger
 from ensemble.submission.manifest import MANIFEST
 from ensemble.submission.package import Content, write_package
-from ensemble.submission.reproduce import FOLDER
-from ensemble.submission.samples import describe_samples
+from ensemble.submission.reproduce import FOLDER, recipes_behind
+from ensemble.submission.samples import BlendingCode, describe_samples
 from ensemble.submission.verify import verify
 from search.catalogue.backbones import Catalogue, load_backbones
 from search.data.inputs import DATA, check_data
@@ -81,7 +81,9 @@ def run_submit(
     _check_owner(choice.folder, run)
     model, spec = load_model(choice.folder)
     catalogue = load_backbones(run / BACKBONES)
-    rules = _judge(model, spec, catalogue, choice, describe_samples(run))
+    recipes = recipes_behind(run, choice.folder, spec)
+    samples = describe_samples(run, spec, recipes, BlendingCode.here())
+    rules = _judge(model, spec, catalogue, choice, samples)
     table = read_list(settings.names, settings.images, tell=partial(tell_line, console))
     console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)
     runtime = open_runtime(settings.device, settings.workers)

@@ -11,7 +11,12 @@ import yaml
 
 from ensemble.network.model import ModelSpec, TeacherOrigin, load_spec
 from ensemble.submission import reproduce
-from ensemble.submission.reproduce import versions, write_reproduction
+from ensemble.submission.reproduce import (
+    carried_recipes,
+    recipes_behind,
+    versions,
+    write_reproduction,
+)
 from search.training.recipe import Recipe
 
 
@@ -97,6 +102,25 @@ def test_commands_are_quoted_and_settings_are_readable(run_folder: Path, tmp_pat
     assert "out" not in settings
     text = (folder / "images.csv").read_text(encoding="utf-8")
     assert text.splitlines() == ["img_name", '"a, b.png"', "\u00e9.png"]
+
+
+def test_the_joint_training_of_a_teacher_is_behind_a_student(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    member = load_spec(run_folder / "candidates" / "0000")
+    fused = run_folder / "merged" / "fused"
+    fused.mkdir(parents=True)
+    replace(member, merged_from=("0000",)).save(fused / "model.yaml")
+    joint = replace(member.trunks[0], self_blended=0.25)
+    joint.save(fused / "recipe.yaml")
+    teacher = TeacherOrigin("fused", "test_resnet.r160_in1k", "none", "none (from scratch)", 1.0)
+    model = run_folder / "candidates" / "0002"
+    spec = replace(load_spec(model), teachers=(teacher,))
+    found = recipes_behind(run_folder, model, spec)
+    assert found.keys() == {"0000", "0002", "fused"}
+    assert found["fused"] == joint
+    folder = write(run_folder, spec, tmp_path / "out", model=model)
+    assert carried_recipes(folder) == found
 
 
 def test_which_images_were_held_out_is_carried(run_folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from ensemble.network.model import HeadSpec, ModelSpec
 from ensemble.settings import SubmitSettings
 from ensemble.submission.manifest import write_manifest
+from ensemble.submission.samples import BlendingCode, describe_samples
 from ensemble.submission.submit import run_submit
 from ensemble.submission.verify import verify
 from search.cli import app
@@ -25,6 +28,7 @@ from search.errors import UserError
 from search.expand.expand import run_expand
 from search.settings.commands import ExpandSettings
 from search.settings.saved import load_settings, write_settings
+from search.training.recipe import Recipe
 
 QUIET = Console(quiet=True)
 
@@ -98,6 +102,96 @@ def test_its_commands_make_the_samples_first_and_the_same(submitted: Path, tmp_p
     made = {path.name: path.read_bytes() for path in (tmp_path / "again" / "images").iterdir()}
     assert run.generated is not None
     assert made == {path.name: path.read_bytes() for path in (run.generated / "images").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def blended(submitted: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A submission of a model that saw blended views in training, as its recipe says."""
+    base = tmp_path_factory.mktemp("blended")
+    run = Path(shutil.copytree(tiny_run, base / "run"))
+    recipe = run / "candidates" / "0000" / "recipe.yaml"
+    replace(Recipe.load(recipe), self_blended=0.25, mixed_with_real=0.1).save(recipe)
+    settings = load_settings(run)
+    assert settings.val_images is not None
+    submission = SubmitSettings(
+        run=run,
+        images=settings.val_images,
+        names=submitted.parents[1] / "list.txt",
+        phase="test",
+        model="0000",
+        device="cpu",
+    )
+    return run_submit(submission, QUIET, clock=lambda: datetime(2025, 3, 4, tzinfo=UTC))
+
+
+def test_views_that_were_blended_in_training_are_generated_samples(blended: Path) -> None:
+    rules = json.loads((blended / "rules.json").read_text("utf-8"))["generated_samples"]
+    found = rules["in_training"]
+    assert found["networks"] == {"0000": {"self_blended": 0.25, "mixed_with_real": 0.1, "seed": 0}}
+    assert found["version"] == version("onefold")
+    card = (blended / "model_card.md").read_text("utf-8")
+    assert "0000 25% of the real images self-blended as fakes and 10% of the fakes mixed" in card
+    assert "No other image was trained on, but what was made of them." in card
+    code = blended / "reproduce" / "blending"
+    assert {path.name for path in code.iterdir()} == found["tool_files"].keys()
+    told = {check.name: (check.ok, check.detail) for check in verify(blended)}
+    assert told["samples"] == (
+        True,
+        "views blended in the training of 0000, with the code that blended them",
+    )
+
+
+def edit_recipe(folder: Path) -> None:
+    for path in (folder / "reproduce" / "recipes" / "0000.yaml", folder / "model.yaml"):
+        path.write_text(path.read_text("utf-8").replace("self_blended: 0.25", "self_blended: 0.0"))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "detail"),
+    [
+        (lambda folder: (folder / "reproduce/blending/blending.py").write_text(""), "recorded as"),
+        (
+            lambda folder: (folder / "reproduce/blending/colours.py").unlink(),
+            "colours.py is absent",
+        ),
+        (edit_recipe, "generated samples are recorded as {'in_training'"),
+    ],
+)
+def test_verify_finds_what_was_hidden_of_blending(
+    tamper: Callable[[Path], Any], detail: str, blended: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(blended, tmp_path / "elsewhere"))
+    tamper(folder)
+    write_manifest(folder)
+    failed = {check.name: check.detail for check in verify(folder) if not check.ok}
+    assert failed.keys() == {"samples"}
+    assert detail in failed["samples"]
+
+
+PLAIN = Recipe(backbone="test_resnet.r160_in1k", architecture="test_resnet", canvas=32)
+BLENDS = replace(PLAIN, self_blended=0.25)
+
+
+@pytest.mark.parametrize(
+    ("trunks", "recipes", "expected"),
+    [
+        ((PLAIN,), {"distilled": PLAIN, "0003": BLENDS}, {"0003"}),  # a teacher
+        ((PLAIN, BLENDS), {"0001": PLAIN, "0002": BLENDS}, {"0002"}),  # a member
+        ((BLENDS,), {}, {"trunk 1"}),  # its candidate is gone
+        ((PLAIN,), {"0000": PLAIN}, set()),
+    ],
+)
+def test_whatever_stands_behind_a_model_counts(
+    trunks: tuple[Recipe, ...], recipes: dict[str, Recipe], expected: set[str], tiny_run: Path
+) -> None:
+    head = HeadSpec(kind="mean") if len(trunks) > 1 else None
+    spec = ModelSpec(kind="fused" if head else "single", trunks=trunks, head=head)
+    found = describe_samples(tiny_run, spec, recipes, BlendingCode.here())
+    if expected:
+        assert isinstance(found, dict)
+        assert found["in_training"]["networks"].keys() == expected
+    else:
+        assert found == "none"
 
 
 def edit_rules(folder: Path) -> None:

@@ -169,7 +169,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     ),
     "another recipe in reproduce": (
         lambda folder: (folder / "reproduce" / "recipes" / "0000.yaml").write_text("epochs: 1"),
-        set(),
+        {"samples"},
     ),
     "another backbone's tag": (
         edit_spec(
