@@ -63,6 +63,7 @@ COLUMNS = (
     "auc_select",
     "auc_stress",
     "objective",
+    "objective_name",
     "difference",
     "p_value",
     "p_value_holm",
@@ -80,10 +81,10 @@ COLUMNS = (
     "trained_on",
 )
 """Figures are on report, but for auc_select, auc_stress and objective, which are on select: by the
-last, which is what the search went by, models are ranked. Intervals are those of `delong_interval`
-over groups; difference and p_value (paired DeLong test over groups) are against the best single
-model, and p_value_holm is corrected for the number of such tests in the table. What is blank, a
-model was trained on."""
+last, which objective_name names as --objective does, models are ranked. Intervals are those of
+`delong_interval` over groups; difference and p_value (paired DeLong test over groups) are against
+the best single model, and p_value_holm is corrected for the number of such tests in the table. What
+is blank, a model was trained on."""
 
 
 ELSEWHERE_COLUMNS = (
@@ -286,6 +287,7 @@ def compare(
                 "auc_select": contestant.auc_select,
                 "auc_stress": contestant.auc_stress,
                 "objective": contestant.objective,
+                "objective_name": objective,
                 **test,
                 **{
                     f"images_per_second_{size}": speeds.get(size, {}).get(contestant.path)

@@ -13,6 +13,8 @@ from ensemble.network.model import ModelSpec
 from ensemble.submission.samples import tell_samples
 from search.data.splits import SEEN
 from search.pixels.canvas import DECODER, FILTER, explain
+from search.settings.data import Objective
+from search.training.objective import NAMES
 
 CARD = "model_card.md"
 
@@ -48,12 +50,18 @@ SEEN_USES = {
 
 FIGURES = {
     "auc": "AUC",
+    "auc_seen": "AUC on forgery methods that fit has",
+    "auc_unseen": "AUC on forgery methods that fit lacks",
+    "auc_stress": "AUC under stress, of altered images",
     "tpr_at_fpr_1e-2": "TPR at FPR 1e-2",
     "tpr_at_fpr_5e-3": "TPR at FPR 5e-3",
     "tpr_at_fpr_1e-3": "TPR at FPR 1e-3",
     "accuracy": "accuracy at 0.5",
     "log_loss": "log loss",
 }
+WHERE_MEASURED = ("auc_seen", "auc_unseen", "auc_stress")
+"""Figures that have no row where no split has them."""
+
 MISSING = "\N{EN DASH}"
 
 
@@ -64,6 +72,7 @@ def render_card(
     rules: Mapping[str, Any],
     metrics: Mapping[str, Any],
     data: Mapping[str, Any],
+    objective: Objective,
     reason: str = "",
 ) -> str:
     """The card's Markdown.
@@ -74,6 +83,7 @@ def render_card(
         rules: from `ensemble.network.evidence.describe_rules`.
         metrics: the figures on select, and under "report" those on report, of metrics.json.
         data: content of the run's data.yaml.
+        objective: what the run's models were chosen by.
         reason: why the run's comparison recommends it; empty if it does not.
     """
     template = files("ensemble.submission").joinpath(f"{CARD}.jinja").read_text(encoding="utf-8")
@@ -92,13 +102,14 @@ def render_card(
         method=spec.method,
         notes=spec.notes,
         summary=SUMMARIES[spec.method],
-        facts=_facts(spec, rules),
+        facts={**_facts(spec, rules), "models were chosen by": f"{NAMES[objective]} on select"},
         networks=rules["pretraining"]["networks"],
         merged_from=spec.merged_from,
         teachers=[f"{teacher.name} x {teacher.weight:.2f}" for teacher in spec.teachers],
         generated_samples=tell_samples(rules["generated_samples"]),
         overrides=rules["overrides"],
         splits=data.get("splits", {}),
+        division=_division(data.get("division") or {}),
         uses=SPLIT_USES | {name: SEEN_USES[name] for name in seen},
         seen=[name for name in SPLIT_USES if name in seen and name != "fit"],
         splits_shown=shown,
@@ -130,6 +141,28 @@ def _facts(spec: ModelSpec, rules: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
+def _division(division: Mapping[str, Any]) -> str:
+    """How images were divided, as data.yaml says; those of before it did were kept by group."""
+    if division.get("kind") == "random":
+        return (
+            "They were divided image by image (`--split random`), whatever their groups: where "
+            "images of one group lie in several splits, figures are too high."
+        )
+    whole = "Images of one group are in one split only"
+    if division.get("kind") != "unseen":
+        return f"{whole}."
+    methods = "; ".join(
+        f"{split} {', '.join(map(str, own))}" for split, own in division["methods"].items()
+    )
+    found = division.get("found_by")
+    return (
+        f"{whole}, and forgery methods were held out (`--split unseen`): `select` and `report` "
+        f"show some that `fit` lacks. Of their own each has: {methods}, "
+        f"{f'found by {found}' if found else 'as files name them'}; {division['left_out']:,} "
+        "images were left out for it."
+    )
+
+
 def _of_split(metrics: Mapping[str, Any], split: str) -> Mapping[str, Any]:
     """The figures of one split; those of select stand at the top of metrics.json."""
     figures: Mapping[str, Any] = (metrics.get("report") or {}) if split == "report" else metrics
@@ -141,7 +174,9 @@ def _figures(splits: list[Mapping[str, Any]]) -> dict[str, list[str]]:
     if not splits:
         return {}
     rows = {
-        title: [_number(split.get(name)) for split in splits] for name, title in FIGURES.items()
+        title: [_number(split.get(name)) for split in splits]
+        for name, title in FIGURES.items()
+        if name not in WHERE_MEASURED or any(split.get(name) is not None for split in splits)
     }
     intervals = [[_number(split.get(f"auc_{end}")) for end in ("low", "high")] for split in splits]
     rows["AUC"] = [

@@ -24,6 +24,7 @@ from ensemble.submission.manifest import write_manifest
 from ensemble.submission.reproduce import FOLDER, portable_spec, submit_command, write_reproduction
 from search.data.inputs import DATA
 from search.machine.files import write_json_atomically
+from search.settings.saved import load_settings
 from search.training.candidate import METRICS, WEIGHTS
 from search.training.network import Network
 
@@ -63,6 +64,7 @@ def write_package(folder: Path, settings: SubmitSettings, content: Content) -> s
         rules=content.rules,
         metrics=metrics,
         data=_read(run / DATA, yaml.safe_load),
+        objective=load_settings(run).objective,
         reason=choice.reason,
     )
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -22,6 +22,13 @@ from search.training.objective import NAMES
 MISSING = "\N{EN DASH}"
 """Stands for what is not known."""
 
+SPLITS = {
+    "random": "random: image by image, whatever their groups",
+    "group": "group: images of one group are in one split",
+    "unseen": "unseen: of groups, with forgery methods held out",
+}
+"""How images were divided, by --split."""
+
 SCORE_COLUMNS = ("target", "y_pred")
 LOOK_COLUMNS = ("epoch", "train_loss", "select_auc")
 """Of a candidate's tables, what is drawn."""
@@ -97,6 +104,7 @@ def describe_run(run: Path, tell: Tell = lambda _: None) -> dict[str, str]:
     facts = {
         f"{name} images": _images(split) for name, split in _dictionary(data.get("splits")).items()
     }
+    facts["split"] = _split(_dictionary(data.get("division")))
     generated = _dictionary(data.get("generated"))
     if generated:
         facts["generated among fit"] = _generated(generated)
@@ -164,6 +172,11 @@ def _images(split: Any) -> str:
     if not isinstance(images, int) or not isinstance(fake, int):
         return MISSING
     return f"{images:,} ({fake:,} fake)"
+
+
+def _split(division: Mapping[Any, Any]) -> str:
+    kind = _text(division.get("kind"))
+    return SPLITS.get(kind, kind)
 
 
 def _generated(generated: Mapping[Any, Any]) -> str:

@@ -50,6 +50,7 @@ def test_all_stages_go_by_the_objective(
     assert ensemble(["compare", "--run", str(out), "--device", "cpu", "--workers", "0"]) == 0
     table = pd.read_csv(out / "comparison.csv")
     assert table["objective"].is_monotonic_decreasing
+    assert set(table["objective_name"]) == {"mean"}
     assert table[["auc_unseen", "auc_stress", "objective"]].notna().all(axis=None)
 
 

@@ -61,6 +61,7 @@ def test_the_best_model_that_keeps_the_rules_is_recommended() -> None:
     ]
     table = compare(contestants, TARGETS, {1: {"merged/single": 10.0}, 32: {}})
     assert tuple(table.columns) == COLUMNS
+    assert set(table["objective_name"]) == {"auc"}
     assert table["auc_select"].is_monotonic_decreasing
     (chosen,) = table[table["recommended"]].to_dict("records")
     assert chosen["model"] == "fused"

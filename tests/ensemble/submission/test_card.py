@@ -51,7 +51,12 @@ def card(spec: ModelSpec, **changes: Any) -> str:
         budget=200_000_000,
         declared={"test_resnet.r160_in1k": "ImageNet-1K"},
     )
-    arguments = {"title": "demo: fused", "metrics": {**FIGURES, "report": FIGURES}, "data": DATA}
+    arguments = {
+        "title": "demo: fused",
+        "metrics": {**FIGURES, "report": FIGURES},
+        "data": DATA,
+        "objective": "auc",
+    }
     return render_card(spec=spec, rules=rules, **{**arguments, **changes})
 
 
@@ -91,6 +96,46 @@ def test_figures_are_shown_as_far_as_they_are_known(
     text = card(FUSED, metrics=metrics)
     assert head in text.splitlines()
     assert row in text
+
+
+UNSEEN = {
+    "kind": "unseen",
+    "methods": {"fit": ["a", "b"], "select": ["c"], "report": ["d"]},
+    "found_by": None,
+    "left_out": 1234,
+}
+
+
+@pytest.mark.parametrize(
+    ("division", "expected", "refused"),
+    [
+        ({"kind": "group"}, "Images of one group are in one split only. No other", "--split"),
+        (None, "Images of one group are in one split only. No other", "--split"),
+        ({"kind": "random"}, "divided image by image (`--split random`)", "one split only"),
+        (UNSEEN, "fit a, b; select c; report d, as files name them; 1,234 images", "found by"),
+        (UNSEEN | {"found_by": "20 clusters of x"}, "found by 20 clusters of x; 1,234", "as files"),
+    ],
+)
+def test_it_says_how_images_were_divided(
+    division: dict[str, Any] | None, expected: str, refused: str
+) -> None:
+    text = card(FUSED, data=DATA if division is None else {**DATA, "division": division})
+    assert expected in text
+    assert refused not in text.partition("## Data")[2].partition("## Figures")[0]
+
+
+def test_what_was_chosen_by_and_measured_besides_is_in_it() -> None:
+    figures = {**FIGURES, "auc_unseen": 0.71234, "auc_stress": 0.81234}
+    text = card(
+        FUSED,
+        metrics={**figures, "report": {**FIGURES, "auc_unseen": 0.6}},
+        objective="auc_unseen",
+    )
+    assert "| models were chosen by | AUC on unseen methods on select |" in text
+    assert "| AUC on forgery methods that fit lacks | 0.7123 | 0.6000 |" in text
+    assert "| AUC under stress, of altered images | 0.8123 | \N{EN DASH} |" in text
+    assert "that fit has" not in text
+    assert "that fit lacks" not in card(FUSED)
 
 
 def test_every_table_is_well_formed() -> None:

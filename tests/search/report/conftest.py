@@ -52,6 +52,7 @@ class HandMadeRun:
             "fingerprint": "0" * 16,
             "canvas": {"side": 224, "filter": "bilinear", "decoder": "Pillow 11.0"},
             "splits": {"fit": sizes, "select": sizes, "report": sizes},
+            "division": {"kind": "unseen"},
             "notes": ["All networks were trained from scratch: --weights none."],
         }
         (self.folder / "data.yaml").write_text(yaml.safe_dump(data, sort_keys=False))

@@ -25,6 +25,7 @@ def test_facts_come_from_the_folder(night: HandMadeRun) -> None:
         "fit images": "2,000 (1,100 fake)",
         "select images": "2,000 (1,100 fake)",
         "report images": "2,000 (1,100 fake)",
+        "split": "unseen: of groups, with forgery methods held out",
         "pool": "demo",
         "starting weights": "none: trained from scratch",
         "budget": "200M parameters, by thop and exactly",
@@ -69,7 +70,7 @@ def test_a_damaged_file_leaves_its_own_facts_blank(
             *("pool", "starting weights", "epochs of a finished candidate"),
             *("objective", "seed"),
         },
-        "data.yaml": {"fit images", "select images", "report images", "notes", "budget"},
+        "data.yaml": {"fit images", "select images", "report images", "split", "notes", "budget"},
     }[name]
     assert {fact for fact, text in whole.items() if facts.get(fact, MISSING) != text} == blank
     assert {facts.get(fact, MISSING) for fact in blank} == {MISSING}
