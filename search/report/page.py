@@ -340,7 +340,8 @@ def _merged(run: Path) -> list[dict[str, Any]]:
     """Rows of the run's comparison; none if there is no comparison, or it is of other models than
     those that lie in the run now."""
     try:
-        table = pd.read_csv(run / COMPARISON)
+        # Else a refit that is called NA would have no name.
+        table = pd.read_csv(run / COMPARISON, keep_default_na=False, na_values=[""])
         rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
         models = [row for row in rows if not pd.isna(row["path"])]
         known = [read_metrics(run / row["path"], lambda _: None).get("auc") for row in models]

@@ -290,8 +290,8 @@ def load_table(path: Path) -> pd.DataFrame:
         UserError: if it cannot be read.
     """
     try:
-        # A converter, because pandas would take an image called NA for a missing one.
-        return pd.read_csv(path, converters={"img_name": str})
+        # pandas would take an image called NA for a missing one.
+        return pd.read_csv(path, dtype={"img_name": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise UserError(f"{path} must be a table that onefold wrote: {error}") from None
 

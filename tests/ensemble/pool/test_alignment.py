@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from ensemble.pool.alignment import align_altered, align_scores
 from search.errors import UserError
+from search.training.candidate import load_table
 
 SPLIT = pd.DataFrame({"img_name": ["a", "b", "c"], "target": [0, 1, 1], "group": ["x", "x", "y"]})
 
@@ -22,6 +25,14 @@ def test_rows_in_any_order_are_aligned_by_name() -> None:
     assert aligned["group"].tolist() == ["x", "x", "y"]
     assert aligned["x"].tolist() == [0.1, 0.2, 0.3]
     assert aligned["y"].tolist() == [4, 5, 6]
+
+
+def test_images_whose_names_look_like_missing_values_are_aligned(tmp_path: Path) -> None:
+    split = SPLIT.assign(img_name=["NA", "null", "nan"])
+    split[["img_name", "target"]].assign(y_pred=[0.1, 0.2, 0.3]).to_csv(tmp_path / "x", index=False)
+    aligned = align_scores({"x": load_table(tmp_path / "x")}, split)
+    assert aligned["img_name"].tolist() == ["NA", "null", "nan"]
+    assert aligned["x"].tolist() == [0.1, 0.2, 0.3]
 
 
 def test_broken_images_are_in_no_column() -> None:

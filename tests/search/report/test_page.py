@@ -220,7 +220,7 @@ def test_merged_models_are_shown_if_they_are_those_of_the_run(
             row | {"model": "teachers", "path": None, "auc_select": 0.95, "recommended": False},
             row
             | {
-                "model": "fused",
+                "model": "NA",
                 "path": "candidates/0000",
                 "auc_select": 0.5 if is_stale else auc,
                 "recommended": True,
@@ -231,6 +231,7 @@ def test_merged_models_are_shown_if_they_are_those_of_the_run(
     comparison.to_csv(run.folder / "comparison.csv", index=False)
     page = report(run)[0].read_text("utf-8")
     assert ("<h2>Merged models</h2>" in page) is not is_stale
+    assert (">NA<span" in page) is not is_stale
     assert ("highest &lt;AUC&gt;" in page) is not is_stale
     assert ("AUC elsewhere,<br>celeb [95%]" in page) is not is_stale
     assert ("0.7000 [0.6000, 0.8000]" in page) is not is_stale

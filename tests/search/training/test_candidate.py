@@ -71,6 +71,14 @@ def test_everything_is_on_disk_and_comes_back(candidate: Candidate) -> None:
     assert scores["y_pred"].tolist() == PREDICTIONS.scores.tolist()
 
 
+@pytest.mark.parametrize("name", ["NA", "nan", "null", "None", "N/A", "-1.0", "true"])
+def test_any_name_comes_back_as_it_is(name: str, candidate: Candidate) -> None:
+    scores = pd.DataFrame({"img_name": [name, name], "target": [0, 1], "y_pred": [0.5, math.nan]})
+    scores.to_csv(candidate.path / "scores.csv", index=False)
+    assert candidate.scores["img_name"].tolist() == [name, name]
+    assert candidate.scores["y_pred"].isna().tolist() == [False, True]
+
+
 def test_the_loaded_network_scores_as_the_saved_one(candidate: Candidate) -> None:
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
