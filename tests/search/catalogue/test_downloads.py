@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError
 from rich.console import Console
 
 import search.catalogue.downloads
@@ -17,59 +15,18 @@ from search.catalogue.backbones import load_backbones
 from search.catalogue.downloads import fetch_weights, is_cached
 from search.catalogue.weights import check_weights
 from search.errors import Interrupted, UserError
+from tests.hub import Hub
 
 CATALOGUE = load_backbones()
 VIT = CATALOGUE.get("test_vit.r160_in1k")
 RESNET = CATALOGUE.get("test_resnet.r160_in1k")
 NAMES = [VIT.name, RESNET.name, "resnet18.a1_in1k"]
-BYTES = 3_000_000
-
-
-class Hub:
-    """A hub in memory, and the cache that it is fetched into."""
-
-    def __init__(self, cached: list[str] | None = None) -> None:
-        self.files = {(f"timm/{name}", "model.safetensors") for name in NAMES}
-        self.cache = {(f"timm/{name}", "model.safetensors") for name in cached or []}
-        self.asked: list[str] = []
-        self.fetched: list[str] = []
-        self.failing: dict[str, BaseException] = {}
-        self.answers = True
-
-    def cached(self, repository: str, file: str, revision: str | None = None) -> str | None:
-        return "/cached" if (repository, file) in self.cache else None
-
-    def metadata(self, url: str, timeout: float) -> Any:
-        self.asked.append(url)
-        assert timeout <= 10
-        if not self.answers:
-            raise ConnectionError("no route")
-        if not any(f"{repository}/resolve/main/{file}" in url for repository, file in self.files):
-            raise EntryNotFoundError("no such file")
-        return SimpleNamespace(size=BYTES)
-
-    def download(
-        self, repository: str, file: str, *, revision: str | None = None, tqdm_class: Any = None
-    ) -> str:
-        if (repository, file) not in self.files:
-            raise EntryNotFoundError("no such file")
-        bar = tqdm_class(total=BYTES, initial=BYTES // 3, unit="B", name="x", disable=None)
-        bar.update(BYTES // 3)
-        if repository in self.failing:
-            raise self.failing[repository]
-        bar.update(BYTES // 3)
-        self.fetched.append(f"{repository}/{file}")
-        self.cache.add((repository, file))
-        return "/cached"
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    hub, module = Hub(), search.catalogue.downloads
-    monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(module, "try_to_load_from_cache", hub.cached)
-    monkeypatch.setattr(module, "get_hf_file_metadata", hub.metadata)
-    monkeypatch.setattr(module, "hf_hub_download", hub.download)
+    hub = Hub(NAMES)
+    hub.stand_in(monkeypatch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     return hub
 
