@@ -44,6 +44,7 @@ def read_splits(
     settings: DataSettings,
     tell: Callable[[str], None] = lambda _: None,
     find: FindMethods | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Splits:
     """The fit, select and report tables that the settings name, the demo set made if need be.
 
@@ -53,6 +54,7 @@ def read_splits(
         settings: the label files, folders, groups, limits and the kind of split.
         tell: given a line on what is left out, and on the methods that are held out.
         find: finds the methods of a new run whose files name none; None divides such by group.
+        check: called before each file and folder is read; what it raises ends the reading.
 
     Raises:
         UserError: for label files, images or groups that break a rule.
@@ -71,6 +73,7 @@ def read_splits(
     assert settings.train_labels is not None
     assert settings.train_images is not None
     skip = settings.skip_missing
+    check()
     train = read_labels(
         settings.train_labels,
         settings.train_images,
@@ -80,6 +83,7 @@ def read_splits(
     )
     val: pd.DataFrame | None = None
     if settings.val_labels is not None and settings.val_images is not None:
+        check()
         val = read_labels(
             settings.val_labels,
             settings.val_images,
@@ -87,7 +91,9 @@ def read_splits(
             skip_missing=skip,
             tell=tell,
         )
+    check()
     splits = _divided(settings, train, val, tell, find)
+    check()
     images = [path for table in (train, val) if table is not None for path in table["path"]]
     if settings.generated is None:
         return replace(splits, images=tuple(images))

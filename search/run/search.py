@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -111,15 +112,7 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
     run = settings.out
     assert run is not None
     saved = read_settings(run)
-    if saved is None:
-        check_new(run)
-        plan = prepare(settings, console=console)
-        leaks = _warn_of_leaks(plan, console)
-    else:
-        check_resumable(settings, saved)
-        plan = prepare(settings, run / BACKBONES, console, canvas_of(run))
-        notes = check_data(run, plan.splits).get("notes") or ()
-        leaks = tuple(note for note in notes if str(note).startswith(LEAK))
+    plan, leaks = _planned(settings, saved, console, interruption)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,6 +154,46 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
             f"the storage of the study must stay within reach, found: "
             f"{' '.join(str(error).split())}; the same command goes on"
         ) from error
+
+
+def _planned(
+    settings: SearchSettings,
+    saved: Mapping[str, Any] | None,
+    console: Console,
+    interruption: Interruption,
+) -> tuple[SearchPlan, tuple[str, ...]]:
+    """What is searched, and the leaks that are known; nothing is written yet.
+
+    Args:
+        settings: resolved.
+        saved: of an existing run.
+        console: where progress goes.
+        interruption: has the time limit; a signal ends the process there and then.
+
+    Raises:
+        UserError: for bad input, or if the time is up.
+    """
+    run = settings.out
+    assert run is not None
+    try:
+        with interruption.leaving_at_once():
+            if saved is None:
+                check_new(run)
+                plan = prepare(settings, console=console, check=interruption.check)
+                leaks = _warn_of_leaks(plan, console)
+                interruption.check()
+                return plan, leaks
+            check_resumable(settings, saved)
+            plan = prepare(settings, run / BACKBONES, console, canvas_of(run), interruption.check)
+            notes = check_data(run, plan.splits).get("notes") or ()
+            return plan, tuple(note for note in notes if str(note).startswith(LEAK))
+    except Interrupted:
+        assert settings.timeout is not None
+        raise UserError(
+            "--timeout must leave time to search when labels are read, weights fetched and "
+            f"forgeries described, found the {settings.timeout.total_seconds():g} s up before; "
+            "give more: what was fetched or described is not again"
+        ) from None
 
 
 def _warn_of_leaks(plan: SearchPlan, console: Console) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -121,6 +122,7 @@ def prepare(
     catalogue_path: Path | None = None,
     console: Console | None = None,
     canvas: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> SearchPlan:
     """Reads and checks all input of a search.
 
@@ -129,6 +131,7 @@ def prepare(
         catalogue_path: the backbones file of an existing run, which wins over the settings.
         console: shows the progress of downloads; default: quiet.
         canvas: that of an existing run, which wins over the settings.
+        check: called before and amid all that may take long; what it raises ends the preparation.
 
     Raises:
         UserError: for anything that would stop the search later; nothing was written then.
@@ -157,8 +160,8 @@ def prepare(
         reasons = "; ".join(f"{b.name}: {', '.join(v.reasons)}" for b, v in rejected)
         raise UserError(f"pool '{settings.pool}' must have an allowed backbone, found {reasons}")
     skipped: list[str] = []
-    find = finder(settings, allowed, runtime, console or Console(quiet=True))
-    splits = read_splits(settings, skipped.append, find)
+    find = finder(settings, allowed, runtime, console or Console(quiet=True), check)
+    splits = read_splits(settings, skipped.append, find, check)
     look = images_of_a_look(
         splits.select,
         settings.select_limit,
@@ -167,8 +170,8 @@ def prepare(
     )
     check_objective(settings.objective, splits, look)
     folder = settings.weights_dir
-    check_weights(allowed, weights=source, weights_dir=folder, console=console)
-    baseline, notes = _baseline(catalogue, allowed, settings, console)
+    check_weights(allowed, weights=source, weights_dir=folder, console=console, on_progress=check)
+    baseline, notes = _baseline(catalogue, allowed, settings, console, check)
     if settings.trials is None and settings.timeout is None:
         settings = replace(settings, trials=max(FEWEST_TRIALS, 2 * (len(allowed) + 1)))
     assert settings.batch_size is not None
@@ -246,6 +249,7 @@ def _baseline(
     allowed: tuple[Backbone, ...],
     settings: SearchSettings,
     console: Console | None,
+    check: Callable[[], None],
 ) -> tuple[Backbone, tuple[str, ...]]:
     """The baseline's backbone: ResNet-18 where its weights are at hand, else the pool's first."""
     try:
@@ -255,6 +259,7 @@ def _baseline(
             weights=settings.weights_source,
             weights_dir=settings.weights_dir,
             console=console,
+            on_progress=check,
         )
     except UserError:
         note = (

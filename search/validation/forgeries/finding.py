@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,11 @@ DESCRIPTIONS = "descriptions"
 
 
 def finder(
-    settings: SearchSettings, backbones: Sequence[Backbone], runtime: Runtime, console: Console
+    settings: SearchSettings,
+    backbones: Sequence[Backbone],
+    runtime: Runtime,
+    console: Console,
+    check: Callable[[], None] = lambda: None,
 ) -> FindMethods:
     """What finds the methods of a new run's fakes.
 
@@ -49,6 +53,7 @@ def finder(
         backbones: that may be used; the first whose weights are at hand looks at the images.
         runtime: the device to compute on, and how many processes read.
         console: shows how far it is.
+        check: called as bytes arrive and after every batch; what it raises ends the finding.
     """
 
     def find(rows: pd.DataFrame) -> Found:
@@ -60,10 +65,10 @@ def finder(
         looked_at = np.flatnonzero(with_fakes)
         table = rows.iloc[looked_at].reset_index(drop=True)
         side = choose_side(sample_sizes(table["path"].tolist()), LARGEST_SIDE)
-        descriptor = Together(_descriptors(settings, backbones, side, console))
+        descriptor = Together(_descriptors(settings, backbones, side, console, check))
         root = cache_root(settings.cache)
         kept = None if root is None else root / DESCRIPTIONS
-        described = described_images(descriptor, table, side, runtime, console, kept)
+        described = described_images(descriptor, table, side, runtime, console, kept, check)
         changes = changes_of(described, table)
         is_whole = np.isfinite(changes).all(axis=1)
         clusters = cluster(changes[is_whole], settings.clusters, settings.seed)
@@ -96,7 +101,11 @@ def changes_of(described: NDArray[np.float64], table: pd.DataFrame) -> NDArray[n
 
 
 def _descriptors(
-    settings: SearchSettings, backbones: Sequence[Backbone], side: int, console: Console
+    settings: SearchSettings,
+    backbones: Sequence[Backbone],
+    side: int,
+    console: Console,
+    check: Callable[[], None],
 ) -> list[EarlyMaps | Frequencies]:
     """Frequencies, and the first maps of the first backbone whose weights are at hand. (With random
     weights the maps made clusters less pure on a draft of the demo set than frequencies did.)"""
@@ -109,6 +118,7 @@ def _descriptors(
                 weights=settings.weights_source,
                 weights_dir=settings.weights_dir,
                 console=console,
+                on_progress=check,
             )
         except UserError:
             continue
@@ -134,6 +144,7 @@ def described_images(
     runtime: Runtime,
     console: Console,
     kept: Path | None,
+    check: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
     """Descriptions of a table's images, (N, D); NaN for those that cannot be read.
 
@@ -144,6 +155,7 @@ def described_images(
         runtime: the device to compute on, and how many processes read.
         console: shows how far it is, and what cannot be read.
         kept: folder that keeps what is described, see `described_in_parts`.
+        check: called after every batch; what it raises ends the describing.
 
     Raises:
         UserError: if too many images are broken.
@@ -157,11 +169,13 @@ def described_images(
         bar = bars.add("describing forgeries", len(table), unit="images", plain="described")
         before = 0
 
+        def on_batch(done: int) -> None:
+            bar.update(before + done)
+            check()
+
         def describe_part(part: pd.DataFrame) -> NDArray[np.float64]:
             batches = eval_batches(reader, part, batch_size=BATCH)
-            found = describe(
-                descriptor, batches, len(part), runtime, lambda done: bar.update(before + done)
-            )
+            found = describe(descriptor, batches, len(part), runtime, on_batch)
             broken = Quarantine(None)
             broken.add_all(quarantine.among(table))
             broken.check(table)
