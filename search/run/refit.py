@@ -61,8 +61,8 @@ def run_refit(
     candidate: Candidate | None = None
     with alone(run), interruption.handling_signals():
         clean(search, run, console)
-        refit = plan_refit(settings, search, console, interruption)
         try:
+            refit = plan_refit(settings, search, console, interruption)
             candidate = _completed(refit, console, interruption)
         except Interrupted as reason:
             tell_line(console, f"{reason}: the same command goes on from there")

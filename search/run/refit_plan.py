@@ -95,9 +95,10 @@ def plan_refit(
         settings: as given by the user.
         search: the run's, with what was given applied.
         console: shows the progress of downloads.
-        interruption: has the time limit.
+        interruption: has the time limit, and ends a download.
 
     Raises:
+        Interrupted: if a download was interrupted; what was fetched stays.
         UserError: for what cannot be refitted, a name that is taken, images that are not the run's,
             weights that are absent, or too little time.
     """
@@ -122,7 +123,13 @@ def plan_refit(
     recipe = _with_its_end(recipe, settings, folder)
     refit = Refit(candidate, folder, recipe, verdict, splits, Runtime(device, workers), search)
     if not Candidate(folder).is_complete:
-        check_weights((backbone,), weights=source, weights_dir=weights_dir, console=console)
+        check_weights(
+            (backbone,),
+            weights=source,
+            weights_dir=weights_dir,
+            console=console,
+            on_progress=interruption.check,
+        )
         if interruption.deadline is not None:
             refit = _within_the_time(refit, interruption)
     return refit

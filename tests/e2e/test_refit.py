@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,24 @@ def test_the_same_command_goes_on_as_if_it_had_never_stopped(
         load_file(run / "refits" / name / WEIGHTS) for name in ("broken", "unbroken")
     )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_ctrl_c_ends_a_download(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was obeyed when all was fetched."""
+
+    def fetch(*_: object, on_progress: Callable[[], None], **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        on_progress()
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(search.run.refit_plan, "check_weights", fetch)
+    assert refit(run) == 130
+    told = capsys.readouterr()
+    assert "interrupted by the user: the same command goes on from there" in told.out
+    assert told.err == "stopped\n"
+    assert not (run / "refits").exists()
 
 
 def test_the_time_settles_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
