@@ -40,15 +40,26 @@ class Reserve:
     def __init__(self, plan: SearchPlan, run: Path, study: optuna.Study) -> None:
         self.plan, self.run, self.study = plan, run, study
         self.results_seconds = RESULTS_SECONDS
-        self.is_measured = False
+        self.measured_trials = 0
         timeout = plan.settings.timeout
         self.most = math.inf if timeout is None else LARGEST_RESERVE * timeout.total_seconds()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the results are to be written to see how long it takes: of the first trial, and
+        when there are twice as many as the last time."""
+        return self._begun >= max(1, 2 * self.measured_trials)
+
     def measured(self, seconds: float) -> None:
-        """Takes note of how long the results took to write, of few trials as yet: those of many
-        take longer."""
+        """Takes note of how long the results took to write: what is kept back lasts until there are
+        twice as many trials, which take twice as long."""
         self.results_seconds = max(RESULTS_SECONDS, 2 * seconds)
-        self.is_measured = True
+        self.measured_trials = self._begun
+
+    @property
+    def _begun(self) -> int:
+        """Trials that the results are of."""
+        return sum(one.state != "waiting" for one in known_trials(self.study))
 
     def seconds_to_keep_one(self) -> float:
         """For the scoring of the best candidate, if all that is complete is worse: it then is

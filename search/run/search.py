@@ -236,7 +236,7 @@ def _work(opened: _Opened, *, baseline_alone: bool = False) -> None:
 
     def after_trial(number: int) -> None:
         write_after_trial(run, study, number, console)
-        if interruption.deadline is not None and not reserve.is_measured:
+        if interruption.deadline is not None and reserve.is_due:
             started = time.monotonic()
             write_projections(run, study, console)
             reserve.measured(time.monotonic() - started)

@@ -60,6 +60,21 @@ def test_what_is_kept_back_is_a_third_at_most(tmp_path: Path) -> None:
     assert reserve.seconds() == reserve.seconds_to_keep_one() == LARGEST_RESERVE * 60
 
 
+def test_writing_the_results_is_measured_whenever_the_trials_have_doubled(tmp_path: Path) -> None:
+    """Once was after the first: hundreds took longer than was kept back."""
+    study = optuna.create_study(direction="maximize")
+    study.enqueue_trial({})  # waits: the results have nothing of it
+    reserve, measured = Reserve(plan(60), tmp_path, study), list[int]()
+    assert not reserve.is_due
+    for trials in range(1, 18):
+        add(study, 1, 4.0)
+        if reserve.is_due:
+            measured.append(trials)
+            reserve.measured(10.0 * trials)
+        assert reserve.results_seconds >= 10.0 * trials
+    assert measured == [1, 2, 4, 8, 16]
+
+
 @pytest.mark.parametrize("given", [{"minutes": None}, {"minutes": 60, "prolongs": False}])
 def test_nothing_is_kept_back_for_what_will_not_be_done(
     given: dict[str, Any], tmp_path: Path
