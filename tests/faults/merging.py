@@ -97,8 +97,10 @@ class MergeCourse:
             return self._distill
         if not self._is_done(FUSED):
             return self._fuse
-        # To be counted comes first, to have a place last.
-        return None if (self.run / SUBMISSION).exists() else self._submit
+        # To be counted comes first, to have a place last. The process that gave a counted one its
+        # place may have been killed while it made another, which the next one takes up.
+        is_placed = (self.run / SUBMISSION).exists()
+        return self._submit if not is_placed or self._hidden() else None
 
     def succeeded(self) -> None:
         """The run folder tells."""
@@ -126,7 +128,7 @@ class MergeCourse:
     def examine_end(self) -> list[Problem]:
         """What is wrong once there is a submission."""
         problems = left_over(self.run / MERGED)
-        hidden = [*self.run.glob(f".{SUBMISSION}.*"), *self.run.glob(f".{LEDGER_FILE}.*.part")]
+        hidden = [*self._hidden(), *self.run.glob(f".{LEDGER_FILE}.*.part")]
         # A model that was replaced goes at the next merge.
         hidden += [p for p in (self.run / MERGED).glob(".*") if not p.name.endswith(OLD)]
         problems += [Problem("broken", f"{path.name} was left over") for path in hidden]
@@ -137,6 +139,10 @@ class MergeCourse:
         if not (self.run / SUBMISSION).exists():
             problems.append(Problem("lost", "the submission is counted, and not there"))
         return problems if self.unbroken is None or problems else self._compare(self.unbroken)
+
+    def _hidden(self) -> list[Path]:
+        """Packages that are being made, or wait to take their place."""
+        return list(self.run.glob(f".{SUBMISSION}.*"))
 
     def _working(self, name: str) -> Candidate:
         """The training of a merged model."""
