@@ -180,7 +180,8 @@ def problem_of(division: Division, sets: Mapping[str, pd.DataFrame]) -> str | No
     kept = kept[kept["split"] != LEFT_OUT]
     places = kept.groupby(["set", "group"])["split"].nunique()
     if (places > 1).any():
-        return f"it parts {(places > 1).sum():,} groups, for example '{places.index[places > 1][0][1]}'"
+        _, group = places.index[places > 1][0]
+        return f"it parts {(places > 1).sum():,} groups, for example '{group}'"
     fakes = kept[kept["target"] == 1]
     held_out = fakes[~fakes["method"].isin(set(fakes["method"][fakes["split"] == "fit"]))]
     shared = held_out.groupby("method")["split"].nunique()
