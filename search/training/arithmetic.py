@@ -46,8 +46,12 @@ MOST_STEPS, ENOUGH_SECONDS = 8, 2.0
 """Of one arithmetic, whichever comes first."""
 
 HOPELESS = 3.0
-"""On a CPU an arithmetic whose first step takes so many times that of the best so far is not
+"""On a CPU an arithmetic whose second step takes so many times that of the best so far is not
 pursued: processors without bf16 take 20 times as long."""
+
+SETTING_UP_SECONDS = 5.0
+"""What a first step on a CPU may take besides, to make kernels and lay out weights: for a small
+network more than its warm steps. If it takes longer still, no second one is waited for."""
 
 AGREEMENT = 0.05
 """Largest relative difference between a loss and that of fp32."""
@@ -223,7 +227,7 @@ def _measure_all(
     def measure(arithmetic: Arithmetic) -> None:
         quickest = max((m.images_per_second for m in found), default=0.0)
         limit = None
-        # On a GPU a first step loads and tunes its kernels: it says nothing of the next.
+        # A GPU loads and tunes kernels in its first steps, which say nothing of the next.
         if quickest and runtime.device.type == "cpu" and not arithmetic.compile:
             limit = HOPELESS * images / quickest
         # An operation that bf16 lacks, no compiler, too little memory: the others are tried.
@@ -286,7 +290,7 @@ def _measure(
         recipe: precision, layout and compilation are what is measured.
         runtime: the device.
         batch: trained on in every step.
-        limit: seconds of a first step that is not worth a second; None has no limit.
+        limit: seconds of a second step that is not worth a third; None has no limit.
         check: called before every step.
     """
     trained = copy.deepcopy(network).to(runtime.device).train()
@@ -307,7 +311,8 @@ def _measure(
             started = time.perf_counter()
             losses.append(step(batch).item())  # waits for the GPU
             seconds.append(time.perf_counter() - started)
-            if limit is not None and seconds[0] > limit and len(seconds) == 1:
+            most = [] if limit is None else [limit + SETTING_UP_SECONDS, limit]
+            if any(taken > own for taken, own in zip(seconds, most, strict=False)):
                 return None
     # The quickest step: whatever else the machine did meanwhile only slowed the others.
     arithmetic = Arithmetic(step.precision, recipe.channels_last, recipe.compile)

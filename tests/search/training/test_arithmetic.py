@@ -54,8 +54,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Clock:
     """A time in which every forward pass takes as long as its arithmetic says."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
+    def __init__(self, seconds: dict[str, float], setting_up: float = 0.0) -> None:
         self.seconds, self.now = seconds, 0.0
+        self.setting_up = setting_up
         self.seen: list[str] = []
 
     def perf_counter(self) -> float:
@@ -64,8 +65,9 @@ class Clock:
     def forward(self, images: Tensor) -> None:
         half = torch.is_autocast_enabled("cpu")
         is_last = images.is_contiguous(memory_format=torch.channels_last)
-        self.seen.append(str(Arithmetic("bf16" if half else "fp32", is_last)))
-        self.now += self.seconds[self.seen[-1]]
+        name = str(Arithmetic("bf16" if half else "fp32", is_last))
+        self.now += self.seconds[name] + (0.0 if name in self.seen else self.setting_up)
+        self.seen.append(name)
 
 
 class Timed(Network):
@@ -96,9 +98,11 @@ def choose(
     monkeypatch: pytest.MonkeyPatch,
     seconds: dict[str, float],
     spoil: Callable[[Tensor], Tensor] = lambda logits: logits,
+    setting_up: float = 0.0,
 ) -> tuple[Arithmetic, str, Clock]:
-    """What is chosen where a step takes so many seconds, by precision and layout."""
-    clock = Clock(EVEN | seconds)
+    """What is chosen where a step takes so many seconds, by precision and layout, and the first of
+    each some more."""
+    clock = Clock(EVEN | seconds, setting_up)
     told: list[str] = []
     network = Timed(clock, spoil)
     before = copy_state(network)
@@ -152,10 +156,18 @@ def test_an_arithmetic_that_fails_or_disagrees_never_wins(
     assert "bf16" not in line
 
 
-def test_a_hopeless_arithmetic_is_given_up_after_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, clock = choose(monkeypatch, {"bf16": 50.0, "bf16 channels_last": 50.0})
-    assert clock.seen.count("bf16") == clock.seen.count("bf16 channels_last") == 1
+@pytest.mark.parametrize(("seconds", "steps"), [(50.0, 1), (3.5, 2), (2.5, 3)])
+def test_a_hopeless_arithmetic_is_given_up(
+    seconds: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, clock = choose(monkeypatch, {"bf16": seconds, "bf16 channels_last": seconds})
+    assert clock.seen.count("bf16") == clock.seen.count("bf16 channels_last") == steps
     assert clock.seen.count("fp32 channels_last") >= module.FIRST_STEPS
+
+
+def test_a_first_step_that_sets_up_gives_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _, _ = choose(monkeypatch, {"bf16": 0.5}, setting_up=4.0)
+    assert found == BF16
 
 
 @pytest.mark.parametrize(("kind", "gives_up"), [("cpu", True), ("cuda", False)])
