@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from cyclopts import run as run_command
 from rich.console import Console
 from torch import Tensor
@@ -34,9 +35,12 @@ from search.pixels.augmentation.augment import render
 from search.pixels.augmentation.geometry import resize
 from search.pixels.loading.batches import Batch
 from search.pixels.loading.epochs import eval_batches
+from search.run.search import run_search
+from search.settings.search import SearchSettings
 from search.training.metrics import roc_auc
 from search.training.scoring import SCORING_BATCH, predict
-from tests.benchmarks.bench_anytime import resampled_groups
+from tests.benchmarks.bench_anytime import RESAMPLINGS, resampled_groups
+from tests.blank import blank
 
 ARMS = ("once", "twice")
 SPLITS = ("select", "report")
@@ -63,13 +67,14 @@ def shrinking(arm: str) -> Iterator[None]:
 
 def main(
     *,
-    run: Path,
+    run: Path | None = None,
     image_size: int = 96,
     student: str | None = None,
     views: int = 2,
     epochs: int = 4,
     seeds: int = 3,
     output: Path | None = None,
+    quick: bool = False,
 ) -> None:
     """Teaches a student of each kind with each seed.
 
@@ -81,7 +86,52 @@ def main(
         epochs: of a student.
         seeds: of the views and the training.
         output: CSV file (arm, seed, auc_select, auc_report and the scores behind them).
+        quick: a few images, and a run of its own: whether it works at all.
     """
+    if quick:
+        with tempfile.TemporaryDirectory() as temporary:
+            made = _quick_run(Path(temporary) / "run")
+            _measure(made, 32, student, 1, 1, 1, output, resamplings=20)
+        return
+    if run is None:
+        raise SystemExit("--run must be the folder of a search, whose candidates teach; add it")
+    _measure(run, image_size, student, views, epochs, seeds, output)
+
+
+def _quick_run(out: Path) -> Path:
+    """A search of small networks on canvases that are larger than what they see."""
+    settings = SearchSettings(
+        pool="test_resnet.r160_in1k",
+        weights="none",
+        limit_train=64,
+        limit_val=60,
+        image_size=32,
+        canvas=48,
+        trials=2,
+        epochs=1,
+        batch_size=16,
+        device="cpu",
+        workers=0,
+        precision="fp32",
+        out=out,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        blank(patch.setattr)  # figures take longer than all else
+        return run_search(settings, Console(quiet=True))
+
+
+def _measure(
+    run: Path,
+    image_size: int,
+    student: str | None,
+    views: int,
+    epochs: int,
+    seeds: int,
+    output: Path | None,
+    *,
+    resamplings: int = RESAMPLINGS,
+) -> None:
+    """What `main` does; arguments as there."""
     console = Console()
     rows = [] if output is None or not output.exists() else pd.read_csv(output).to_dict("records")
     known = {(row["arm"], row["seed"]) for row in rows}
@@ -124,11 +174,11 @@ def main(
                 pd.DataFrame(rows).to_csv(output, index=False)
     assert splits is not None
     for split in SPLITS:
-        line = compared(pd.DataFrame(rows), splits, split)
+        line = compared(pd.DataFrame(rows), splits, split, resamplings)
         console.print(f"{split}: {line}", highlight=False, soft_wrap=True)
 
 
-def compared(rows: pd.DataFrame, splits: Splits, split: str) -> str:
+def compared(rows: pd.DataFrame, splits: Splits, split: str, resamplings: int = RESAMPLINGS) -> str:
     """Both arms on a split, and what the second shrinking costs."""
     table = getattr(splits, split)
     targets = table["target"].to_numpy()
@@ -144,7 +194,7 @@ def compared(rows: pd.DataFrame, splits: Splits, split: str) -> str:
         return float(once - twice)
 
     everything = np.arange(len(targets))
-    drawn = [cost(index) for index in resampled_groups(table)]
+    drawn = [cost(index) for index in resampled_groups(table, resamplings)]
     low, high = np.quantile(drawn, (0.025, 0.975))
     means = {arm: rows.loc[rows["arm"] == arm, f"auc_{split}"].mean() for arm in ARMS}
     return (

@@ -48,6 +48,7 @@ def has_history() -> bool:
         ["bench_pipeline.py", "images_per_second", "times_challenge"],
         ["bench_probe.py", "auc", "seconds"],
         ["bench_scheduler.py", "auc", "difference", "best_share"],
+        ["bench_shrinking.py", "auc_select", "auc_report"],
         ["record_curves.py", "seconds", "score_seconds", "auc_select", "auc_report"],
     ],
     ids=lambda command: command[0],
