@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -39,6 +41,73 @@ def test_a_search_is_told_of_what_its_networks_would_learn(
     assert all(line.startswith(LEAK) for line in found)
     for text in expected:
         assert text in " ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_told"),
+    [
+        ({"MOST_OF_A_CLASS": 20, "MOST_SECONDS": 0.0}, True),  # whatever headers are read
+        ({"MOST_BYTES": 0}, False),
+        ({"MOST_SECONDS_OF_FILES": -1.0, "STEP": 1}, False),
+        ({"MOST_SECONDS_OF_SIZES": -1.0, "STEP": 1}, False),
+    ],
+)
+def test_every_file_is_compared_as_far_as_the_limits_go(
+    limits: dict[str, float], is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = read_splits(make_set(tmp_path, "duplicates"))
+    for name, value in limits.items():
+        monkeypatch.setattr(warning, name, value)
+    found = " ".join(leak_warnings(splits, 0))
+    assert ("20 among" in found) == is_told
+
+
+def test_rare_sizes_are_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large set most sizes are some other file's as well."""
+    splits = read_splits(make_set(tmp_path, None))
+    fit, select = splits.fit["path"], splits.select["path"]
+    for number, path in enumerate([*fit[:9], *select[:9]]):
+        Path(path).write_bytes(bytes([number]) * 2_000)
+    for path in (fit[9], select[9]):
+        Path(path).write_bytes(bytes(3_000))
+    asked: list[str] = []
+    plain = warning.checksum
+
+    def counted(path: str) -> bytes:
+        asked.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(warning, "checksum", counted)
+    (found,) = warning._equal_files(warning.listing(splits))
+    assert "(1 among" in found
+    places = [asked.index(path) for path in (fit[9], select[9], fit[0], select[8])]
+    assert max(places[:2]) < min(places[2:])
+
+
+@pytest.mark.parametrize(
+    ("groups", "split", "expected"),
+    [
+        ("pairs", "random", "--split random parts 24 of 60 groups, for example 'p"),
+        ("pairs", "group", None),
+        (None, "random", None),  # each image is its own
+    ],
+)
+def test_groups_that_a_random_split_parts_are_told(
+    groups: str | None, split: Any, expected: str | None, tmp_path: Path
+) -> None:
+    settings = replace(make_set(tmp_path, None), split=split, val_labels=None, val_images=None)
+    if groups is not None:
+        path = tmp_path / "groups.csv"
+        names = sorted(one.name for one in (tmp_path / "trainset").iterdir())
+        lines = [f"{name},p{number // 2}" for number, name in enumerate(names)]
+        path.write_text("\n".join(["img_name,group", *lines, ""]), encoding="utf-8")
+        settings = replace(settings, train_groups=path)
+    found = leak_warnings(read_splits(settings), 0)
+    if expected is None:
+        assert found == ()
+    else:
+        assert expected in found[0]
+        assert found[0].startswith(LEAK)
 
 
 def test_generated_samples_are_not_the_sets_affair(tmp_path: Path) -> None:
