@@ -112,15 +112,23 @@ def _judge(
     """The audit of what was seen, and the headers that it speaks of, with their targets."""
     read = table.iloc[contents.places].reset_index(drop=True)
     images = list(map(_image, table.to_dict("records")))
+    # Without group files an image is its own group, by a name that both sets may have.
+    has_val = data.is_demo or data.val_labels is not None
+    read["is_train"] = (read["split"] == "fit") | (not has_val)
     # What labels are told by, a search might be changed by: report is left out.
     is_given = ~read["is_generated"]
     asked = draw_part(read[is_given & (read["split"] != "report")], MOST_ROWS, data.seed)
     headers = contents.headers.loc[asked.index]
     targets = asked["target"].to_numpy()
-    told = telling(headers, targets, pd.factorize(asked["group"])[0], data.seed)
+    groups = asked.groupby(["is_train", "group"]).ngroup().to_numpy()
+    told = telling(headers, targets, groups, data.seed)
     copies = find_copies(contents.checksums, contents.hashes, contents.thumbs, workers, compared)
     sets = [
-        _copy_set(one, [images[place] for place in contents.places[one.rows].tolist()])
+        _copy_set(
+            one,
+            [images[place] for place in contents.places[one.rows].tolist()],
+            read.iloc[one.rows][["is_train", "group"]],
+        )
         for one in copies
     ]
     # Those that something follows from come first, should there be more than are listed.
@@ -157,12 +165,12 @@ def _image(row: Mapping[Any, Any]) -> AuditedImage:
     )
 
 
-def _copy_set(copies: Copies, images: list[AuditedImage]) -> CopySet:
+def _copy_set(copies: Copies, images: list[AuditedImage], groups: pd.DataFrame) -> CopySet:
     return CopySet(
         is_exact=copies.is_exact,
         is_across_splits=len({one.split for one in images}) > 1,
         has_both_labels=len({one.target for one in images}) > 1,
-        has_several_groups=len({one.group for one in images}) > 1,
+        has_several_groups=len(groups.drop_duplicates()) > 1,
         images=tuple(images),
     )
 

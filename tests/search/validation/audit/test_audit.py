@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 from rich.console import Console
 
@@ -76,6 +77,25 @@ def test_a_clean_set_is_not_accused(seed: int, tmp_path: Path) -> None:
     assert "leaks: none found" in lines
     assert len(lines) == 10
     assert "compared 1 of 1 tiles" in text
+
+
+@pytest.mark.usefixtures("no_page")
+def test_equal_names_in_two_folders_are_no_group(tmp_path: Path) -> None:
+    """Near copies of both labels are a conflict, not a forgery beside its real image."""
+    settings = make_set(tmp_path, None)
+    lines = (tmp_path / "trainset_label.txt").read_text("utf-8").split()[1:13]
+    assert settings.val_labels is not None
+    with settings.val_labels.open("a", encoding="utf-8") as file:
+        for line in lines:
+            name, target = line.split(",")
+            with Image.open(tmp_path / "trainset" / name) as image:
+                image.resize((48, 48)).save(tmp_path / "valset" / name, quality=80)
+            file.write(f"{name},{1 - int(target)}\n")
+    audit, _ = audited(settings)
+    assert audit.copies["near_with_both_labels"] >= 10
+    assert all(one.has_several_groups for one in audit.copy_sets)
+    assert any("near copies in different groups have both labels" in f.text for f in audit.findings)
+    assert not any("as it should be" in note for note in audit.notes)
 
 
 @pytest.mark.usefixtures("no_page")
@@ -180,8 +200,6 @@ def test_without_an_image_that_can_be_read_there_is_no_audit(
 
 
 def test_an_image_far_from_the_rest_is_named(tmp_path: Path) -> None:
-    from PIL import Image
-
     settings = make_set(tmp_path, None)
     odd = min((tmp_path / "trainset").iterdir())
     Image.new("RGB", (640, 64)).save(odd)
