@@ -132,7 +132,8 @@ def stress_table(
 
 
 def mean_of_subset(rows: pd.DataFrame) -> float:
-    """`auc_stress` from the rows of stress.csv."""
+    """Mean AUC under the alterations that `auc_stress` is of, from the rows of stress.csv; that is
+    of at most `search.pixels.altered.ALTERED_IMAGES` of select, this of all images in them."""
     names = {(alteration.kind, alteration.strength) for alteration in SUBSET}
     pairs = zip(rows["alteration"], rows["strength"], strict=True)
     return float(rows["auc"][[pair in names for pair in pairs]].mean())
@@ -146,8 +147,8 @@ def worst_case(rows: pd.DataFrame) -> str:
     return (
         f"worst: {kind.name} {worst['strength']:g} ({kind.unit}): AUC {worst['auc']:.4f} "
         f"[{worst['auc_low']:.4f}, {worst['auc_high']:.4f}], {worst['auc_minus_clean']:+.4f} "
-        f"against {rows['auc'].iloc[0]:.4f} clean; auc_stress {mean_of_subset(rows):.4f}, the mean "
-        f"over {', '.join(map(str, SUBSET))}"
+        f"against {rows['auc'].iloc[0]:.4f} clean; mean over {', '.join(map(str, SUBSET))}: "
+        f"{mean_of_subset(rows):.4f}, {rows['images'].iloc[0]:,} images"
     )
 
 
