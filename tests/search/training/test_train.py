@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from search.data.splits import Splits
 from search.errors import UserError
@@ -66,6 +68,7 @@ SETTINGS: list[dict[str, Any]] = [
     },
     {"micro_batch_size": 3, "gradient_clip": None, "freeze_norm_fraction": 0.5},
     {"precision": "bf16", "channels_last": True},
+    {"precision": "fp16"},
     {"select_limit": 8, "ema_decay": 0.9},
     {"schedule": "constant", "warmup_images": 16, "average_power": 7.0},
     {
@@ -163,11 +166,15 @@ def stop_often(
 
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_going_on_from_any_batch_equals_never_having_stopped(
-    changes: dict[str, Any], splits: Splits, tmp_path: Path
+    changes: dict[str, Any], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A scale that overflows and rises again: a training that lost it would skip other steps.
+    on_the_edge = partial(GradScaler, init_scale=2.0**18, growth_interval=2)
+    monkeypatch.setattr("search.training.step.GradScaler", on_the_edge)
     recipe = replace(RECIPE, **changes)
     unbroken = complete(splits, tmp_path / "unbroken", recipe)
     assert unbroken.metrics["auc"] > 0.9
+    assert unbroken.metrics["precision"] == recipe.precision
     generator = random.Random(str(changes))
     pieces = stop_often(splits, tmp_path / "broken", recipe, lambda: generator.randint(1, 7))
     assert pieces > 3
