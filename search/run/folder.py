@@ -59,9 +59,9 @@ def alone(run: Path) -> Iterator[None]:
     Raises:
         UserError: if another one is at it, or the folder cannot be written to.
     """
+    lock = FileLock(run / LOCK, timeout=0)
     try:
-        with FileLock(run / LOCK, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise UserError(
             f"{run} must be searched by one process at a time, and another one is at it; wait for "
@@ -69,9 +69,13 @@ def alone(run: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"{run} must take what is written, found: {error}; make room, and the same command "
-            "goes on"
+            f"{run} must be a folder that a search can write to, found: {error}; mend that, or "
+            "copy it to one"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def clean(settings: SearchSettings, run: Path, console: Console) -> None:
