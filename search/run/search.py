@@ -4,7 +4,6 @@ found."""
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from search.catalogue.backbones import DEFAULT_PATH
 from search.data.generated import keep_record
 from search.data.inputs import canvas_of, check_data, study_name, write_data
 from search.errors import UserError
-from search.machine.files import BACKBONES, short_path
+from search.machine.files import BACKBONES, copy_atomically, short_path
 from search.machine.interruption import Interrupted, Interruption
 from search.machine.progress import tell_line
 from search.pixels.canvas import describe_canvas
@@ -125,7 +124,7 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
             if saved is None:
                 source = settings.backbones or DEFAULT_PATH
                 if source.resolve() != (run / BACKBONES).resolve():
-                    shutil.copyfile(source, run / BACKBONES)
+                    copy_atomically(source, run / BACKBONES)
             budget = plan.catalogue.budget
             canvas = plan.space.canvas
             notes = (*plan.notes, *leaks)
