@@ -29,9 +29,11 @@ from search.study.trials import (
     STATE,
     UNTIL,
     add_rejected,
+    claim,
     counted_trials,
     looks_of,
     new_trial,
+    paused_trials,
     put_back,
     record_outcome,
     tell_complete,
@@ -112,11 +114,16 @@ def recover(study: optuna.Study, run: Path) -> None:
     """Takes up trials that a killed process left running: the run's lock proves that nobody works
     on them.
 
-    A trial whose candidate is complete on disk is told complete; any other waits to go on from its
-    checkpoint, under its number. What a finished trial would have gone on from is deleted.
+    A trial whose candidate is complete on disk is told complete, also one that was put back amid
+    that; any other waits to go on from its checkpoint, under its number. What a finished trial
+    would have gone on from is deleted.
     """
     for trial in counted_trials(study):
         Candidate(run / CANDIDATES / trial_name(trial)).drop_checkpoint()
+    for found in paused_trials(study):
+        candidate = Candidate(run / CANDIDATES / trial_name(found))
+        if candidate.is_complete and _is_of(candidate, found):
+            tell_complete(study, claim(study, found), candidate)
     for found in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         candidate = Candidate(run / CANDIDATES / trial_name(found))
         running = optuna.Trial(study, found._trial_id)

@@ -9,9 +9,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.catalogue.rules import Verdict
+from search.errors import UserError
 from search.study.decisions.layout import Known, Point, State
 from search.study.decisions.space import BASELINE, PRESET, Space
-from search.training.candidate import Candidate
+from search.training.candidate import METRICS, Candidate
 from search.training.recipe import Recipe
 
 STATE = "state"
@@ -70,12 +71,25 @@ def record_outcome(
 
 
 def tell_complete(study: optuna.Study, trial: optuna.Trial, candidate: Candidate) -> float:
-    """Tells the study of a candidate that is complete on disk; returns its objective on select."""
-    metrics = candidate.metrics
+    """Tells the study of a candidate that is complete on disk; returns its objective on select.
+
+    Raises:
+        UserError: if its figures are damaged.
+    """
+    try:
+        metrics = candidate.metrics
+        # A candidate that was trained before there were objectives goes by its AUC.
+        value = float(metrics["objective"] if "objective" in metrics else metrics["auc"])
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        problem = (
+            error if isinstance(error, UserError) else f"{candidate.path / METRICS} lacks them"
+        )
+        raise UserError(
+            f"trial {candidate.name} must have its figures to be told, but {problem}; delete "
+            f"{candidate.path}, and the search trains it anew"
+        ) from None
     row = {name: value for name, value in metrics.items() if name not in NOT_IN_ROW}
     record_outcome(trial, "complete", row=row)
-    # A candidate that was trained before there were objectives goes by its AUC.
-    value = float(metrics.get("objective", metrics["auc"]))
     study.tell(trial, value)
     return value
 

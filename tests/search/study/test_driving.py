@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gc
 import math
+import re
+import shutil
 import time
 import weakref
 from collections.abc import Callable
@@ -46,6 +48,7 @@ from search.study.trials import (
 )
 from search.training.candidate import (
     CHECKPOINT,
+    METRICS,
     Candidate,
     Look,
     save_progress,
@@ -312,6 +315,33 @@ def test_what_no_recipe_is_to_blame_for_stops_the_search_and_loses_nothing(
     recover(study, tmp_path)  # as the next command does
     assert [trial.number for trial in paused_trials(study)] == [0]
     assert len(study.trials) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"auc": null}', '{"auc": "high"}'])
+def test_damaged_figures_are_told_with_the_remedy_which_helps(
+    content: str, make_search: Callable[..., Search], study: optuna.Study, tmp_path: Path
+) -> None:
+    """Every later command failed, and none said what to do."""
+    folder = tmp_path / "candidates" / "0000"
+
+    def damaged(recipe: Recipe, *_: Any, **__: Any) -> Candidate:
+        candidate = leave_complete(folder)
+        save_progress(folder, recipe, [])
+        if not study.trials[0].user_attrs.get("mended"):
+            (folder / METRICS).write_text(content)
+        return candidate
+
+    search = make_search(damaged, trials=1)
+    remedy = re.escape(f"delete {folder}, and the search trains it anew")
+    with pytest.raises(UserError, match=remedy) as found:
+        search.drive()
+    assert "\n" not in str(found.value)
+    assert [trial.state for trial in study.trials] == [TrialState.WAITING]
+    shutil.rmtree(folder)
+    study._storage.set_trial_user_attr(study.trials[0]._trial_id, "mended", True)
+    recover(study, tmp_path)
+    search.drive()
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
 
 
 def test_a_trial_that_is_paused_again_keeps_its_figures(

@@ -24,7 +24,15 @@ from search.study.opening import (
 )
 from search.study.plan import SearchPlan
 from search.study.prior import Probe
-from search.study.trials import PAUSED, REASON, STATE, claim, paused_trials, record_outcome
+from search.study.trials import (
+    PAUSED,
+    REASON,
+    STATE,
+    claim,
+    paused_trials,
+    put_back,
+    record_outcome,
+)
 from search.study.trials import RECIPE as RECIPE_ATTRIBUTE
 from search.training.candidate import CHECKPOINT, save_progress
 from tests.search.study.conftest import RECIPE, VERDICT, leave_complete
@@ -154,6 +162,27 @@ def test_trials_of_a_killed_process_are_complete_or_go_on(
     recover(study, tmp_path)
     assert len(study.trials) == 2
     assert complete.number == 0
+
+
+def test_a_trial_that_was_put_back_though_it_was_complete_is_told(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    """A second Ctrl-C came between the last file and the telling."""
+    for number, auc in enumerate((0.75, None)):
+        trial = study.ask()
+        trial.set_user_attr(RECIPE_ATTRIBUTE, asdict(RECIPE))
+        folder = tmp_path / "candidates" / f"{number:04d}"
+        if auc is not None:
+            leave_complete(folder, auc)
+        save_progress(folder, RECIPE, [])
+    for trial in study.trials:
+        record_outcome(optuna.Trial(study, trial._trial_id), PAUSED, "interrupted by the user")
+        put_back(study, trial)
+    recover(study, tmp_path)
+    first, second = study.trials
+    assert (first.state, first.value) == (TrialState.COMPLETE, 0.75)
+    assert (first.user_attrs[STATE], first.user_attrs[REASON]) == ("complete", "")
+    assert (second.state, second.user_attrs[STATE]) == (TrialState.WAITING, PAUSED)
 
 
 def test_a_complete_folder_of_another_training_is_not_told(
