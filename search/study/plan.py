@@ -32,7 +32,7 @@ from search.study.decisions.layout import Rules
 from search.study.decisions.pace import ended
 from search.study.decisions.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
 from search.training.candidate import CHECKPOINT
-from search.training.objective import check_objective
+from search.training.objective import check_objective, parts_told
 from search.training.recipe import Recipe
 from search.training.scoring import first_look, images_of_a_look
 from search.validation.forgeries.finding import finder
@@ -204,6 +204,8 @@ def prepare(
         seed=settings.seed,
         with_many_trials=(settings.trials or 0) >= MANY_TRIALS,
     )
+    if parts := parts_told(settings.objective, splits):
+        notes = (*notes, parts)
     if source == "none":
         notes = ("All networks were trained from scratch: --weights none.", *notes)
     declared = [backbone.name for backbone in allowed if backbone.declared]

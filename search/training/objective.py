@@ -38,6 +38,24 @@ def needs_altered(objective: Objective) -> bool:
     return "auc_stress" in PARTS[objective]
 
 
+def parts_told(objective: Objective, splits: Splits) -> str | None:
+    """Which figures an objective is the mean of on these images, in a line; None of one figure."""
+    parts = PARTS[objective]
+    if len(parts) == 1:
+        return None
+    if _has_unseen(splits.select):
+        return f"--objective {objective} is the mean of {', '.join(parts)}."
+    found = ", ".join(part for part in parts if part != "auc_unseen")
+    return (
+        f"--objective {objective} is the mean of {found}, without auc_unseen: select has no fakes "
+        "of methods that fit lacks, see --split unseen."
+    )
+
+
+def _has_unseen(table: pd.DataFrame) -> bool:
+    return "unseen" in table and bool(table["unseen"].any())
+
+
 def value_of(figures: Mapping[str, Any], objective: Objective) -> float:
     """How good a network is by an objective.
 
@@ -63,9 +81,7 @@ def check_objective(objective: Objective, splits: Splits, look: pd.DataFrame) ->
     """
     if "auc_unseen" not in PARTS[objective]:
         return
-    has_unseen, shows_unseen = (
-        "unseen" in table and bool(table["unseen"].any()) for table in (splits.select, look)
-    )
+    has_unseen, shows_unseen = _has_unseen(splits.select), _has_unseen(look)
     if not has_unseen and objective == "auc_unseen":
         raise UserError(
             "--objective auc_unseen needs fakes in select whose method fit lacks, found none; use "

@@ -30,7 +30,9 @@ def test_all_stages_go_by_the_objective(
     flags = ["--split", "unseen", "--clusters", "4", "--objective", "mean"]
     size = ["--trials", "3", "--epochs", "2"]
     assert main(["run", *data_set.flags, *quick, *size, *flags, "--out", str(out)]) == 0
-    assert "by mean AUC (--objective)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "by mean AUC (--objective)" in told
+    assert told.count("--objective mean is the mean of auc, auc_unseen, auc_stress.") == 1
     board = pd.read_csv(out / "leaderboard.csv", dtype={"candidate": str})
     complete = board[board["state"] == "complete"]
     assert len(complete) >= 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -120,7 +121,7 @@ def _judge(
     asked = draw_part(read[is_given & (read["split"] != "report")], MOST_ROWS, data.seed)
     headers = contents.headers.loc[asked.index]
     targets = asked["target"].to_numpy()
-    groups = asked.groupby(["is_train", "group"]).ngroup().to_numpy()
+    groups = asked.groupby(["is_train", "group"]).ngroup().to_numpy().astype(np.int64)
     told = telling(headers, targets, groups, data.seed)
     copies = find_copies(contents.checksums, contents.hashes, contents.thumbs, workers, compared)
     sets = [
