@@ -57,6 +57,8 @@ def test_time_that_is_up_before_a_search_is_begun_leaves_nothing(
     hub.stand_in(monkeypatch)
     flags = with_weights_of_the_hub(quick) if slow == "weights" else quick
     split = ["--split", "unseen", "--clusters", "4"] if slow == "forgeries" else []
+    # What another test described is not described again.
+    split += ["--cache", str(tmp_path / "cache")]
     run = tmp_path / "run"
     arguments = ["run", *data_set.flags, *flags, *split, "--timeout", "1h", "--out", str(run)]
     assert main(arguments) == 2
