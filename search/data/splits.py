@@ -213,23 +213,31 @@ def _limited(
     """Fit, select and report, thinned out."""
     half = None if limit_val is None else limit_val // 2
     limits = (limit_train, None if half is None or limit_val is None else limit_val - half, half)
+    # Before the draw: a method that fit loses by it is still fit's, and in both other splits.
+    whole = [parts[0], *told_apart(parts[0], parts[1:])]
     drawn = [
         draw_part(part, limit, seed).reset_index(drop=True)
-        for part, limit, seed in zip(parts, limits, seeds, strict=True)
+        for part, limit, seed in zip(whole, limits, seeds, strict=True)
     ]
     for part, name in zip(drawn, SPLITS, strict=True):
         check_two_classes(part, f"the split '{name}'")
-    return [drawn[0], *told_apart(drawn[0], drawn[1:])]
+    return drawn
 
 
 def told_apart(fit: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """Parts with a column `unseen`: fakes of a method that fit lacks. Without it where no method is
-    known; a fake without a known method counts as seen."""
+    """Parts with a column `unseen`: fakes of a method that fit lacks, and lacked before where the
+    column is there. Without it where no method is known; a fake without a known method counts as
+    seen."""
     if "method" not in fit or not (set(fit["method"]) - {NO_METHOD}):
         return [part.drop(columns="unseen", errors="ignore") for part in parts]
     seen = {*fit["method"], NO_METHOD}
     return [
-        part.assign(unseen=(part["target"] == 1) & ~part["method"].isin(seen)) for part in parts
+        part.assign(
+            unseen=(part["target"] == 1)
+            & ~part["method"].isin(seen)
+            & part.get("unseen", pd.Series(True, index=part.index))
+        )
+        for part in parts
     ]
 
 

@@ -32,7 +32,7 @@ from search.study.decisions.layout import Rules
 from search.study.decisions.pace import ended
 from search.study.decisions.space import BASELINE, BASELINE_EPOCHS, MANY_TRIALS, PRESET, Space
 from search.training.candidate import CHECKPOINT
-from search.training.objective import check_objective, parts_told
+from search.training.objective import check_objective, needs_unseen, parts_told
 from search.training.recipe import Recipe
 from search.training.scoring import first_look, images_of_a_look
 from search.validation.forgeries.finding import finder
@@ -167,6 +167,7 @@ def prepare(
         settings.select_limit,
         images_before=first_look(len(splits.fit)),
         seed=settings.seed,
+        with_unseen=needs_unseen(settings.objective),
     )
     check_objective(settings.objective, splits, look)
     folder = settings.weights_dir

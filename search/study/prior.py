@@ -70,9 +70,9 @@ def settled(probes: Sequence[Probe], rules: Rules, seconds_left: float | None) -
     Without a time limit all are: a seed must give the same search on a fast machine and on a slow
     one. With one, a backbone is left out whose first look alone would take more than half of the
     time in which configurations are drawn and begun, and one that is slower than another, and worse
-    by more than the error of both. The fastest stays in any case, and of those that are worse as
-    many of the best that there is something to merge. What is not known of a backbone never costs
-    it its place.
+    by more than the error of both. The fastest stays in any case, with those that are hardly
+    slower, and of those that are worse as many of the best that there is something to merge. What
+    is not known of a backbone never costs it its place.
 
     Args:
         probes: of all backbones of the pool.
@@ -86,7 +86,7 @@ def settled(probes: Sequence[Probe], rules: Rules, seconds_left: float | None) -
     fastest = max((probe.images_per_second or 0.0 for probe in probes), default=0.0)
     for probe in probes:
         speed = probe.images_per_second
-        if speed and speed < fastest and rules.first_look / speed > most:
+        if speed and FASTER * speed < fastest and rules.first_look / speed > most:
             out[probe.backbone] = (
                 f"its first look at {rules.first_look:,} images would take "
                 f"{rules.first_look / speed:,.0f} s, more than half of the {2 * most:,.0f} s to "

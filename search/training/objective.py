@@ -38,6 +38,11 @@ def needs_altered(objective: Objective) -> bool:
     return "auc_stress" in PARTS[objective]
 
 
+def needs_unseen(objective: Objective) -> bool:
+    """Whether it looks at fakes of unseen methods by themselves."""
+    return "auc_unseen" in PARTS[objective]
+
+
 def parts_told(objective: Objective, splits: Splits) -> str | None:
     """Which figures an objective is the mean of on these images, in a line; None of one figure."""
     parts = PARTS[objective]
@@ -79,7 +84,7 @@ def check_objective(objective: Objective, splits: Splits, look: pd.DataFrame) ->
     Raises:
         UserError: if the images of a look cannot tell what the objective is.
     """
-    if "auc_unseen" not in PARTS[objective]:
+    if not needs_unseen(objective):
         return
     has_unseen, shows_unseen = _has_unseen(splits.select), _has_unseen(look)
     if not has_unseen and objective == "auc_unseen":

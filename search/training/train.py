@@ -35,7 +35,7 @@ from search.training.loop import FAR_ENOUGH, Batches, StepRecord, Training
 from search.training.loss import Loss, classification_loss, training_batches
 from search.training.metrics import Metrics
 from search.training.network import build_network
-from search.training.objective import needs_altered, value_of
+from search.training.objective import needs_altered, needs_unseen, value_of
 from search.training.recipe import Recipe
 from search.training.scoring import (
     Evaluation,
@@ -215,6 +215,7 @@ def train(
             recipe.select_limit,
             images_before=first_look(len(splits.fit)),
             seed=recipe.seed,
+            with_unseen=needs_unseen(recipe.objective),
         )
         if needs_altered(recipe.objective):
             look = with_altered(look, altered_of_a_look(splits, len(look), recipe.seed))

@@ -66,6 +66,22 @@ def assert_held_out(division: Division, splits: Splits) -> None:
         assert not set(part["method"][~seen]) & fit
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_limit_makes_no_method_of_fits_an_unseen_one(seed: int) -> None:
+    """One that fit loses by the draw is in select and in report: what report measures would have
+    been chosen by."""
+    methods = [method for n, method in enumerate("abcdefghij", 1) for _ in range(4 * n)]
+    table = table_of([["", method] for method in methods])
+    division, whole = divide(table, seed=seed)
+    splits = splits_of(division, table, None, limit_train=16, limit_val=None, seed=seed)
+    assert len(fake_methods(splits.fit)) < len(fake_methods(whole.fit))
+    for part in (splits.select, splits.report):
+        assert not set(part["method"][part["unseen"]]) & fake_methods(whole.fit)
+    # Neither does a training on more.
+    more = splits.seen_by("fit+select")
+    assert not set(more.report["method"][more.report["unseen"]]) & fake_methods(whole.fit)
+
+
 def test_groups_of_one_method_lose_nothing() -> None:
     division, splits = divide(table_of(pairs("abcdefghij", 40)))
     assert division.left_out == 0

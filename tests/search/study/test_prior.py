@@ -41,6 +41,11 @@ def probe(backbone: str, auc: float | None, speed: float | None, **more: Any) ->
         ([probe("slow", 0.9, 8), probe("slower", 0.6, 5), probe("quick", 0.55, 50)], ["quick"]),
         # All are: the fastest stays.
         ([probe("slow", 0.6, 8), probe("slower", 0.9, 5)], ["slow"]),
+        # With those that are hardly slower.
+        (
+            [probe("fast", 0.6, 8), probe("better", 0.9, 7.6), probe("slow", 0.9, 5)],
+            ["fast", "better"],
+        ),
         # What is not known costs nothing.
         ([probe("good", 0.8, 50), Probe("unseen", 224)], ["good", "unseen"]),
         ([probe("good", 0.8, 50), probe("too few", None, 20)], ["good", "too few"]),

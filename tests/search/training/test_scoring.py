@@ -142,6 +142,23 @@ def test_the_seed_decides_which_part_a_look_sees() -> None:
     assert set(looks[0]["group"]) != set(looks[1]["group"])
 
 
+@pytest.mark.parametrize(
+    ("limit", "with_unseen", "unseen"),
+    [("auto", True, 250), ("auto", False, 25), (500, True, 25), ("all", True, 200)],
+)
+def test_unseen_methods_that_are_looked_at_are_more_than_a_handful(
+    limit: SelectLimit, with_unseen: bool, unseen: int
+) -> None:
+    """One fake in eight, where an AUC is of them alone."""
+    table = grouped_table(4000 if limit == "all" else 8000)
+    groups = table["group"].astype(int)
+    table["unseen"] = (table["target"] == 1) & (groups % 40 < 2)
+    look = images_of_a_look(table, limit, images_before=1, seed=3, with_unseen=with_unseen)
+    assert int(look["unseen"].sum()) == pytest.approx(unseen, abs=15)
+    assert look["path"].is_unique
+    assert look.index.tolist() == list(range(len(look)))
+
+
 def test_a_look_has_two_classes() -> None:
     # Too large to be drawn, the only group of fakes.
     table = grouped_table(2000).assign(target=[1] * 600 + [0] * 1400)
