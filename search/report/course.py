@@ -10,7 +10,7 @@ import pandas as pd
 from search.report.terminal import format_seconds
 from search.study.decisions.layout import ALMOST
 from search.study.decisions.space import BASELINE, PRESET
-from search.study.trials import ROW, looks_of
+from search.study.trials import ROW, STATE, looks_of
 from search.training.objective import NAMES
 
 if TYPE_CHECKING:
@@ -38,6 +38,14 @@ def search_looks(study: optuna.Study | None) -> pd.DataFrame:
         for images, own, auc, spent in looks_of(trial)
     ]
     return pd.DataFrame(rows, columns=list(LOOK_COLUMNS))
+
+
+def never_begun(study: optuna.Study | None) -> list[str]:
+    """The backbones whose default waits still: with little time a large pool has too many."""
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    waiting = [trial for trial in trials if trial.state.name == "WAITING"]
+    presets = [str(t.user_attrs.get(PRESET, "")) for t in waiting if not t.user_attrs.get(STATE)]
+    return [preset.partition(":")[2] for preset in presets if ":" in preset]
 
 
 def _kind(preset: object) -> str:

@@ -20,6 +20,7 @@ from search.report.course import (
     continued,
     finished_against_presets,
     gain_at_the_same_time,
+    never_begun,
     search_looks,
 )
 from search.report.leaderboard import COLUMNS, STATES, TEXTS
@@ -142,7 +143,7 @@ def write_report(
     merged = _merged(run)
     page = _template().render(
         title=run.name,
-        summary=summarise(rows, looks, compared_by),
+        summary=summarise(rows, looks, compared_by, never_begun(study)),
         highlighted={name: facts[name] for name in HIGHLIGHTED if name in facts},
         facts={name: text for name, text in facts.items() if name not in HIGHLIGHTED},
         figures=figures,
@@ -275,10 +276,11 @@ def summarise(
     rows: list[dict[str, Any]],
     looks: pd.DataFrame | None = None,
     compared_by: str = NAMES["auc"],
+    waiting: Sequence[str] = (),
 ) -> str:
     """How the trials ended, and what the best and the baseline are worth, in sentences; with the
     looks of `search_looks`, which are compared by what is named, what the search brought over its
-    presets as well."""
+    presets as well, and the backbones whose default was not begun."""
     counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     total = f"{len(rows)} trial{'' if len(rows) == 1 else 's'}"
@@ -296,6 +298,8 @@ def summarise(
     if looks is not None:
         sentences += gain_at_the_same_time(looks, compared_by)
     sentences += finished_against_presets(complete)
+    if waiting:
+        sentences.append(f"The defaults of {', '.join(waiting)} were not begun.")
     return " ".join(sentences)
 
 

@@ -371,6 +371,15 @@ def test_the_study_tells_presets_from_what_was_drawn(run: HandMadeRun) -> None:
     assert row["trained in minutesof all trainings"] == "0.0 to 1.0, 2.0 to 3.0"
 
 
+def test_defaults_that_were_not_begun_are_named(run: HandMadeRun) -> None:
+    """Little time is not enough for all of a large pool."""
+    run.add("complete", 1.0, preset="default:one")
+    run.study.enqueue_trial({}, user_attrs={"preset": "default:two"})
+    run.study.enqueue_trial({}, user_attrs={"preset": "baseline"})
+    report(run)
+    assert "The defaults of two were not begun." in Page(run.folder / "report.html").text
+
+
 def test_the_probe_is_shown_from_its_file_alone(run: HandMadeRun, mixed: Written) -> None:
     assert "Probe of the backbones" not in mixed.page.text
     kept = Probe("fast", 224, 1_000, 5, 0.71, 0.02, 54.0, seconds=21, kept=True)
