@@ -10,6 +10,7 @@ import pandas as pd
 from search.report.terminal import format_seconds
 from search.study.decisions.layout import ALMOST
 from search.study.decisions.space import BASELINE, PRESET
+from search.study.opening import DEFAULT
 from search.study.trials import ROW, STATE, looks_of
 from search.training.objective import NAMES
 
@@ -44,8 +45,9 @@ def never_begun(study: optuna.Study | None) -> list[str]:
     """The backbones whose default waits still: with little time a large pool has too many."""
     trials = [] if study is None else study.get_trials(deepcopy=False)
     waiting = [trial for trial in trials if trial.state.name == "WAITING"]
-    presets = [str(t.user_attrs.get(PRESET, "")) for t in waiting if not t.user_attrs.get(STATE)]
-    return [preset.partition(":")[2] for preset in presets if ":" in preset]
+    presets = [str(t.user_attrs.get(PRESET)) for t in waiting if STATE not in t.user_attrs]
+    prefix = f"{DEFAULT}:"
+    return [preset.removeprefix(prefix) for preset in presets if preset.startswith(prefix)]
 
 
 def _kind(preset: object) -> str:

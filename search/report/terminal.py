@@ -310,10 +310,9 @@ def describe_rules(rules: Rules, seconds_left: float | None) -> str:
         )
     if seconds_left <= 0:
         return "no time is left for training: give a longer --timeout"
-    stretch = rules.explored * seconds_left / rules.configurations
-    most = "" if rules.trials is None else f", {rules.trials} at most"
+    stretch = rules.explored * seconds_left / rules.planned
     return (
-        f"in {format_seconds(seconds_left)}: about {rules.configurations} configurations{most}, "
+        f"in {format_seconds(seconds_left)}: about {rules.planned} configurations, "
         f"for {format_seconds(stretch)} each, or to their first look at {rules.first_look:,} "
         f"images where that takes longer, in {rules.explored:.0%} of the time; the best "
         f"{rules.kept_in_time:.0%} go on to twice as much, and the best of them gets all the time "

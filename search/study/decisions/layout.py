@@ -82,8 +82,8 @@ class Rules:
     configurations: int = 20
     """How many the time shall be good for: their first stretch comes of it."""
     waiting_share: float = 0.5
-    """Of these, how many may be among those that wait from the beginning, at most, with a time
-    limit: the others are drawn."""
+    """Of the configurations that a time limit is good for, those that may have waited from the
+    beginning, at most: the others are drawn."""
     halvings: int = 1
     """Rungs after the first, with a time limit."""
     margin: float = 0.05
@@ -98,6 +98,11 @@ class Rules:
     patience: int = 15
     """Configurations, or half of `trials` if that is more, that may be no better than those before
     them; then no more are begun."""
+
+    @property
+    def planned(self) -> int:
+        """Configurations that a time limit is laid out for."""
+        return min(self.configurations, self.trials or self.configurations)
 
     @property
     def fall(self) -> float:
@@ -172,8 +177,7 @@ def lay_out(known: Sequence[Known], rules: Rules, seconds_left: float | None = N
     total = seconds_left + sum(one.seconds + one.lost for one in known)
     searched = [one for one in known if not one.is_baseline]
     looked = [one for one in searched if one.points]
-    count = min(rules.configurations, rules.trials or rules.configurations)
-    stretch = rules.explored * total / count
+    stretch = rules.explored * total / rules.planned
     if looked:
         # Nothing is known before the first look.
         if rules.longest is not None:

@@ -109,7 +109,7 @@ def test_how_many_are_begun_may_be_open() -> None:
     [
         (Rules(2_000, trials=20, longest=28_000), None, "20 configurations are trained on 2,000"),
         (Rules(2_000), 28_800.0, "in 8 h 0 min: about 20 configurations, for 2 min 24 s each"),
-        (Rules(2_000, trials=7), 28_800.0, "about 20 configurations, 7 at most, for 2 min"),
+        (Rules(2_000, trials=7), 28_800.0, "about 7 configurations, for 6 min 51 s each"),
     ],
 )
 def test_how_the_search_is_laid_out_is_told(rules: Rules, left: float | None, told: str) -> None:
