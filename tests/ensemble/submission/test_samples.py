@@ -33,6 +33,15 @@ from search.training.recipe import Recipe
 QUIET = Console(quiet=True)
 
 
+def submission_of(run: Path, names: Path) -> SubmitSettings:
+    """Of a run's first candidate, with scores of the images that are listed."""
+    images = load_settings(run).val_images
+    assert images is not None
+    return SubmitSettings(
+        run=run, images=images, names=names, phase="test", model="0000", device="cpu"
+    )
+
+
 @pytest.fixture(scope="module")
 def submitted(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A submission of a run that was given generated samples, as far as its records say."""
@@ -49,14 +58,7 @@ def submitted(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert plain.val_images is not None
     names = sorted(path.name for path in plain.val_images.iterdir())[:4]
     (base / "list.txt").write_text("\n".join(["img_name", *names, ""]), encoding="utf-8")
-    submission = SubmitSettings(
-        run=run,
-        images=plain.val_images,
-        names=base / "list.txt",
-        phase="test",
-        model="0000",
-        device="cpu",
-    )
+    submission = submission_of(run, base / "list.txt")
     return run_submit(submission, QUIET, clock=lambda: datetime(2025, 3, 4, tzinfo=UTC))
 
 
@@ -111,16 +113,7 @@ def blended(submitted: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFa
     run = Path(shutil.copytree(tiny_run, base / "run"))
     recipe = run / "candidates" / "0000" / "recipe.yaml"
     replace(Recipe.load(recipe), self_blended=0.25, mixed_with_real=0.1).save(recipe)
-    settings = load_settings(run)
-    assert settings.val_images is not None
-    submission = SubmitSettings(
-        run=run,
-        images=settings.val_images,
-        names=submitted.parents[1] / "list.txt",
-        phase="test",
-        model="0000",
-        device="cpu",
-    )
+    submission = submission_of(run, submitted.parents[1] / "list.txt")
     return run_submit(submission, QUIET, clock=lambda: datetime(2025, 3, 4, tzinfo=UTC))
 
 
@@ -239,15 +232,5 @@ def test_verify_finds_what_was_tampered_with(
 def test_a_run_that_lost_the_tool_is_not_submitted(submitted: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(submitted.parent, tmp_path / "run"))
     shutil.rmtree(run / "generated" / "tool")
-    plain = load_settings(run)
-    assert plain.val_images is not None
-    settings = SubmitSettings(
-        run=run,
-        images=plain.val_images,
-        names=submitted.parents[1] / "list.txt",
-        phase="test",
-        model="0000",
-        device="cpu",
-    )
     with pytest.raises(UserError, match="must hold the code that made the samples"):
-        run_submit(settings, QUIET)
+        run_submit(submission_of(run, submitted.parents[1] / "list.txt"), QUIET)
