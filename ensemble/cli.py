@@ -27,8 +27,8 @@ from ensemble.settings import (
 )
 from search.errors import UserError, loading, run_app
 from search.machine.progress import tell_line
-from search.settings.commands import StressSettings
 from search.settings.data import AtLeastZero
+from search.settings.subcommands import StressSettings
 
 if TYPE_CHECKING:
     from ensemble.pool.pool import Pool

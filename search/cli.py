@@ -12,16 +12,17 @@ from cyclopts.argument import ArgumentCollection
 from rich.console import Console
 
 from search.errors import loading, run_app
-from search.settings.commands import (
+from search.machine.progress import tell_line
+from search.settings.data import flag
+from search.settings.saved import read_settings
+from search.settings.search import SearchSettings
+from search.settings.subcommands import (
     AuditSettings,
     ExpandSettings,
     ProfileSettings,
     RefitSettings,
     StressSettings,
 )
-from search.settings.data import flag
-from search.settings.saved import read_settings
-from search.settings.search import SearchSettings
 
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -129,7 +130,7 @@ def report(*, out: Path) -> None:
         from search.run.report import write_run_report
 
     for path in write_run_report(out, console):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        tell_line(console, f"wrote {path}")
 
 
 @app.command

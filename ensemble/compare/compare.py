@@ -163,7 +163,7 @@ def run_compare(
                 f"{refit.name} is the best single's recipe trained on {refit.recipe.trained_on}; "
                 f"nothing here chose it: submit it by its name, --model {refit.name}",
             )
-    console.print(f"wrote {path} and {PLOT}", highlight=False, soft_wrap=True)
+    tell_line(console, f"wrote {path} and {PLOT}")
     return table
 
 
@@ -222,7 +222,7 @@ def compare_elsewhere(
     _write(table, source.folder / COMPARISON)
     for name, theme in ((PLOT, LIGHT), (DARK_PLOT, DARK)):
         draw_elsewhere(table, source.folder / name, source.name, theme)
-    console.print(f"wrote {source.folder / COMPARISON} and {PLOT}", highlight=False, soft_wrap=True)
+    tell_line(console, f"wrote {source.folder / COMPARISON} and {PLOT}")
     return table
 
 

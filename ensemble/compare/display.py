@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.drawing.figure import LIGHT, Theme, add_legend, name_points, new_figure, save
+from search.machine.progress import tell_line
 from search.settings.data import Objective
 from search.training.objective import NAMES
 
@@ -94,7 +95,7 @@ def print_comparison(table: pd.DataFrame, console: Console, *, groups: int) -> N
             soft_wrap=True,
         )
     for row in table[table["recommended"]].to_dict("records"):
-        console.print(f"submit {row['model']}: {row['reason']}", highlight=False, soft_wrap=True)
+        tell_line(console, f"submit {row['model']}: {row['reason']}")
     if not table["recommended"].any():
         console.print("no model can be submitted: all break a rule", highlight=False)
 

@@ -22,7 +22,7 @@ from ensemble.pool.pool import Pool
 from ensemble.settings import DistillSettings
 from search.machine.files import MERGED
 from search.machine.interruption import Interruption
-from search.machine.progress import Bars
+from search.machine.progress import Bars, tell_line
 from search.pixels.loading.epochs import Loader
 from search.pixels.opening import fill
 from search.training.candidate import WEIGHTS, Candidate, load_weights
@@ -59,7 +59,7 @@ def run_distill(
     """
     plan = plan_distillation(pool, settings, console, interruption.check)
     for line in plan.describe():
-        console.print(line, highlight=False, soft_wrap=True)
+        tell_line(console, line)
     task = Distillation(pool, plan)
     training = MergeTraining(pool, DISTILLED, plan.recipe, task)
     leftovers = (training.leftover(), task.other_views())
@@ -82,7 +82,7 @@ def run_distill(
         on_batch=interruption.check,
     )
     training.clear()
-    console.print(summarise(candidate), highlight=False, soft_wrap=True)
+    tell_line(console, summarise(candidate))
     return candidate
 
 

@@ -29,6 +29,7 @@ from ensemble.pool.pool import Pool
 from search.catalogue.timm_models import build_on_meta
 from search.machine.files import file_sha256
 from search.machine.interruption import Interruption
+from search.machine.progress import tell_line
 from search.pixels.opening import fill
 from search.training.candidate import WEIGHTS, Candidate, Look
 from search.training.loss import training_batches
@@ -74,9 +75,7 @@ def run_fuse(
     interruption = interruption or Interruption()
     head_spec = HeadSpec(head, HIDDEN_SIZE if head == "mlp" else 0)
     chosen = find_members(pool, members, head_spec, interruption.check)
-    console.print(
-        f"fusing {', '.join(c.name for c in chosen)}, head {head}", highlight=False, soft_wrap=True
-    )
+    tell_line(console, f"fusing {', '.join(c.name for c in chosen)}, head {head}")
     model = fuse_networks([c.load() for c in chosen], head_spec, pool.settings.seed)
     check_budget(model, pool.catalogue.budget, f"the fused network of {len(chosen)} members")
     recipe = joint_recipe(chosen[0].recipe, model.image_size, finetune_epochs, pool)
@@ -122,7 +121,7 @@ def run_fuse(
     )
     if joint is not None:
         joint.training.clear()
-    console.print(summarise(candidate), highlight=False, soft_wrap=True)
+    tell_line(console, summarise(candidate))
     return candidate
 
 

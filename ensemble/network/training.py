@@ -15,7 +15,7 @@ from ensemble.pool.pool import Pool
 from search.errors import UserError
 from search.machine.files import MERGED
 from search.machine.interruption import Interruption
-from search.machine.progress import Bars
+from search.machine.progress import Bars, tell_line
 from search.machine.seconds import SECONDS
 from search.training.candidate import CHECKPOINT, Candidate, Look
 from search.training.recipe import Recipe
@@ -146,9 +146,7 @@ class MergeTraining:
         """
         goes_on = self.is_complete or (self.folder / CHECKPOINT).exists()
         if goes_on and self._found is not None:
-            console.print(
-                f"going on with the training in {self.folder}", highlight=False, soft_wrap=True
-            )
+            tell_line(console, f"going on with the training in {self.folder}")
         with Bars(console, time_left=True, transient=True) as bars:
             bar = bars.add("training", unit="batches")
             return train(

@@ -235,9 +235,7 @@ def open_pool(
     check_enough(run, settings, finished, candidates, () if allow_tainted else tuple(tainted))
     for name, reason in tainted.items():
         fate = "allowed by --allow-tainted" if allow_tainted else "left out"
-        console.print(
-            f"candidate {name} is tainted, {fate}: {reason}", highlight=False, soft_wrap=True
-        )
+        tell_line(console, f"candidate {name} is tainted, {fate}: {reason}")
     _score_on_report(candidates, splits.report, runtime, reader, console, on_batch)
     altered_scores = {c.name: c.altered_scores for c in candidates}
     if all(scores is not None for scores in altered_scores.values()):
@@ -283,9 +281,7 @@ def _score_on_report(
     for candidate in candidates:
         if candidate.report_scores is not None:
             continue
-        console.print(
-            f"scoring candidate {candidate.name} on report", highlight=False, soft_wrap=True
-        )
+        tell_line(console, f"scoring candidate {candidate.name} on report")
         score_on_report(candidate, candidate.load(), table, runtime, reader, on_batch)
 
 

@@ -16,6 +16,7 @@ from ensemble.pool.pool import Pool
 from ensemble.soup.averaging import add_states, divide_state, refresh_batch_norm
 from search.errors import UserError
 from search.machine.interruption import Interruption
+from search.machine.progress import tell_line
 from search.pixels.loading.epochs import train_batches
 from search.training.candidate import Candidate, copy_state
 from search.training.network import Network
@@ -63,9 +64,7 @@ def run_soup(
     interruption = interruption or Interruption()
     chosen = find_group(pool.candidates) if members is None else pool.choose(members)
     check_compatible(chosen)
-    console.print(
-        f"{method} soup of {', '.join(c.name for c in chosen)}", highlight=False, soft_wrap=True
-    )
+    tell_line(console, f"{method} soup of {', '.join(c.name for c in chosen)}")
     cooking = _Cooking(pool, norm_images, console, interruption)
     used = cooking.uniform(chosen) if method == "uniform" else cooking.greedy(chosen)
     names = tuple(c.name for c in used)
@@ -86,7 +85,7 @@ def run_soup(
         figures=cooking.figures,
         on_batch=interruption.check,
     )
-    console.print(summarise(candidate), highlight=False, soft_wrap=True)
+    tell_line(console, summarise(candidate))
     return candidate
 
 

@@ -123,7 +123,7 @@ def run_submit(
             soft_wrap=True,
         )
     if kept is not None:
-        console.print(f"the earlier submission is now {kept}", highlight=False, soft_wrap=True)
+        tell_line(console, f"the earlier submission is now {kept}")
     _tell(console, run / SUBMISSION, manifest, ledger, settings, clock())
     return run / SUBMISSION
 
@@ -303,9 +303,7 @@ def _tell(
 ) -> None:
     quota = ledger.quota(settings.phase, now)
     left = max(0, quota.limit - quota.made)
-    console.print(
-        f"wrote {folder}, verified; manifest SHA-256 {manifest}", highlight=False, soft_wrap=True
-    )
+    tell_line(console, f"wrote {folder}, verified; manifest SHA-256 {manifest}")
     console.print(
         f"{settings.phase} phase: {quota.made} of {quota.limit} submissions made today "
         f"({ledger.zone.key}), {left} left; those of other runs are not counted here, but by the "

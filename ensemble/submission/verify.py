@@ -17,6 +17,7 @@ from ensemble.submission.manifest import MANIFEST
 from search.errors import UserError
 from search.machine.device import Runtime
 from search.machine.files import file_sha256
+from search.machine.progress import tell_line
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ def run_verify(
     for check in checks:
         mark = "[green]ok[/]    " if check.ok else "[red]FAILED[/]"
         console.print(mark, end=" ")
-        console.print(
-            f"{check.name}: {check.detail}", markup=False, highlight=False, soft_wrap=True
-        )
+        tell_line(console, f"{check.name}: {check.detail}")
     if images is None:
         console.print(
             "not checked: the scores in prediction.csv, which need --images IMAGES", soft_wrap=True
@@ -68,9 +67,7 @@ def run_verify(
             f"{folder} must pass every check, but {len(failed)} of {len(checks)} failed: "
             f"{', '.join(failed)}; do not hand it in"
         )
-    console.print(
-        f"manifest SHA-256 {file_sha256(folder / MANIFEST)}", highlight=False, soft_wrap=True
-    )
+    tell_line(console, f"manifest SHA-256 {file_sha256(folder / MANIFEST)}")
     return checks
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from search.errors import Interrupted, UserError
 from search.machine.files import write_atomically
-from search.machine.progress import Bar, Bars
+from search.machine.progress import Bar, Bars, tell_line
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What timm looks for in a repository of the hub, in this order."""
@@ -79,7 +79,7 @@ def fetch_weights(
             bar = bars.add(text, size)
             if not bar.is_live:
                 told = "" if size is None else f", {size / 1e6:,.0f} MB"
-                console.print(f"fetching {text}{told}", highlight=False, soft_wrap=True)
+                tell_line(console, f"fetching {text}{told}")
             try:
                 _download(name, _counting(bar, on_progress))
             except Interrupted:

@@ -55,8 +55,8 @@ from search.machine.files import (
 )
 from search.machine.interruption import Interruption
 from search.machine.progress import Bars, tell_line
-from search.settings.commands import ExpandSettings
 from search.settings.saved import load_settings
+from search.settings.subcommands import ExpandSettings
 
 LOCK = ".lock"
 

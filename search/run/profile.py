@@ -35,9 +35,9 @@ from search.pixels.images import BrokenImage, read_image
 from search.pixels.loading.batches import Batch
 from search.pixels.loading.epochs import Loader
 from search.pixels.loading.reading import Reader
-from search.settings.commands import ProfileSettings
 from search.settings.saved import load_settings
 from search.settings.search import SearchSettings
+from search.settings.subcommands import ProfileSettings
 from search.training.arithmetic import choose_arithmetic, random_batch
 from search.training.loop import Training
 from search.training.loss import classification_loss, training_batches

@@ -26,8 +26,8 @@ from search.report.recorded import report_figures_of
 from search.run.folder import alone, clean, study_of
 from search.run.refit_plan import Refit, plan_refit
 from search.run.reserve import RESULTS_SECONDS
-from search.settings.commands import RefitSettings
 from search.settings.saved import load_settings
+from search.settings.subcommands import RefitSettings
 from search.study.decisions.pace import ended, next_stretch
 from search.study.report_split import score_best_on_report
 from search.training.candidate import HISTORY, RECIPE, Candidate

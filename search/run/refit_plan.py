@@ -29,8 +29,8 @@ from search.pixels.altering import SUBSET
 from search.report.leaderboard import read_leaderboard
 from search.report.page import baseline_trials
 from search.run.reserve import LARGEST_RESERVE, RESULTS_SECONDS, SCORING_SPEED
-from search.settings.commands import RefitSettings
 from search.settings.search import SearchSettings
+from search.settings.subcommands import RefitSettings
 from search.study.decisions.pace import MARGIN, ended
 from search.study.trials import recipe_row, verdict_row
 from search.training.candidate import RECIPE, REFIT_OF, Candidate

@@ -75,7 +75,7 @@ def generate(place: Path, count: int, side: int) -> tuple[Path, Path]:
 
 def audit(labels: Path, folder: Path, out: Path, workers: int) -> None:
     """Prints what an audit prints, and what it took."""
-    from search.settings.commands import AuditSettings
+    from search.settings.subcommands import AuditSettings
     from search.validation.audit.audit import run_audit
 
     started = time.perf_counter()

@@ -18,9 +18,9 @@ from search.data.splits import Splits, draw_part
 from search.errors import UserError
 from search.machine.files import short_path, write_json_atomically
 from search.machine.progress import Bars, tell_line
-from search.settings.commands import AuditSettings
 from search.settings.data import DataSettings
 from search.settings.saved import load_settings
+from search.settings.subcommands import AuditSettings
 from search.validation.audit.contents import Contents, look_at
 from search.validation.audit.duplicates import Copies, find_copies
 from search.validation.audit.findings import (

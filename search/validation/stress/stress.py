@@ -24,8 +24,8 @@ from search.machine.progress import Bars, tell_line
 from search.pixels.altering import ALTERATIONS, CLEAN, KINDS, SUBSET
 from search.pixels.opening import open_quarantine
 from search.pixels.quarantine import Quarantine
-from search.settings.commands import StressSettings
 from search.settings.saved import SETTINGS, load_settings
+from search.settings.subcommands import StressSettings
 from search.training.candidate import RECIPE, Candidate
 from search.training.metrics import measure
 from search.training.recipe import Recipe

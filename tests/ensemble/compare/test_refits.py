@@ -19,7 +19,7 @@ from search.errors import UserError
 from search.machine.files import REFITS
 from search.report.page import _merged, _refits
 from search.run.refit_plan import _name
-from search.settings.commands import RefitSettings
+from search.settings.subcommands import RefitSettings
 from search.training.candidate import Candidate
 from search.training.train import train
 from tests.ensemble.conftest import CPU, refit

@@ -12,8 +12,8 @@ from ensemble.network.model import HeadSpec, ModelSpec, TeacherOrigin
 from ensemble.settings import DistillSettings, SubmitSettings
 from ensemble.submission.reproduce import merge_commands, search_command, sources_of, submit_command
 from search.cli import app
-from search.settings.commands import RefitSettings
 from search.settings.saved import load_settings
+from search.settings.subcommands import RefitSettings
 from search.training.candidate import save_candidate
 from search.training.recipe import Recipe
 

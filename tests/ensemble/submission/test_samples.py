@@ -26,8 +26,8 @@ from search.data.generated import keep_record
 from search.data.inputs import read_splits, write_data
 from search.errors import UserError
 from search.expand.expand import run_expand
-from search.settings.commands import ExpandSettings
 from search.settings.saved import load_settings, write_settings
+from search.settings.subcommands import ExpandSettings
 from search.training.recipe import Recipe
 
 QUIET = Console(quiet=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from search.expand.expand import run_expand
-from search.settings.commands import ExpandSettings
+from search.settings.subcommands import ExpandSettings
 
 SIDE = 64
 PAIRS, ALONE = 14, 4

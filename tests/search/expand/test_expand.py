@@ -21,7 +21,7 @@ from search.data.labels import read_labels
 from search.errors import Interrupted, UserError
 from search.expand import making
 from search.expand.expand import run_expand
-from search.settings.commands import ExpandSettings
+from search.settings.subcommands import ExpandSettings
 
 QUIET = Console(quiet=True)
 

@@ -13,9 +13,9 @@ from search.errors import UserError
 from search.pixels.canvas import describe_canvas
 from search.run import profile as module
 from search.run.profile import Profile, run_profile
-from search.settings.commands import ProfileSettings
 from search.settings.saved import write_settings
 from search.settings.search import SearchSettings
+from search.settings.subcommands import ProfileSettings
 
 STAGES = [
     *("read", "decode", "canvas", "gather", "compress"),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from search.data.generated import GENERATED, Generated
 from search.data.splits import Splits
-from search.settings.commands import AuditSettings
+from search.settings.subcommands import AuditSettings
 
 CLASS_IMAGES = {"trainset": 60, "valset": 30}
 

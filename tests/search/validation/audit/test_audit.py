@@ -13,9 +13,9 @@ from rich.console import Console
 from search.cli import main
 from search.data.inputs import read_splits, write_data
 from search.pixels.canvas import describe_canvas
-from search.settings.commands import AuditSettings
 from search.settings.saved import read_settings, write_settings
 from search.settings.search import SearchSettings
+from search.settings.subcommands import AuditSettings
 from search.validation.audit import audit as module
 from search.validation.audit.audit import AUDIT, PAGE, run_audit
 from search.validation.audit.findings import Audit

@@ -20,9 +20,9 @@ from search.data.inputs import read_splits, write_data
 from search.errors import UserError
 from search.pixels.altering import ALTERATIONS, CLEAN
 from search.pixels.canvas import describe_canvas
-from search.settings.commands import StressSettings
 from search.settings.saved import write_settings
 from search.settings.search import SearchSettings
+from search.settings.subcommands import StressSettings
 from search.training.candidate import save_candidate
 from search.training.metrics import delong_interval
 from search.training.network import build_network

@@ -1,4 +1,4 @@
-"""What the other commands are told: `search profile`, `stress`, `refit`, `audit` and `expand`."""
+"""What the sub-commands beside `search run` are told: `profile`, `stress`, `refit`, `audit`, `expand`."""
 
 from __future__ import annotations
 
