@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from search.catalogue.dimensions import DIMENSIONS, Dimension, read_dimensions
-from search.catalogue.kinds import LEARNING_RATE, DropPath, Kind, LearningRate, read_kinds
+from search.catalogue.kinds import LEARNING_RATE, BackboneKind, DropPath, LearningRate, read_kinds
 from search.catalogue.timm_models import architectures, pretrained_names, unknown_name
 from search.errors import UserError
 from search.machine.files import check_keys, first_problem, load_yaml, suggestion
@@ -228,7 +228,7 @@ def _read_catalogue(content: Any) -> Catalogue:
         raise UserError(first_problem(error)) from error
 
 
-def _read_backbone(name: str, pool: str, entry: Any, kinds: Mapping[str, Kind]) -> Backbone:
+def _read_backbone(name: str, pool: str, entry: Any, kinds: Mapping[str, BackboneKind]) -> Backbone:
     if not isinstance(entry, dict):
         raise UserError(f"backbone '{name}' must be a mapping of settings, found {entry!r}")
     check_keys(entry, ENTRY_KEYS, f"backbone '{name}'")

@@ -54,7 +54,7 @@ OF_AN_ENTRY = tuple(field.name for field in fields(_Entry))
 
 
 @dataclass(frozen=True)
-class Kind:
+class BackboneKind:
     """Networks that are trained alike.
 
     Attributes:
@@ -70,7 +70,7 @@ class Kind:
     source: str
 
 
-def read_kinds(content: Any, dimensions: Mapping[str, Dimension]) -> dict[str, Kind]:
+def read_kinds(content: Any, dimensions: Mapping[str, Dimension]) -> dict[str, BackboneKind]:
     """The kinds by name, as the part `kinds` of a backbones file has them.
 
     Args:
@@ -88,7 +88,7 @@ def read_kinds(content: Any, dimensions: Mapping[str, Dimension]) -> dict[str, K
     }
 
 
-def _read_kind(name: str, content: Any, dimensions: Mapping[str, Dimension]) -> Kind:
+def _read_kind(name: str, content: Any, dimensions: Mapping[str, Dimension]) -> BackboneKind:
     if not isinstance(content, Mapping):
         raise UserError(f"kind '{name}' must be a mapping of settings, found {content!r}")
     check_keys(dict(content), (*OF_AN_ENTRY, *DIMENSIONS, SOURCE), f"kind '{name}'")
@@ -115,4 +115,4 @@ def _read_kind(name: str, content: Any, dimensions: Mapping[str, Dimension]) -> 
         TypeAdapter(_Entry).validate_python(entry)
     except ValidationError as error:
         raise UserError(f"kind '{name}': {first_problem(error)}") from error
-    return Kind(name, entry, centre, source.strip())
+    return BackboneKind(name, entry, centre, source.strip())

@@ -22,7 +22,7 @@ Change = Callable[[Rgb, float, int], Rgb]
 
 
 @dataclass(frozen=True)
-class Kind:
+class AlterationKind:
     """One way to alter images."""
 
     name: str
@@ -149,22 +149,24 @@ def _crop(image: Rgb, share: float, seed: int) -> Rgb:
 
 QUALITIES = (90.0, 70.0, 50.0, 30.0)
 
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, AlterationKind] = {
     kind.name: kind
     for kind in (
-        Kind("jpeg", "quality", QUALITIES, _jpeg),
-        Kind("jpeg-twice", f"quality, then {USUAL_QUALITY}", QUALITIES, _jpeg_twice),
-        Kind("webp", "quality", QUALITIES, _webp),
-        Kind("blur", "deviation, 256ths of the side", (0.5, 1.0, 2.0, 4.0), _blur),
-        Kind("noise", "deviation, levels", (2.5, 5.0, 10.0, 20.0), _noise),
-        Kind("down-and-up", "factor", (1.5, 2.0, 3.0, 4.0), _down_and_up),
-        Kind("screenshot", "scale", (0.9, 0.7, 0.5, 0.3), _screenshot, keeps_size=False),
-        Kind("crop", "share of the side", (0.9, 0.75, 0.6, 0.45), _crop, keeps_size=False),
-        Kind("darker", "factor", (0.8, 0.6, 0.4), _brightness),
-        Kind("brighter", "factor", (1.25, 1.5, 2.0), _brightness),
-        Kind("less-contrast", "factor", (0.75, 0.5, 0.25), _contrast),
-        Kind("more-contrast", "factor", (1.25, 1.5, 2.0), _contrast),
-        Kind("grey", "share", (0.5, 1.0), _grey),
+        AlterationKind("jpeg", "quality", QUALITIES, _jpeg),
+        AlterationKind("jpeg-twice", f"quality, then {USUAL_QUALITY}", QUALITIES, _jpeg_twice),
+        AlterationKind("webp", "quality", QUALITIES, _webp),
+        AlterationKind("blur", "deviation, 256ths of the side", (0.5, 1.0, 2.0, 4.0), _blur),
+        AlterationKind("noise", "deviation, levels", (2.5, 5.0, 10.0, 20.0), _noise),
+        AlterationKind("down-and-up", "factor", (1.5, 2.0, 3.0, 4.0), _down_and_up),
+        AlterationKind("screenshot", "scale", (0.9, 0.7, 0.5, 0.3), _screenshot, keeps_size=False),
+        AlterationKind(
+            "crop", "share of the side", (0.9, 0.75, 0.6, 0.45), _crop, keeps_size=False
+        ),
+        AlterationKind("darker", "factor", (0.8, 0.6, 0.4), _brightness),
+        AlterationKind("brighter", "factor", (1.25, 1.5, 2.0), _brightness),
+        AlterationKind("less-contrast", "factor", (0.75, 0.5, 0.25), _contrast),
+        AlterationKind("more-contrast", "factor", (1.25, 1.5, 2.0), _contrast),
+        AlterationKind("grey", "share", (0.5, 1.0), _grey),
     )
 }
 """By name."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from rich.console import Console
 
 from search.errors import UserError
@@ -46,8 +47,9 @@ def write_run_report(out: Path, console: Console) -> list[Path]:
     except Timeout:
         tell_line(console, "the search is running: the report split is left to its end")
         study = study_of(settings, run, console)
-    except UserError as error:
-        tell_line(console, f"the report split is left as it is: {error}")
+    except (UserError, StorageInternalError) as error:
+        told = " ".join(str(error).split())
+        tell_line(console, f"the report split is left as it is: {told}")
     except OSError as error:
         # The lock cannot be had, as on some network drives.
         tell_line(console, f"the report split is left as it is: {error}")

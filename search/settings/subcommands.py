@@ -1,4 +1,4 @@
-"""What the sub-commands beside `search run` are told: `profile`, `stress`, `refit`, `audit`, `expand`."""
+"""What the sub-commands beside `search run` are told: profile, stress, refit, audit and expand."""
 
 from __future__ import annotations
 

@@ -17,10 +17,11 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 
 from search.cli import main
 from search.data.inputs import canvas_of, read_splits
-from search.machine.device import Runtime
+from search.machine.device import Runtime, library_versions
 from search.machine.seconds import SECONDS
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
@@ -417,15 +418,64 @@ def test_a_report_needs_the_folder_alone(
     for path in run.glob("candidates/0001/scores_report.csv"):
         path.unlink()
     settings = (run / "settings.yaml").read_text()
-    (run / "settings.yaml").write_text(settings.replace("data", "gone"))
+    elsewhere = settings.replace("data", "gone").replace("device: cpu", "device: cuda:7")
+    (run / "settings.yaml").write_text(elsewhere)
+    here, there = f'"torch": "{library_versions()["torch"]}"', '"torch": "9.8.7"'
+    for path in run.glob("candidates/*/metrics.json"):
+        assert here in path.read_text()
+        path.write_text(path.read_text().replace(here, there))
 
     def nothing(*_: object, **__: object) -> None:
         raise AssertionError("a report must not need this")
 
-    monkeypatch.setattr("search.pixels.images.read_image", nothing)
+    monkeypatch.setattr("PIL.Image.open", nothing)
     assert main(["report", "--out", str(run)]) == 0
     assert "left blank: 0001" in capsys.readouterr().out
-    assert "torch " in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "torch 9.8.7" in page
+    assert f"torch {library_versions()['torch']}," not in page
+
+
+@pytest.mark.parametrize("lost", ["recover", "score_what_is_missing"])
+def test_a_report_outlives_a_database_that_is_lost(
+    lost: str,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "report.html").unlink()
+
+    def lose(*_: object, **__: object) -> None:
+        raise StorageInternalError("the server closed\nthe connection")
+
+    monkeypatch.setattr(f"search.run.report.{lost}", lose)
+    assert main(["report", "--out", str(run)]) == 0
+    told = capsys.readouterr()
+    assert "the report split is left as it is: the server closed the connection\n" in told.out
+    assert (run / "report.html").exists()
+
+
+def test_ctrl_c_leaves_a_report_that_scores(
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "candidates" / "0001" / "scores_report.csv").unlink()
+    (run / "report.html").unlink()
+
+    def signalled(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("search.run.report.score_what_is_missing", signalled)
+    assert main(["report", "--out", str(run)]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert not (run / "report.html").exists()
 
 
 @pytest.mark.parametrize(

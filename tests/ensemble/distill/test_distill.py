@@ -29,19 +29,7 @@ from search.machine.seconds import SECONDS
 from search.pixels.loading.batches import Images, count_images
 from search.training.candidate import Candidate
 from tests.ensemble.distill.conftest import Run, quick, with_backbone
-
-
-class StopAfter(Interruption):
-    """Asks for the end once it was asked so many times."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.checks = checks
-
-    def check(self) -> None:
-        self.checks -= 1
-        self.requested = self.checks <= 0
-        super().check()
+from tests.stopping import StopAfter
 
 
 def test_distill_leaves_a_whole_candidate(distil: Run) -> None:
@@ -156,7 +144,7 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     while broken is None:
         pieces += 1
         try:
-            broken = distil(StopAfter(generator.randint(3, 6)), **changes)
+            broken = distil(StopAfter(generator.randint(2, 5)), **changes)
         except Interrupted:
             assert not distil.folder.exists()
             assert merged_models(distil.pool.run) == ()
@@ -219,7 +207,7 @@ def test_what_an_interruption_left_is_deleted_only_with_discard(
 ) -> None:
     settings = {"epochs": 3, "teachers": "0001,0002"}
     with pytest.raises(Interrupted):
-        distil(StopAfter(8), **settings)
+        distil(StopAfter(7), **settings)
     before = {
         path: path.read_bytes()
         for folder in (distil.working, distil.views)
@@ -239,7 +227,7 @@ def test_what_an_interruption_left_is_deleted_only_with_discard(
 def test_discard_keeps_what_can_be_gone_on_with(distil: Run) -> None:
     settings = {"epochs": 3, "teachers": "0001,0002"}
     with pytest.raises(Interrupted):
-        distil(StopAfter(10), **settings)
+        distil(StopAfter(9), **settings)
     distil(**settings, discard=True)
     assert "discarded" not in distil.output
     assert "going on with the training in" in distil.output
@@ -268,7 +256,7 @@ def test_recorded_views_serve_other_epochs_and_numbers_of_views(
 def test_an_interruption_leaves_the_student_of_before(distil: Run) -> None:
     before = distil(teachers="0001,0002").metrics
     with pytest.raises(Interrupted):
-        distil(StopAfter(6), epochs=3, teachers="0001,0002")
+        distil(StopAfter(5), epochs=3, teachers="0001,0002")
     assert Candidate(distil.folder).metrics == before
     assert [candidate.name for candidate in merged_models(distil.pool.run)] == ["distilled"]
 
@@ -286,12 +274,12 @@ def test_a_stop_reaches_the_download_of_a_students_weights(
 
     monkeypatch.setattr("search.catalogue.weights.fetch_weights", fetch)
     with pytest.raises(Interrupted):
-        Run(pool)(StopAfter(1), student="test_convnext.r160_in1k", teachers="0001")
+        Run(pool)(StopAfter(0), student="test_convnext.r160_in1k", teachers="0001")
 
 
 def test_a_stop_reaches_the_choice_of_teachers(distil: Run) -> None:
     with pytest.raises(Interrupted):
-        distil(StopAfter(1))
+        distil(StopAfter(0))
     assert distil.output == ""  # before anybody was told who teaches
 
 

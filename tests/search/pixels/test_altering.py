@@ -10,7 +10,7 @@ from search.pixels.altering import (
     KINDS,
     SUBSET,
     Alteration,
-    Kind,
+    AlterationKind,
     seed_of,
 )
 
@@ -32,12 +32,12 @@ def distance(altered: Image.Image, image: Image.Image) -> float:
     return float(np.abs(np.asarray(seen, np.float64) - np.asarray(image, np.float64)).mean())
 
 
-def altered(kind: Kind, strength: float, name: str = "a.png") -> Image.Image:
+def altered(kind: AlterationKind, strength: float, name: str = "a.png") -> Image.Image:
     return Alteration(kind.name, strength).apply(picture(), name)
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_stronger_one_alters_more(kind: Kind) -> None:
+def test_a_stronger_one_alters_more(kind: AlterationKind) -> None:
     image = picture()
     distances = [distance(altered(kind, strength), image) for strength in kind.strengths]
     assert distances[0] > 0.1
@@ -46,7 +46,7 @@ def test_a_stronger_one_alters_more(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_images_stay_rgb_and_keep_their_size_where_that_is_said(kind: Kind) -> None:
+def test_images_stay_rgb_and_keep_their_size_where_that_is_said(kind: AlterationKind) -> None:
     image = picture()
     for strength in kind.strengths:
         found = Alteration(kind.name, strength).apply(image, "a.png")
@@ -56,14 +56,14 @@ def test_images_stay_rgb_and_keep_their_size_where_that_is_said(kind: Kind) -> N
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_one_pixel_is_enough(kind: Kind) -> None:
+def test_one_pixel_is_enough(kind: AlterationKind) -> None:
     pixel = Image.new("RGB", (1, 1), (10, 200, 90))
     for strength in kind.strengths:
         assert Alteration(kind.name, strength).apply(pixel, "a.png").size == (1, 1)
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_only_the_name_decides(kind: Kind) -> None:
+def test_only_the_name_decides(kind: AlterationKind) -> None:
     strongest = kind.strengths[-1]
     first, other = altered(kind, strongest), altered(kind, strongest, "b.png")
     assert first.tobytes() == altered(kind, strongest).tobytes()

@@ -363,7 +363,7 @@ def test_tpr_at_fpr_calls_ties_alike() -> None:
 
 
 @given(scored())
-def test_evaluate_agrees_with_scikit_learn(sample: Sample) -> None:
+def test_measure_agrees_with_scikit_learn(sample: Sample) -> None:
     scores, targets = sample
     metrics = measure(scores, targets, threshold=0.4)
     matrix = confusion_matrix(targets, scores >= 0.4, labels=[0, 1])
