@@ -86,18 +86,13 @@ def print_comparison(table: pd.DataFrame, console: Console, *, groups: int) -> N
             "kept" if row["allowed"] else "broken",
         )
     console.print(shown)
-    console.print(f"95%: DeLong's interval, over the {groups:,} groups of report", highlight=False)
+    tell_line(console, f"95%: DeLong's interval, over the {groups:,} groups of report")
     for row in table[~table["allowed"]].to_dict("records"):
-        console.print(
-            f"{row['model']} may not be submitted: {row['reason']}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        tell_line(console, f"{row['model']} may not be submitted: {row['reason']}")
     for row in table[table["recommended"]].to_dict("records"):
         tell_line(console, f"submit {row['model']}: {row['reason']}")
     if not table["recommended"].any():
-        console.print("no model can be submitted: all break a rule", highlight=False)
+        tell_line(console, "no model can be submitted: all break a rule")
 
 
 def _number(value: float, form: str) -> str:
@@ -115,7 +110,7 @@ def print_elsewhere(models: list[str], sets: Mapping[str, pd.DataFrame], console
         console: where to write.
     """
     for name, figures in sets.items():
-        console.print(f"AUC elsewhere: {name}, nothing chosen by it", highlight=False)
+        tell_line(console, f"AUC elsewhere: {name}, nothing chosen by it")
         shown = Table(box=None, pad_edge=False)
         shown.add_column("model", overflow="fold")
         for head in ("AUC", "95%"):

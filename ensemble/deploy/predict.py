@@ -61,10 +61,9 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
     if settings.export is not None:
         path = settings.export_file or Path(f"{settings.model.resolve().name}.onnx")
         difference = export_onnx(model, path)
-        console.print(
+        tell_line(
+            console,
             f"wrote {path}: scores under onnxruntime and torch differ by at most {difference:.1e}",
-            highlight=False,
-            soft_wrap=True,
         )
     if table is None:
         return
@@ -85,7 +84,7 @@ def run_predict(settings: PredictSettings, console: Console) -> None:
     if journal is not None:
         journal.delete()
     for broken in scored.broken:
-        console.print(f"{broken.path}: {broken.reason}", markup=False, soft_wrap=True)
+        tell_line(console, f"{broken.path}: {broken.reason}")
     if scored.broken:
         raise UserError(
             f"{len(scored.broken)} of {len(table)} images could not be read and have no score "

@@ -97,10 +97,7 @@ def score_images(
     begun = 0 if not known else max(known) // batch_size + 1
     again = np.flatnonzero(np.isnan(scores[: begun * batch_size]))
     if known:
-        console.print(
-            f"{len(known):,} of {len(table):,} images were scored before: going on",
-            highlight=False,
-        )
+        tell_line(console, f"{len(known):,} of {len(table):,} images were scored before: going on")
 
     def score(batches: Iterator[Batch], rows: NDArray[np.int64]) -> None:
         for found in predict_batches(network, batches, runtime, precision):

@@ -28,6 +28,7 @@ from search.machine.files import (
     write_json_atomically,
 )
 from search.machine.interruption import Interrupted
+from search.machine.progress import tell_line
 from search.pixels.images import BrokenImage, read_image
 from search.pixels.loading.batches import Batch, Shown
 from search.pixels.loading.reading import Reader
@@ -325,11 +326,10 @@ def _open_folder(folder: Path, manifest: ViewManifest, console: Console) -> None
     before, now = found["versions"], manifest.to_json()["versions"]
     patches = [f"{name} {before[name]}" for name in now if before.get(name) != now[name]]
     if patches:
-        console.print(
+        tell_line(
+            console,
             f"the recorded views were made with {', '.join(patches)}, another patch of what is "
             "installed: kept",
-            highlight=False,
-            soft_wrap=True,
         )
 
 

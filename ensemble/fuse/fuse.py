@@ -184,10 +184,9 @@ def _fit_head(
     on_select = trunk_outputs(model, select, pool.runtime, check)
     yardstick = Yardstick.for_table(select.table, pool.objective)
     found = fit_head(model.head, on_fit, on_select, yardstick, seed=pool.settings.seed, check=check)
-    console.print(
+    tell_line(
+        console,
         f"head fitted on {len(on_fit.targets):,} images: {NAMES[pool.objective]} "
         f"{found.reached:.4f} on select, {found.start:.4f} with equal weights",
-        highlight=False,
-        soft_wrap=True,
     )
     return {"head_epoch": found.best_epoch, "equal_weights": found.start}

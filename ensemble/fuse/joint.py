@@ -15,6 +15,7 @@ from ensemble.network.training import Leftover, MergeTraining, costs_of, looks_o
 from ensemble.pool.pool import Pool
 from search.machine.files import read_json, write_json_atomically
 from search.machine.interruption import Interruption
+from search.machine.progress import tell_line
 from search.training.candidate import (
     WEIGHTS,
     Look,
@@ -138,12 +139,11 @@ class JointTraining:
             load_weights(candidate.path / WEIGHTS, self.model)
         else:
             self.model.load_state_dict(state)
-        console.print(
+        tell_line(
+            console,
             f"joint training: {NAMES[self.pool.objective]} {reached:.4f} on select after "
             f"{start:.4f}, "
             f"{'kept' if kept else 'not kept'}",
-            highlight=False,
-            soft_wrap=True,
         )
         return (
             candidate.recipe,
@@ -173,11 +173,7 @@ class JointTraining:
         kept = self._kept_start()
         if kept is None:
             if (folder / START).exists():
-                console.print(
-                    f"{folder / START} cannot be read: the head is fitted anew",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                tell_line(console, f"{folder / START} cannot be read: the head is fitted anew")
             figures = dict(fit())
             folder.mkdir(parents=True, exist_ok=True)
             save_weights(folder / HEAD, copy_state(self.model.head))

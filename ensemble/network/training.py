@@ -93,11 +93,7 @@ def settle(leftovers: Sequence[Leftover], *, discard: bool, console: Console) ->
     for leftover in leftovers:
         shutil.rmtree(leftover.folder)
         told = leftover.what if leftover.found is None else f"other {', '.join(leftover.changed)}"
-        console.print(
-            f"discarded {leftover.folder}: {told}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell_line(console, f"discarded {leftover.folder}: {told}")
 
 
 class MergeTraining:

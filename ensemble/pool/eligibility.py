@@ -13,6 +13,7 @@ from search.catalogue.backbones import Catalogue
 from search.catalogue.provenance import IMAGENET_1K, provenance
 from search.errors import UserError
 from search.machine.files import CANDIDATES, LEADERBOARD
+from search.machine.progress import tell_line
 from search.settings.data import Objective
 from search.settings.search import SearchSettings
 from search.training.candidate import METRICS, Candidate
@@ -63,11 +64,10 @@ def finished_candidates(run: Path, console: Console, objective: Objective) -> li
     folders = sorted(path.parent for path in (run / CANDIDATES).glob(f"*/{METRICS}"))
     unknown = [path.name for path in folders if states.get(path.name) != COMPLETE]
     if unknown:
-        console.print(
+        tell_line(
+            console,
             f"left out, because {LEADERBOARD} does not call them complete: {', '.join(unknown)}; "
             f"if they are, `python -m search report --out {run}` writes it anew",
-            highlight=False,
-            soft_wrap=True,
         )
     finished = [Candidate(path) for path in folders if states.get(path.name) == COMPLETE]
     metrics = {c.name: c.metrics for c in finished}

@@ -172,12 +172,11 @@ class _Cooking:
             self._pour(divide_state(tried, len(used) + 1))
             value = self._value()
             added = value >= best
-            self.console.print(
+            tell_line(
+                self.console,
                 f"  with {member.name}: {NAMES[self.pool.objective]} {value:.4f} on select after "
                 f"{best:.4f}, "
                 f"{'added' if added else 'left out'}",
-                highlight=False,
-                soft_wrap=True,
             )
             if added:
                 best, best_state, total = value, copy_state(self.network), tried

@@ -85,7 +85,7 @@ def run_submit(
     samples = describe_samples(run, spec, recipes, BlendingCode.here())
     rules = _judge(model, spec, catalogue, choice, samples)
     table = read_list(settings.names, settings.images, tell=partial(tell_line, console))
-    console.print(f"scoring {len(table):,} images with {choice.name}", highlight=False)
+    tell_line(console, f"scoring {len(table):,} images with {choice.name}")
     runtime = open_runtime(settings.device, settings.workers)
     precision = resolve_precision(settings.precision, runtime.device)
     how: dict[str, Any] = {"batch_size": settings.batch_size, "precision": precision}
@@ -116,11 +116,10 @@ def run_submit(
         kept = _count(folder, entry, ledger)
     journal.delete()
     if twin is not None:
-        console.print(
+        tell_line(
+            console,
             f"these predictions equal, byte for byte, those of {twin.model} that were submitted at "
             f"{twin.time.isoformat(timespec='minutes')}: handing them in again gains nothing",
-            highlight=False,
-            soft_wrap=True,
         )
     if kept is not None:
         tell_line(console, f"the earlier submission is now {kept}")
@@ -304,21 +303,19 @@ def _tell(
     quota = ledger.quota(settings.phase, now)
     left = max(0, quota.limit - quota.made)
     tell_line(console, f"wrote {folder}, verified; manifest SHA-256 {manifest}")
-    console.print(
+    tell_line(
+        console,
         f"{settings.phase} phase: {quota.made} of {quota.limit} submissions made today "
         f"({ledger.zone.key}), {left} left; those of other runs are not counted here, but by the "
         "competition",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
 def _tell_begun(console: Console, folder: Path, begun: Entry, ledger: Ledger) -> None:
-    console.print(
+    tell_line(
+        console,
         f"{folder} was verified and counted at "
         f"{begun.time.astimezone(ledger.zone).isoformat(timespec='minutes')} by a process that "
         "ended before it could say so: it is in its place now, and not counted again; manifest "
         f"SHA-256 {file_sha256(folder / MANIFEST)}",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -58,9 +58,7 @@ def run_verify(
         console.print(mark, end=" ")
         tell_line(console, f"{check.name}: {check.detail}")
     if images is None:
-        console.print(
-            "not checked: the scores in prediction.csv, which need --images IMAGES", soft_wrap=True
-        )
+        tell_line(console, "not checked: the scores in prediction.csv, which need --images IMAGES")
     failed = [check.name for check in checks if not check.ok]
     if failed:
         raise UserError(

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from search.errors import UserError
 from search.machine.files import CANDIDATES, file_sha256, write_atomically
+from search.machine.progress import tell_line
 from search.report.leaderboard import outcome
 from search.report.plots import draw_candidate_roc, draw_epochs
 from search.report.recorded import LOOK_COLUMNS, SCORE_COLUMNS, named, read_table
@@ -74,7 +75,7 @@ def serve(run: Path, storage_url: str | None, host: str = "127.0.0.1", port: int
     _check_free(host, port)
     console = Console()
     shown = f"[{host}]" if ":" in host else host
-    console.print(f"dashboard of {run} on http://{shown}:{port} (Ctrl-C ends it)", soft_wrap=True)
+    tell_line(console, f"dashboard of {run} on http://{shown}:{port} (Ctrl-C ends it)")
     store = artifact_store(run)
     run_server(open_storage(run, storage_url), host=host, port=port, artifact_store=store)
     raise KeyboardInterrupt  # The server swallows it, and ends for nothing else.

@@ -93,11 +93,7 @@ class StudyProgress:
         # Told before, of one that goes on.
         what = "" if goes_on else f": {_describe(recipe)}"
         piece = "to its end" if until is None else f"to {until:,} images"
-        self.console.print(
-            f"trial {name}{' goes on' if goes_on else ''} {piece}{what}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell_line(self.console, f"trial {name}{' goes on' if goes_on else ''} {piece}{what}")
 
     def step(self, record: StepRecord) -> None:
         """Moves the epoch's bar; says nothing where there is none."""
@@ -113,7 +109,7 @@ class StudyProgress:
 
     def look(self, record: Look) -> None:
         """One line for a look."""
-        self.console.print(f"  {describe_look(record, self.epochs)}", highlight=False)
+        tell_line(self.console, f"  {describe_look(record, self.epochs)}")
 
     def trial_finished(self, state: str, value: float | None, reason: str = "") -> None:
         """Told of every trial that came to an end, with its objective."""
@@ -131,11 +127,9 @@ class StudyProgress:
         self._tell_end("paused", f"{reason}, goes on from its batch" if reason else "")
 
     def _tell_end(self, what: str, reason: str) -> None:
-        self.console.print(
+        tell_line(
+            self.console,
             f"  {what}" + (f": {reason}" if reason else "") + f" | {self._study_info()}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
         self.study_bar.update(len(self.begun), info=self._study_info())
         self.epoch_bar.hide()

@@ -329,12 +329,11 @@ def _endless(loader: Loader, size: int) -> Iterator[Batch]:
 def _show(profile: Profile, recipe: Recipe, runtime: Runtime, console: Console) -> None:
     layout = " channels_last" if recipe.channels_last else ""
     # A line of its own: a title would be broken to the width of the table.
-    console.print(
+    tell_line(
+        console,
         f"{recipe.backbone} at {recipe.image_size} px from canvases of {recipe.canvas} px, "
         f"{recipe.augmentation}, batches of {recipe.batch_size}, {recipe.precision}{layout}, on "
         f"{runtime.device} with {runtime.workers} workers",
-        highlight=False,
-        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "images/s alone", "ms an image", ""):
@@ -347,8 +346,4 @@ def _show(profile: Profile, recipe: Recipe, runtime: Runtime, console: Console) 
     console.print(table)
     parallel = f"shared by {runtime.workers} workers" if runtime.workers else "in the same process"
     last = "augmenting" if runtime.device.type == "cpu" else "compressing"
-    console.print(
-        f"bottleneck: {profile.bottleneck} (all up to {last} is {parallel})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    tell_line(console, f"bottleneck: {profile.bottleneck} (all up to {last} is {parallel})")

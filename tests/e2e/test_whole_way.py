@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -57,3 +59,19 @@ def test_three_commands_lead_to_a_submission(
     assert ensemble(["predict", str(first), "--model", str(submission)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
     assert float(line.split(",")[1]) == pytest.approx(prediction["y_pred"].iloc[0], abs=1e-6)
+
+
+def test_nothing_that_readme_writes_becomes_part_of_the_repository() -> None:
+    root = README.parent
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("this is no git checkout")
+    flags = ("out", "output", "export-file")
+    written = {
+        word.removeprefix(f"--{flag}").strip(" =")
+        for flag in flags
+        for word in re.findall(rf"--{flag}[ =][^\s`]+", README.read_text("utf-8"))
+    }
+    assert {"results/NAME", "results/scores.jsonl", "results/NAME/model.onnx"} <= written
+    for path in written:
+        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=root, check=False)
+        assert ignored.returncode == 0, path
