@@ -279,6 +279,38 @@ def test_a_stopped_search_goes_on_and_loses_nothing(
         pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
+def test_what_has_no_room_on_the_disk_is_pruned(
+    data_set: DataSet, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same trials, also in a search that was stopped amid one."""
+    arguments = ["run", *data_set.flags, *quick, "--epochs", "4", "--trials", "7"]
+    gigabytes = 0.012
+    arguments += ["--disk", f"{gigabytes}"]
+    unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
+    assert main([*arguments, "--out", str(unbroken)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("search.study.driving._TrialWatch.step", ending(1, 2, terminate))
+        assert main([*arguments, "--out", str(stopped)]) == 130
+    assert main(["run", "--out", str(stopped)]) == 0
+    table = leaderboard(unbroken)
+    pruned = table[table["state"] == "pruned"]
+    assert set(pruned["reason"]) == {"its checkpoint was deleted: --disk"}
+    assert pruned["rank"].isna().all()
+    assert {trial.state.name for trial in study_of(unbroken).trials} >= {"COMPLETE", "PRUNED"}
+    checkpoints = {path.parent.name: path for path in unbroken.glob("candidates/*/checkpoint.pt")}
+    assert set(checkpoints) == set(table["candidate"][table["state"] == "paused"])
+    assert sum(path.stat().st_size for path in checkpoints.values()) <= gigabytes * 1e9
+    assert not list(unbroken.glob(f"candidates/{pruned['candidate'].iloc[0]}/model.safetensors"))
+    # Of drawn trials some are pruned.
+    drawn = {t.number for t in study_of(unbroken).trials if "preset" not in t.user_attrs}
+    assert drawn & set(pruned["trial"])
+    pd.testing.assert_frame_equal(
+        table.drop(columns=MEASURED),
+        leaderboard(stopped).drop(columns=MEASURED),
+        check_exact=True,
+    )
+
+
 def finished_candidates(run: Path) -> list[str]:
     return sorted(path.name for path in run.glob("candidates/*"))
 
