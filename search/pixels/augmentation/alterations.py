@@ -28,6 +28,7 @@ from search.pixels.augmentation.colours import (
     invert,
     jitter,
     posterize,
+    sent,
     solarize,
     solarize_add,
     spread,
@@ -97,7 +98,7 @@ def noise(images: Tensor, parameters: Tensor) -> Tensor:
     """
     deviations, channels, *keys = parameters.unbind(1)
     count = 3 * images.shape[-2] * images.shape[-1]
-    values = _normal(torch.stack(keys, 1).long(), count, images.device).reshape(images.shape)
+    values = _normal(sent(torch.stack(keys, 1).long(), images), count).reshape(images.shape)
     alike = channels.tolist()
     for number in (number for number, value in enumerate(alike) if value == 1):
         values[number, 1:] = values[number, :1]
@@ -115,13 +116,14 @@ def _quantiles(device: torch.device) -> Tensor:
     return quantiles.float().to(device)
 
 
-def _normal(keys: Tensor, count: int, device: torch.device) -> Tensor:
-    """So many standard normal values for each key: (N, 2) -> (N, count).
+def _normal(keys: Tensor, count: int) -> Tensor:
+    """So many standard normal values for each key: (N, 2) -> (N, count), on its device.
 
     A hash of the counter, not a generator: torch's differ between devices. All products stay below
     2**63, so that no integer overflows.
     """
-    first, second = keys.to(device)[:, None].unbind(-1)  # (N, 1)
+    device = keys.device
+    first, second = keys[:, None].unbind(-1)  # (N, 1)
     pairs = (count + 1) // 2
     state = torch.arange(pairs, device=device) ^ first
     shifted = torch.empty_like(state)
@@ -187,7 +189,7 @@ def alter_together(images: Tensor, steps: Sequence[Sequence[Step]]) -> Tensor:
                 groups.setdefault(own[position][0], []).append(number)
         for name, numbers in groups.items():
             parameters = [steps[number][position][1] for number in numbers]
-            chosen = torch.tensor(numbers, device=images.device)
+            chosen = sent(torch.tensor(numbers), images)
             altered = OPERATIONS[name](out[chosen], torch.tensor(parameters, dtype=torch.float64))
             out[chosen] = altered
     return out

@@ -19,7 +19,7 @@ import random
 import torch
 from torch import Tensor
 
-from search.pixels.augmentation.colours import jitter, to_bytes
+from search.pixels.augmentation.colours import jitter, sent, to_bytes
 from search.pixels.augmentation.geometry import Filter, affine, one_thread
 
 LARGEST_SHIFT, LARGEST_SCALING = 0.03, 0.05
@@ -83,7 +83,7 @@ def self_blend(images: Tensor, parameters: Tensor) -> Tensor:
     """
     moved, colours, region = parameters.split((7, 8, 12), 1)
     copies = jitter(affine(images, moved), colours).float()
-    shares = blob(region.float().to(images.device), images.shape[-2:])
+    shares = blob(sent(region.float(), images), images.shape[-2:])
     return to_bytes(torch.lerp(images.float(), copies, shares).round_())
 
 

@@ -12,9 +12,15 @@ from search.machine.device import widest_float
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
+def sent(values: Tensor, images: Tensor) -> Tensor:
+    """Parameters from the CPU on the device of images. It is not waited for, which would cost a GPU
+    its head start at each of a batch's alterations: CUDA stages what comes from pageable memory."""
+    return values.to(images.device, non_blocking=True)
+
+
 def spread(values: Tensor, images: Tensor) -> Tensor:
     """Values (N,) beside images: (N, 1, 1, 1), float32, on their device."""
-    return values.float().to(images.device, non_blocking=True)[:, None, None, None]
+    return sent(values.float(), images)[:, None, None, None]
 
 
 def to_bytes(levels: Tensor) -> Tensor:
@@ -50,7 +56,7 @@ def jitter(images: Tensor, parameters: Tensor) -> Tensor:
             if len(chosen) == len(levels):
                 levels = change(levels, amounts)
             else:
-                where = torch.tensor(chosen, device=images.device)
+                where = sent(torch.tensor(chosen), images)
                 levels[where] = change(levels[where], amounts)
     return to_bytes(levels)
 

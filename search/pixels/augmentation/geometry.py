@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from search.machine.device import exact_float32
-from search.pixels.augmentation.colours import spread, to_bytes
+from search.pixels.augmentation.colours import sent, spread, to_bytes
 from search.pixels.canvas import resample
 
 GREY = 128
@@ -210,12 +210,13 @@ def affine(images: Tensor, parameters: Tensor) -> Tensor:
         parameters: (N, 7): the rows (a, b, c) and (d, e, f) of the map from a pixel to where it
             comes from, both from -1 to 1 across the image, and a `Filter` (not Lanczos).
     """
-    grid = _grid(parameters[:, :6].float().to(images.device), images.shape[-2:])
+    grid = _grid(sent(parameters[:, :6].float(), images), images.shape[-2:])
     furthest = torch.maximum(*grid.abs().unbind(-1))[:, None]  # (N, 1, H, W)
     filters = parameters[:, 6].tolist()
     out = torch.empty_like(images)
     for name in sorted(set(filters)):
-        chosen = [number for number, value in enumerate(filters) if value == name]
+        own = [number for number, value in enumerate(filters) if value == name]
+        chosen = sent(torch.tensor(own), images)
         levels = F.grid_sample(
             images[chosen].float(),
             grid[chosen],
@@ -278,6 +279,6 @@ def hide_patches(images: Tensor, parameters: Tensor) -> Tensor:
         ]
     )
     rows, columns = (torch.arange(side) * PATCHES // side for side in images.shape[-2:])
-    where = torch.from_numpy(hidden)[:, None, rows[:, None], columns].to(images.device)
+    where = sent(torch.from_numpy(hidden)[:, None, rows[:, None], columns], images)
     means = images.float().mean((2, 3), keepdim=True).round_().to(torch.uint8)
     return torch.where(where, means, images)
