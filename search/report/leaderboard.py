@@ -37,6 +37,14 @@ COLUMNS = (
 auc_seen and auc_unseen are of fakes of methods that fit has or lacks, auc_stress is the mean over
 alterations of select; objective is what --objective says, on select."""
 
+ON_SELECT = (
+    *("auc", "auc_low", "auc_high", "auc_seen", "auc_unseen", "auc_stress"),
+    *("tpr_at_fpr_1e-2", "tpr_at_fpr_5e-3", "tpr_at_fpr_1e-3"),
+    *("accuracy", "log_loss", "tp", "fp", "tn", "fn"),
+)
+"""On all of select, in fp32, with the weights that are kept: blank until a trial is complete. A
+look is at a part of select, in the training's arithmetic; `objective` is what the best one said."""
+
 SINCE_OBJECTIVES = ("auc_seen", "auc_unseen", "auc_stress", "objective")
 """Columns that a leaderboard may lack, because an earlier version wrote it; then it goes by auc."""
 
@@ -142,6 +150,8 @@ def _row(
     # A study that began before there were objectives goes by the AUC.
     row = {"auc": trial.value, "objective": row.get("auc", trial.value), **row}
     name = f"{trial.number:04d}"
+    if state != "complete":
+        row = {name: value for name, value in row.items() if name not in ON_SELECT}
     folder = run / CANDIDATES / name
     is_there = has_candidate(folder)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +220,7 @@ def report_figures(
             "Search history",
             "Every trial in the order it was begun. A paused trial was not trained to its end and "
             "can go on; a pruned one cannot, since its checkpoint was deleted.",
-            partial(draw_history, leaderboard),
+            lambda path, theme: draw_history(leaderboard, path, theme, compared_by),
         ),
         ReportFigure(
             "roc",

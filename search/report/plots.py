@@ -95,12 +95,17 @@ def pareto_front(costs: NDArray[np.float64], values: NDArray[np.float64]) -> NDA
     return order[values[order] > best_before]
 
 
-def draw_history(leaderboard: pd.DataFrame, path: Path, theme: Theme = LIGHT) -> Path:
-    """AUC on select of every trial in the order they were begun, and the best so far."""
+def draw_history(
+    leaderboard: pd.DataFrame,
+    path: Path,
+    theme: Theme = LIGHT,
+    compared_by: str = NAMES["auc"],
+) -> Path:
+    """What every trial has reached on select, in the order they were begun, and the best so far."""
     figure, (axes,) = new_figure(theme, 3.5)
     rows = leaderboard.sort_index()
     scored = {
-        state: rows[rows["state"] == state]["auc"].dropna()
+        state: rows[rows["state"] == state]["objective"].dropna()
         for state in ("complete", "pruned", "paused")
     }
     if all(aucs.empty for aucs in scored.values()):
@@ -116,7 +121,7 @@ def draw_history(leaderboard: pd.DataFrame, path: Path, theme: Theme = LIGHT) ->
     if not scored["paused"].empty:
         style: dict[str, Any] = {"color": theme.series[2], "mfc": "none", "label": "paused"}
         axes.plot(scored["paused"], "s", ms=5, **style)
-    unscored = rows.index[rows["auc"].isna()]
+    unscored = rows.index[rows["objective"].isna()]
     if len(unscored):
         axes.plot(
             *(unscored, np.full(len(unscored), 0.03)),
@@ -129,7 +134,7 @@ def draw_history(leaderboard: pd.DataFrame, path: Path, theme: Theme = LIGHT) ->
     axes.margins(y=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
-    axes.set_ylabel("AUC on select")
+    axes.set_ylabel(f"{compared_by} on select")
     add_legend(figure, theme, columns=2)
     return save(figure, path)
 

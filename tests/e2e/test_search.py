@@ -104,8 +104,9 @@ def test_a_paused_trial_keeps_its_history_and_its_checkpoint_and_is_no_candidate
         assert {path.name for path in folder.iterdir()} == kept
         history = pd.read_csv(folder / "history.csv")
         assert row["epochs"] == history["epoch"].iloc[-1] < 4
-        assert row["auc"] == history["select_auc"].max()
-        assert 0 < row["auc"] < 1
+        assert row["objective"] == history["select_auc"].max()
+        assert 0 < row["objective"] < 1
+        assert pd.isna(row["auc"])
         assert row["reason"] == "others are trained first"
         assert pd.isna(row["rank"])
         assert study_of(finished_run).trials[row["trial"]].state.name == "WAITING"

@@ -15,6 +15,7 @@ from search.errors import UserError
 from search.report.leaderboard import (
     COLUMNS,
     INTEGERS,
+    ON_SELECT,
     TEXTS,
     read_leaderboard,
     rows_from_study,
@@ -128,10 +129,12 @@ def test_running_and_waiting_trials_are_left_out(study: optuna.Study, tmp_path: 
 def test_a_paused_trial_is_shown_with_what_it_has_reached(
     study: optuna.Study, tmp_path: Path
 ) -> None:
+    """As the objective: `auc` and its neighbours are on all of select, in fp32."""
     add(study, "paused", 0.65, reason="the time limit was reached", backbone="vit", epochs=0.5)
     table = rows_from_study(study, tmp_path)
-    shown = table[["state", "reason", "backbone", "epochs", "auc"]].to_numpy().tolist()
+    shown = table[["state", "reason", "backbone", "epochs", "objective"]].to_numpy().tolist()
     assert shown == [["paused", "the time limit was reached", "vit", 0.5, 0.65]]
+    assert table[list(ON_SELECT)].isna().all(axis=None)
     assert table["rank"].isna().all()
 
 
