@@ -5,7 +5,8 @@
 
 The state before (commit 70bbfd5) is taken from this repository's history and runs in a process of
 its own, with its own code. Both train the same recipe, `light` in batches of 32 in fp32, and score
-select; they take turns. The cache is filled before, and what that took is a column.
+select; they take turns. The cache is filled before, and what that took is a column. Without workers
+views are made between two steps: `augment_seconds` are those of training that were spent so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def after(settings: SearchSettings, name: str, folder: Path) -> dict[str, Any]:
     from search.data.inputs import read_splits
     from search.machine.device import Runtime, resolve_device
     from search.pixels.cache import fill_cache, open_cache
+    from search.pixels.loading.batches import Batch
     from search.pixels.loading.reading import Reader
     from search.pixels.opening import choose_canvas
     from search.training.recipe import Recipe
@@ -167,6 +169,16 @@ def after(settings: SearchSettings, name: str, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     fill_cache(cache, lambda _: None)
     filled = time.perf_counter() - started
+    show, showing = Batch.show, 0.0
+
+    def timed(batch: Batch, sizes: Iterable[int]) -> dict[int, Any]:
+        nonlocal showing
+        begun = time.perf_counter()
+        views = show(batch, sizes)
+        showing += time.perf_counter() - begun
+        return dict(views)
+
+    Batch.show = timed  # type: ignore[method-assign]
     started = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -174,6 +186,7 @@ def after(settings: SearchSettings, name: str, folder: Path) -> dict[str, Any]:
     ):
         candidate = train(recipe, splits, Path(folder), runtime=runtime, reader=reader)
         seconds = time.perf_counter() - started
+        Batch.show = show  # type: ignore[method-assign]
         names = ("train", "score", "save", "wait")
         metrics = candidate.metrics
         parts = {part: metrics[f"{part}_seconds"] for part in names}
@@ -181,6 +194,7 @@ def after(settings: SearchSettings, name: str, folder: Path) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 1),
         **{f"{part}_seconds": round(value, 1) for part, value in parts.items()},
+        "augment_seconds": round(showing, 1),
         "score_and_wait_share": round(share, 3),
         "images_fit": len(splits.fit),
         "images_scored": metrics["images_of_a_look"],
