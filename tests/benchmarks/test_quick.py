@@ -40,6 +40,7 @@ def has_history() -> bool:
         ),
         ["bench_anytime.py", "seconds", "auc_select", "auc_report"],
         ["bench_audit.py"],
+        ["bench_centre.py", "auc_select", "auc_report"],
         ["bench_clusters.py", "purity", "mutual_information"],
         ["bench_coverage.py", "coverage", "median_width", "milliseconds"],
         ["bench_criteria.py", "auc_unseen", "auc_stress", "report_unseen"],

@@ -1,0 +1,187 @@
+"""Whether the centre of the space is too regular for trainings as short as a search's.
+
+    python -m tests.benchmarks.bench_centre --train-labels F --train-images D --train-groups G \\
+        --val-labels F --val-images D --val-groups G --backbones B --pool P --weights-dir W \\
+        --image-size 80 --epochs 2 --folder W --output results/benchmarks/centre.csv
+
+The first backbone of the pool at the centre of the space, and with one thing changed at a time: the
+same images, every seed its own division, order and views. `centre_differences.csv` has the means
+over the seeds, and what a change makes against the centre, with 95% intervals that resample groups.
+The space's centre is chosen by select; report is told beside it. The same command goes on after a
+stop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from cyclopts import run
+from rich.console import Console
+
+from search.data.splits import Splits
+from search.machine.device import Runtime, resolve_device
+from search.machine.files import write_atomically
+from search.pixels.loading.epochs import eval_batches
+from search.pixels.loading.reading import Reader
+from search.settings.search import SearchSettings
+from search.training.candidate import Candidate
+from search.training.metrics import roc_auc
+from search.training.recipe import Recipe
+from search.training.scoring import SCORING_BATCH, evaluate
+from search.training.train import train
+from tests.benchmarks.bench_anytime import resampled_groups
+from tests.benchmarks.measured import Floats, kept_in, use_one_thread
+from tests.benchmarks.opening import opened_images
+from tests.benchmarks.replay.curves import space_of
+
+CENTRE = "centre"
+
+CHANGES: dict[str, dict[str, Any]] = {
+    CENTRE: {},
+    "half as strong": {"augmentation_strength": 0.3},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "no average of the weights": {"average_power": None},
+    "all three": {
+        "augmentation_strength": 0.3,
+        "label_smoothing": 0.0,
+        "average_power": None,
+    },
+}
+"""What the default of 70bbfd5 that did best in the recorded curves had otherwise."""
+
+SPLITS = ("select", "report")
+
+MEASURED = "measured_{}.csv"
+"""In a candidate's folder: y_pred of each row of a split."""
+
+RESAMPLINGS = 1_000
+
+
+def main(
+    settings: SearchSettings | None = None,
+    *,
+    output: Path | None = None,
+    folder: Path | None = None,
+    seeds: int = 3,
+    quick: bool = False,
+) -> None:
+    """Trains what is missing in the folder, and compares.
+
+    Args:
+        settings: of a search on these images, with its --epochs; the demo set's, from scratch, by
+            default.
+        output: CSV file, a row a change and seed.
+        folder: keeps the trained candidates, so that the same command goes on; default: none.
+        seeds: divisions and trainings.
+        quick: a few images: whether it works at all.
+    """
+    use_one_thread()
+    settings, changes, resamplings = settings or SearchSettings(), CHANGES, RESAMPLINGS
+    if quick:
+        settings = replace(settings, limit_train=64, limit_val=80, image_size=32, epochs=1)
+        changes, seeds, resamplings = {CENTRE: {}, "all three": CHANGES["all three"]}, 1, 20
+    console, rows = Console(), list[dict[str, Any]]()
+    drawn: dict[str, list[Floats]] = {name: [] for name in changes}
+    with kept_in(folder) as kept:
+        for seed in range(seeds):
+            own = replace(settings, seed=seed, image_size=settings.image_size or 64).resolved()
+            assert own.image_size is not None
+            with opened_images(own, [own.image_size]) as (splits, reader):
+                space = space_of(own, own.image_size, reader.side)
+                centre = replace(
+                    space.recipe(space.centre(space.backbones[0])), epochs=own.epochs, seed=seed
+                )
+                usual: list[Floats] | None = None
+                for name, change in changes.items():
+                    place = kept / f"{name.replace(' ', '-')}-{seed}"
+                    scores = _scores(replace(centre, **change), splits, reader, place)
+                    aucs = _aucs(splits, scores)
+                    told = dict(zip((f"auc_{split}" for split in SPLITS), aucs, strict=True))
+                    metrics = Candidate(place).metrics
+                    rows.append(
+                        {
+                            "change": name,
+                            "seed": seed,
+                            "backbone": centre.backbone,
+                            "images": round((own.epochs or 0) * len(splits.fit)),
+                            "train_seconds": metrics["train_seconds"],
+                            **told,
+                        }
+                    )
+                    console.print(rows[-1], highlight=False, soft_wrap=True)
+                    usual = scores if usual is None else usual
+                    drawn[name].append(_differences(splits, scores, usual, resamplings))
+    table = pd.DataFrame(rows)
+    compared = _summary(table, drawn)
+    console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        table.round(5).to_csv(output, index=False)
+        compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
+
+
+def _scores(recipe: Recipe, splits: Splits, reader: Reader, folder: Path) -> list[Floats]:
+    """Of select and report, by the weights that a training keeps; what is there already is not done
+    again."""
+    runtime = Runtime(resolve_device("cpu"))
+    candidate = train(recipe, splits, folder, runtime=runtime, reader=reader)
+    found = []
+    for split in SPLITS:
+        table, path = getattr(splits, split), folder / MEASURED.format(split)
+        if not path.exists():
+            loader = eval_batches(reader, table, batch_size=SCORING_BATCH)
+            scores = evaluate(candidate.load(), loader, runtime).predictions.scores
+            kept = pd.DataFrame({"y_pred": scores})
+            write_atomically(path, lambda temporary, kept=kept: kept.to_csv(temporary, index=False))
+        found.append(pd.read_csv(path)["y_pred"].to_numpy(np.float64))
+    return found
+
+
+def _aucs(splits: Splits, scores: list[Floats]) -> Floats:
+    targets = [getattr(splits, split)["target"] for split in SPLITS]
+    return np.array([roc_auc(*pair) for pair in zip(scores, targets, strict=True)], np.float64)
+
+
+def _differences(
+    splits: Splits, scores: list[Floats], usual: list[Floats], resamplings: int
+) -> Floats:
+    """(resamplings, 2): what a change makes on select and on report, of groups drawn again."""
+    found = []
+    for split, mine, other in zip(SPLITS, scores, usual, strict=True):
+        table = getattr(splits, split)
+        targets = table["target"].to_numpy()
+        found.append(
+            [
+                roc_auc(mine[rows], targets[rows]) - roc_auc(other[rows], targets[rows])
+                for rows in resampled_groups(table, resamplings)
+            ]
+        )
+    # Draws of one class are left out.
+    shortest = min(map(len, found))
+    return np.array([own[:shortest] for own in found]).T
+
+
+def _summary(table: pd.DataFrame, drawn: dict[str, list[Floats]]) -> pd.DataFrame:
+    """Means over the seeds of each change, and intervals of what it makes."""
+    means = table.groupby("change", sort=False)[[f"auc_{split}" for split in SPLITS]].mean()
+    told = []
+    for name, of_seeds in drawn.items():
+        shortest = min(map(len, of_seeds))
+        mean = np.mean([own[:shortest] for own in of_seeds], axis=0)
+        low, high = np.quantile(mean, (0.025, 0.975), axis=0)
+        row: dict[str, Any] = {"change": name, "seeds": len(of_seeds)}
+        for number, split in enumerate(SPLITS):
+            row[f"auc_{split}"] = means.loc[name, f"auc_{split}"]
+            difference = row[f"auc_{split}"] - means.loc[CENTRE, f"auc_{split}"]
+            row[f"difference_{split}"] = difference
+            row[f"low_{split}"], row[f"high_{split}"] = low[number], high[number]
+        told.append(row)
+    return pd.DataFrame(told)
+
+
+if __name__ == "__main__":
+    run(main)
