@@ -45,6 +45,7 @@ def has_history() -> bool:
         ["bench_coverage.py", "coverage", "median_width", "milliseconds"],
         ["bench_criteria.py", "auc_unseen", "auc_stress", "report_unseen"],
         ["bench_options.py", "auc_seen", "auc_unseen", "auc_stress"],
+        ["bench_leaks.py", "auc_of_headers"],
         ["bench_memory.py"],
         ["bench_objectives.py", "auc", "auc_seen", "auc_stress"],
         ["bench_pipeline.py", "images_per_second", "times_challenge"],
