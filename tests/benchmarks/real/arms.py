@@ -186,7 +186,8 @@ def plain_optuna(given: Allotment, seed: int) -> None:
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, float(candidate.metrics["auc"]))
-        if given.left <= 0 and given.complete:
+        # One that completes nothing in twice its time never will.
+        if given.left <= 0 and (given.complete or given.left < -given.seconds):
             return
 
 
