@@ -124,13 +124,19 @@ class Search:
             UserError: if the data are at fault, or nothing but failures comes.
         """
         failures: list[str] = []
+        # What the last piece of work took beside its training: a network that is built, a state
+        # that is read, the leaderboard. The next one is not planned with it.
+        beside = 0.0
         while not self.interruption.must_stop:
-            work = next_work(
-                known_trials(self.study), self.plan.rules, self.interruption.seconds_left
-            )
+            known, left = known_trials(self.study), self.interruption.seconds_left
+            work = next_work(known, self.plan.rules, None if left is None else left - beside)
             if isinstance(work, Stop):
                 return work.reason
+            began = time.monotonic()
             reason = self.run_trial(*self._taken(work))
+            spent = sum(one.seconds + one.lost for one in known_trials(self.study))
+            spent -= sum(one.seconds + one.lost for one in known)
+            beside = max(0.0, time.monotonic() - began - spent)
             if reason is not None:
                 failures.append(reason)
             if len(failures) >= FAILURES_TO_STOP and not any(

@@ -22,7 +22,7 @@ from search.errors import UserError
 from search.machine.interruption import Interrupted, Interruption
 from search.pixels.loading.reading import Reader
 from search.study.decisions.layout import Rules
-from search.study.decisions.scheduler import GoOn, next_work
+from search.study.decisions.scheduler import GoOn, Start, Stop, next_work
 from search.study.decisions.space import BASELINE, PRESET
 from search.study.driving import (
     FAILURES_TO_STOP,
@@ -522,6 +522,28 @@ def test_halves_go_on_from_their_checkpoint_and_the_best_are_finished(
     assert all(set(trial.params) == set(SPACE.distributions) for trial in trials)
     progress: Any = search.progress
     assert len(progress.started) == 8 + 4 + 3 + 3
+
+
+def test_what_comes_beside_the_training_is_not_planned_with(
+    make_search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, given = SimpleNamespace(now=0.0), list[float]()
+
+    def slow(*arguments: Any, **more: Any) -> Candidate:
+        clock.now += 12.0
+        return looking(*arguments, **more)  # two seconds of which it counts as trained
+
+    def asked(known: Any, rules: Rules, left: float | None) -> Any:
+        assert left is not None
+        given.append(left)
+        return Start(None, 1_000) if len(given) < 3 else Stop()
+
+    search = make_search(slow)
+    monkeypatch.setattr("search.study.driving.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("search.study.driving.next_work", asked)
+    monkeypatch.setattr(Interruption, "seconds_left", property(lambda _: 1_000 - clock.now))
+    search.drive()
+    assert given == [1_000, 988 - 10, 976 - 10]
 
 
 def test_a_small_disk_costs_the_worst_their_checkpoint(
