@@ -42,6 +42,9 @@ A_FIFTH = "ours, a fifth"
 FINALISTS = 3
 """Of the arm that gives everybody one look."""
 
+SHARE_OF_LOOKS = 0.1
+"""Of the time, as a search has it, where that and no number decides how many are begun."""
+
 RANDOM_AT_FIRST = 10
 """Trials that Optuna draws by chance before TPE learns from them."""
 
@@ -58,6 +61,8 @@ def by_name() -> dict[str, Arm]:
         "hand": by_hand,
         "presets, then best": presets_then_best,
         "one look, then best": one_look_then_best,
+        "one look, then the best alone": partial(one_look_then_best, finalists=1),
+        "a tenth for looks, then best": looks_then_best,
     }
 
 
@@ -163,17 +168,34 @@ def presets_then_best(world: World, clock: Clock, seed: int) -> None:
     _best_to_the_end(world, [Training(course, clock, []) for course in world.of("preset")], 1)
 
 
-def one_look_then_best(world: World, clock: Clock, seed: int) -> None:
+def one_look_then_best(
+    world: World, clock: Clock, seed: int, *, finalists: int = FINALISTS
+) -> None:
     """Everybody a quarter of a training, then the best of them to the end (arXiv:2404.04111): the
     presets, then draws around the centre of the space, without learning from any."""
     trainings: list[Training] = []
     for course in world.of("preset") + _in_random_order(world.of("near"), seed):
         whole = course.whole_seconds
-        if trainings and (0.25 + 0.75 * FINALISTS) * whole > clock.left:
+        if trainings and (0.25 + 0.75 * finalists) * whole > clock.left:
             break
         trainings.append(Training(course, clock, []))
         trainings[-1].go_on(world.lengths[1] // 4)
-    _best_to_the_end(world, trainings, FINALISTS)
+    _best_to_the_end(world, trainings, finalists)
+
+
+def looks_then_best(world: World, clock: Clock, seed: int) -> None:
+    """The presets, then draws from all of the space around its centre and beyond, are looked at
+    once, as early as a search looks, for a share of the time; the best go to the end, one after the
+    other, while there is time."""
+    trainings: list[Training] = []
+    for course in world.of("preset") + _in_random_order(world.of("near", "anywhere"), seed):
+        if trainings and clock.now > SHARE_OF_LOOKS * clock.limit:
+            break
+        trainings.append(Training(course, clock, []))
+        trainings[-1].go_on(world.lengths[0])
+    sound = [one for one in trainings if not one.has_failed]
+    for one in sorted(sound, key=lambda one: -one.looks[-1].auc_select):
+        one.finish(world.lengths[1])
 
 
 def _best_to_the_end(world: World, trainings: Sequence[Training], count: int) -> None:
