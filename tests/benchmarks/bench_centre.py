@@ -28,7 +28,6 @@ from search.machine.files import write_atomically
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.settings.search import SearchSettings
-from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
 from search.training.scoring import SCORING_BATCH, evaluate
@@ -101,14 +100,12 @@ def main(
                     scores = _scores(replace(centre, **change), splits, reader, place)
                     aucs = _aucs(splits, scores)
                     told = dict(zip((f"auc_{split}" for split in SPLITS), aucs, strict=True))
-                    metrics = Candidate(place).metrics
                     rows.append(
                         {
                             "change": name,
                             "seed": seed,
                             "backbone": centre.backbone,
                             "images": round((own.epochs or 0) * len(splits.fit)),
-                            "train_seconds": metrics["train_seconds"],
                             **told,
                         }
                     )
