@@ -24,16 +24,19 @@ from rich.console import Console
 
 from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
-from search.machine.files import write_atomically
-from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.settings.search import SearchSettings
 from search.training.metrics import roc_auc
 from search.training.recipe import Recipe
-from search.training.scoring import SCORING_BATCH, evaluate
 from search.training.train import train
 from tests.benchmarks.bench_anytime import resampled_groups
-from tests.benchmarks.measured import Floats, kept_in, use_one_thread
+from tests.benchmarks.measured import (
+    Floats,
+    differences,
+    kept_in,
+    kept_scores,
+    use_one_thread,
+)
 from tests.benchmarks.opening import opened_images
 from tests.benchmarks.replay.curves import space_of
 
@@ -113,7 +116,7 @@ def main(
                     usual = scores if usual is None else usual
                     drawn[name].append(_differences(splits, scores, usual, resamplings))
     table = pd.DataFrame(rows)
-    compared = _summary(table, drawn)
+    compared = differences(table, drawn, "change", [f"auc_{split}" for split in SPLITS])
     console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -126,16 +129,10 @@ def _scores(recipe: Recipe, splits: Splits, reader: Reader, folder: Path) -> lis
     again."""
     runtime = Runtime(resolve_device("cpu"))
     candidate = train(recipe, splits, folder, runtime=runtime, reader=reader)
-    found = []
-    for split in SPLITS:
-        table, path = getattr(splits, split), folder / MEASURED.format(split)
-        if not path.exists():
-            loader = eval_batches(reader, table, batch_size=SCORING_BATCH)
-            scores = evaluate(candidate.load(), loader, runtime).predictions.scores
-            kept = pd.DataFrame({"y_pred": scores})
-            write_atomically(path, lambda temporary, kept=kept: kept.to_csv(temporary, index=False))
-        found.append(pd.read_csv(path)["y_pred"].to_numpy(np.float64))
-    return found
+    return [
+        kept_scores(folder / MEASURED.format(split), candidate, reader, getattr(splits, split))
+        for split in SPLITS
+    ]
 
 
 def _aucs(splits: Splits, scores: list[Floats]) -> Floats:
@@ -160,24 +157,6 @@ def _differences(
     # Draws of one class are left out.
     shortest = min(map(len, found))
     return np.array([own[:shortest] for own in found]).T
-
-
-def _summary(table: pd.DataFrame, drawn: dict[str, list[Floats]]) -> pd.DataFrame:
-    """Means over the seeds of each change, and intervals of what it makes."""
-    means = table.groupby("change", sort=False)[[f"auc_{split}" for split in SPLITS]].mean()
-    told = []
-    for name, of_seeds in drawn.items():
-        shortest = min(map(len, of_seeds))
-        mean = np.mean([own[:shortest] for own in of_seeds], axis=0)
-        low, high = np.quantile(mean, (0.025, 0.975), axis=0)
-        row: dict[str, Any] = {"change": name, "seeds": len(of_seeds)}
-        for number, split in enumerate(SPLITS):
-            row[f"auc_{split}"] = means.loc[name, f"auc_{split}"]
-            difference = row[f"auc_{split}"] - means.loc[CENTRE, f"auc_{split}"]
-            row[f"difference_{split}"] = difference
-            row[f"low_{split}"], row[f"high_{split}"] = low[number], high[number]
-        told.append(row)
-    return pd.DataFrame(told)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 from cyclopts import run
@@ -178,15 +179,14 @@ def after(settings: SearchSettings, name: str, folder: Path) -> dict[str, Any]:
         showing += time.perf_counter() - begun
         return dict(views)
 
-    Batch.show = timed  # type: ignore[method-assign]
     started = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as folder,
         Reader(side, workers=settings.workers or 0, cache=cache, renders=True) as reader,
+        patch.object(Batch, "show", timed),
     ):
         candidate = train(recipe, splits, Path(folder), runtime=runtime, reader=reader)
         seconds = time.perf_counter() - started
-        Batch.show = show  # type: ignore[method-assign]
         names = ("train", "score", "save", "wait")
         metrics = candidate.metrics
         parts = {part: metrics[f"{part}_seconds"] for part in names}

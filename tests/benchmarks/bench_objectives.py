@@ -27,16 +27,13 @@ import pytest
 from cyclopts import run
 from rich.console import Console
 
-from search.machine.device import Runtime, resolve_device
-from search.machine.files import LEADERBOARD, write_atomically
-from search.pixels.loading.epochs import eval_batches
+from search.machine.files import LEADERBOARD
 from search.report.leaderboard import read_leaderboard
 from search.run.search import run_search
 from search.settings.data import Objective
 from search.settings.search import SearchSettings
 from search.training.candidate import Candidate
 from search.training.metrics import roc_auc
-from search.training.scoring import SCORING_BATCH, evaluate
 from tests.benchmarks.bench_anytime import resampled_groups
 from tests.benchmarks.measured import (
     FIGURES,
@@ -44,16 +41,15 @@ from tests.benchmarks.measured import (
     MEASURED,
     Floats,
     Judge,
+    differences,
     divisions,
     kept_in,
+    kept_scores,
     use_one_thread,
 )
 from tests.blank import blank
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-
-USUAL: Objective = "auc"
-"""What the others are compared with."""
 
 ALL_FIGURES = ("auc", *FIGURES)
 
@@ -88,7 +84,7 @@ def main(
     if settings.timeout is None:
         raise SystemExit("--timeout must say how long each search takes, as --timeout 3m; add it")
     console, rows = Console(), list[dict[str, Any]]()
-    drawn: dict[Objective, list[Floats]] = {objective: [] for objective in objectives}
+    drawn: dict[str, list[Floats]] = {objective: [] for objective in objectives}
     with kept_in(folder) as kept:
         for seed, _, judge in divisions(settings, seeds, kept):
             usual: Floats | None = None
@@ -115,7 +111,7 @@ def main(
                     )
                 )
     table = pd.DataFrame(rows)
-    compared = differences(table, drawn)
+    compared = differences(table, drawn, "objective", ALL_FIGURES)
     console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -140,15 +136,7 @@ def _searched(settings: SearchSettings, judge: Judge) -> tuple[dict[str, Any], F
         )
     best = complete.iloc[0]
     candidate = Candidate(settings.out / str(best["path"]))
-    if not path.exists():
-        runtime = Runtime(resolve_device("cpu"))
-        loader = eval_batches(judge.reader, judge.table, batch_size=SCORING_BATCH)
-        found = evaluate(candidate.load(), loader, runtime, table=judge.table).predictions
-        scores = np.full(len(judge.table), np.nan)
-        scores[found.indices] = found.scores
-        kept = pd.DataFrame({"y_pred": scores})
-        write_atomically(path, lambda temporary: kept.to_csv(temporary, index=False))
-    scores = pd.read_csv(path)["y_pred"].to_numpy(np.float64)
+    scores = kept_scores(path, candidate, judge.reader, judge.table)
     held_out = judge.splits.report["method"][judge.splits.report["unseen"]]
     row = {
         "held_out": " ".join(sorted(set(held_out))),
@@ -170,21 +158,6 @@ def _figures(judge: Judge, scores: Floats, rows: Any = None) -> Floats:
     clean = index[judge.table["alteration"].to_numpy(np.int64)[index] < 0]
     auc = roc_auc(scores[clean], judge.table["target"].to_numpy(np.int64)[clean])
     return np.concatenate([[np.nan if auc is None else auc], judge.figures(scores, index)])
-
-
-def differences(table: pd.DataFrame, drawn: dict[Objective, list[Floats]]) -> pd.DataFrame:
-    """What each objective changes against the usual one: means over the seeds, and intervals."""
-    means = table.groupby("objective", sort=False)[list(ALL_FIGURES)].mean()
-    told = []
-    for objective, of_seeds in drawn.items():
-        row: dict[str, Any] = {"objective": objective, "seeds": len(of_seeds)}
-        low, high = np.nanquantile(np.mean(of_seeds, axis=0), (0.025, 0.975), axis=0)
-        for number, figure in enumerate(ALL_FIGURES):
-            row[figure] = means.loc[objective, figure]
-            row[f"{figure}_difference"] = row[figure] - means.loc[USUAL, figure]
-            row[f"{figure}_low"], row[f"{figure}_high"] = low[number], high[number]
-        told.append(row)
-    return pd.DataFrame(told)
 
 
 @contextmanager

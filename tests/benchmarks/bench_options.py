@@ -26,6 +26,7 @@ from search.training.recipe import Recipe
 from tests.benchmarks.bench_anytime import resampled_groups
 from tests.benchmarks.measured import (
     FIGURES,
+    differences,
     divisions,
     kept_in,
     scores_of,
@@ -111,7 +112,7 @@ def main(
                     )
                 )
     table = pd.DataFrame(rows)
-    compared = _differences(table, drawn)
+    compared = differences(table, drawn, "option", FIGURES)
     console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -124,21 +125,6 @@ def _recipe(settings: SearchSettings, canvas: int) -> Recipe:
     assert settings.image_size is not None
     space = space_of(settings, settings.image_size, canvas)
     return space.recipe(space.centre(space.backbones[0]))
-
-
-def _differences(table: pd.DataFrame, drawn: dict[str, list[np.ndarray[Any, Any]]]) -> pd.DataFrame:
-    """What each option changes: means over the seeds, and intervals of them."""
-    means = table.groupby("option", sort=False)[list(FIGURES)].mean()
-    told = []
-    for name, of_seeds in drawn.items():
-        row: dict[str, Any] = {"option": name, "seeds": len(of_seeds)}
-        low, high = np.nanquantile(np.mean(of_seeds, axis=0), (0.025, 0.975), axis=0)
-        for number, figure in enumerate(FIGURES):
-            row[figure] = means.loc[name, figure]
-            row[f"{figure}_difference"] = means.loc[name, figure] - means.loc[PLAIN, figure]
-            row[f"{figure}_low"], row[f"{figure}_high"] = low[number], high[number]
-        told.append(row)
-    return pd.DataFrame(told)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ that ask what helps on methods that training has not shown."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,14 +64,7 @@ class Judge:
         is not done again."""
         runtime = Runtime(resolve_device("cpu"))
         candidate = train(recipe, self.splits, folder, runtime=runtime, reader=self.reader)
-        path = folder / MEASURED
-        if not path.exists():
-            loader = eval_batches(self.reader, self.table, batch_size=SCORING_BATCH)
-            found = evaluate(candidate.load(), loader, runtime, table=self.table).predictions
-            scores = np.full(len(self.table), np.nan)
-            scores[found.indices] = found.scores
-            rows = pd.DataFrame({"y_pred": scores})
-            write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
+        kept_scores(folder / MEASURED, candidate, self.reader, self.table)
         return candidate
 
     def figures(self, scores: Floats, rows: NDArray[np.int64] | None = None) -> Floats:
@@ -118,6 +112,50 @@ def kept_in(folder: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)
+
+
+def kept_scores(path: Path, candidate: Candidate, reader: Reader, table: pd.DataFrame) -> Floats:
+    """A candidate's scores (N,) of a table's images, NaN for those that cannot be read, from a file
+    that is written if it is not there."""
+    if not path.exists():
+        loader = eval_batches(reader, table, batch_size=SCORING_BATCH)
+        runtime = Runtime(resolve_device("cpu"))
+        found = evaluate(candidate.load(), loader, runtime, table=table).predictions
+        scores = np.full(len(table), np.nan)
+        scores[found.indices] = found.scores
+        rows = pd.DataFrame({"y_pred": scores})
+        write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
+    kept: Floats = pd.read_csv(path)["y_pred"].to_numpy(np.float64)
+    return kept
+
+
+def differences(
+    table: pd.DataFrame, drawn: Mapping[str, Sequence[Floats]], column: str, figures: Sequence[str]
+) -> pd.DataFrame:
+    """Means over the seeds of each arm's figures, and how they differ from those of the first arm,
+    with 95% intervals.
+
+    Args:
+        table: a row an arm and seed.
+        drawn: of each arm, for each seed, the differences (resamplings, figures) of groups that
+            were drawn again.
+        column: of the table, that names the arm.
+        figures: columns of the table.
+    """
+    means, usual = table.groupby(column, sort=False)[list(figures)].mean(), next(iter(drawn))
+    told = []
+    for name, of_seeds in drawn.items():
+        row: dict[str, Any] = {column: name, "seeds": len(of_seeds)}
+        # Draws of one class alone are left out, by some seeds' divisions more than by others'.
+        shortest = min(map(len, of_seeds))
+        mean = np.mean([own[:shortest] for own in of_seeds], axis=0)
+        low, high = np.nanquantile(mean, (0.025, 0.975), axis=0)
+        for number, figure in enumerate(figures):
+            row[figure] = means.loc[name, figure]
+            row[f"{figure}_difference"] = row[figure] - means.loc[usual, figure]
+            row[f"{figure}_low"], row[f"{figure}_high"] = low[number], high[number]
+        told.append(row)
+    return pd.DataFrame(told)
 
 
 def scores_of(candidate: Candidate) -> Floats:
