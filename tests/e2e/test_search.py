@@ -469,46 +469,42 @@ def test_a_report_needs_the_folder_alone(
     assert f"torch {library_versions()['torch']}," not in page
 
 
+@pytest.fixture
+def without_report(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run that has lost its page, and the scores of one candidate on report."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / "report.html").unlink()
+    (run / "candidates" / "0001" / "scores_report.csv").unlink()
+    return run
+
+
 @pytest.mark.parametrize("lost", ["recover", "score_what_is_missing"])
 def test_a_report_outlives_a_database_that_is_lost(
     lost: str,
-    finished_run: Path,
-    tmp_path: Path,
+    without_report: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    (run / "report.html").unlink()
-
     def lose(*_: object, **__: object) -> None:
         raise StorageInternalError("the server closed\nthe connection")
 
     monkeypatch.setattr(f"search.run.report.{lost}", lose)
-    assert main(["report", "--out", str(run)]) == 0
+    assert main(["report", "--out", str(without_report)]) == 0
     told = capsys.readouterr()
     assert "the report split is left as it is: the server closed the connection\n" in told.out
-    assert (run / "report.html").exists()
+    assert (without_report / "report.html").exists()
 
 
 def test_ctrl_c_leaves_a_report_that_scores(
-    finished_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    without_report: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    (run / "candidates" / "0001" / "scores_report.csv").unlink()
-    (run / "report.html").unlink()
-
     def signalled(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("search.run.report.score_what_is_missing", signalled)
-    assert main(["report", "--out", str(run)]) == 130
+    assert main(["report", "--out", str(without_report)]) == 130
     assert capsys.readouterr().err == "stopped\n"
-    assert not (run / "report.html").exists()
+    assert not (without_report / "report.html").exists()
 
 
 @pytest.mark.parametrize(
