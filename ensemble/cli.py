@@ -282,12 +282,18 @@ def _merging(settings: RunSettings, console: Console, started: float) -> Iterato
     ends there, and a line tells how to go on. The time limit was the user's wish and no failure;
     after Ctrl-C a script must not go on as if the merge had come to its end.
     """
+    from search.machine.device import resolve_device
     from search.machine.interruption import Interrupted, Interruption
 
+    device = resolve_device(settings.device)
     timeout = settings.timeout if isinstance(settings, MergeSettings) else None
     interruption = Interruption(None if timeout is None else timeout.total_seconds(), started)
     merging = _Merging(settings, console, interruption)
-    with _alone(settings.run), interruption.handling_signals():
+    with (
+        _alone(settings.run),
+        interruption.handling_signals(),
+        interruption.amid_passes(device),
+    ):
         try:
             yield merging
         except Interrupted as reason:

@@ -37,8 +37,12 @@ class UserError(Exception):
     """
 
 
-class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """What runs shall be closed, because of Ctrl-C or the time limit; the message is its reason."""
+class Interrupted(BaseException):
+    """What runs shall be closed, because of Ctrl-C or the time limit; the message is its reason.
+
+    A request and no error: like KeyboardInterrupt no Exception, so that what forgives the failures
+    of others does not swallow it.
+    """
 
 
 def _accepted(error: Exception) -> str:

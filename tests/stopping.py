@@ -12,7 +12,8 @@ from search.machine.interruption import Interrupted, Interruption
 
 
 class StopAfter(Interruption):
-    """Asks for the end after so many checks: one a step, and one a batch of an evaluation."""
+    """Asks for the end after so many checks: one a step, one a batch of an evaluation, and amid
+    passes one a layer and gradient."""
 
     def __init__(self, checks: int) -> None:
         super().__init__()

@@ -149,8 +149,8 @@ def record_views(
             record = _Round(folder, round_, manifest, asked().feature_size, batch_size)
             saved = time.monotonic()
             for number, batch in loader.numbered(record.batches, asked().image_sizes):
-                record.add(number, batch.indices.numpy(), ask(batch))
                 try:
+                    record.add(number, batch.indices.numpy(), ask(batch))
                     on_batch(round_ * batches + number + 1, manifest.views * batches)
                 except Interrupted:
                     record.save()

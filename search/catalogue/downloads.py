@@ -22,7 +22,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils.tqdm import tqdm
 from rich.console import Console
 
-from search.errors import Interrupted, UserError
+from search.errors import UserError
 from search.machine.files import write_atomically
 from search.machine.progress import Bar, Bars, tell_line
 
@@ -82,8 +82,6 @@ def fetch_weights(
                 tell_line(console, f"fetching {text}{told}")
             try:
                 _download(name, _counting(bar, on_progress))
-            except Interrupted:
-                raise
             except Exception as error:  # The hub's client chooses its HTTP library and its errors.
                 failed[name] = " ".join(str(error).split())[:200] or type(error).__name__
                 if not _hub_answers(name):

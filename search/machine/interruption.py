@@ -1,4 +1,5 @@
-"""Ctrl-C and the time limit end a running trial at its next batch, never amid a write."""
+"""Ctrl-C and the time limit end what runs between two batches or, on a CPU, between two layers;
+never amid a write."""
 
 from __future__ import annotations
 
@@ -7,6 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from search.errors import Interrupted
 
@@ -77,6 +83,37 @@ class Interruption:
                 signal.signal(number, handler)
 
     @contextmanager
+    def amid_passes(self, device: torch.device) -> Iterator[None]:
+        """Checks also within the passes of networks on a CPU for the duration of the block, after
+        each layer forwards and backwards: there a batch of a large network may take minutes.
+
+        Compiled networks are not looked into: their layers are no longer apart. On other devices
+        this does nothing: passes are only ordered there, and asking would hold that up.
+
+        Args:
+            device: that networks compute on.
+        """
+        if device.type != "cpu":
+            yield
+            return
+
+        def check_backwards(_gradient: Tensor) -> None:
+            self.check()
+
+        def check_forwards(_layer: nn.Module, _given: Any, output: Any) -> None:
+            if torch.compiler.is_compiling() or not _is_computed(output):
+                return
+            self.check()
+            if output.grad_fn is not None:
+                output.register_hook(check_backwards)
+
+        hook = register_module_forward_hook(check_forwards)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
     def leaving_at_once(self) -> Iterator[None]:
         """Turns SIGTERM into KeyboardInterrupt, as Python does SIGINT, for the duration of a block
         that has nothing to save: what it was writing is taken away on the way out."""
@@ -90,3 +127,8 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+
+
+def _is_computed(output: Any) -> bool:
+    """Whether a layer gave a tensor, and did not only count on the meta device."""
+    return isinstance(output, Tensor) and output.device.type == "cpu"

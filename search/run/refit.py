@@ -63,7 +63,8 @@ def run_refit(
         clean(search, run, console)
         try:
             refit = plan_refit(settings, search, console, interruption)
-            candidate = _completed(refit, console, interruption)
+            with interruption.amid_passes(refit.runtime.device):
+                candidate = _completed(refit, console, interruption)
         except Interrupted as reason:
             tell_line(console, f"{reason}: the same command goes on from there")
         else:

@@ -117,7 +117,11 @@ def _opened(settings: SearchSettings, console: Console, started: float | None) -
     except OSError as error:
         raise UserError(f"--out must be a folder that can be made, found: {error}") from None
     try:
-        with alone(run), interruption.handling_signals():
+        with (
+            alone(run),
+            interruption.handling_signals(),
+            interruption.amid_passes(plan.runtime.device),
+        ):
             clean(settings, run, console)
             name = None if saved is None else study_name(run)
             study = open_study(settings, plan.splits.fingerprint(), name)

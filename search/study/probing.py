@@ -188,9 +188,8 @@ def _probed(
         try:
             probe = _measured(plan, probe, recipe, network, table, reader, allotment, interruption)
             return replace(probe, seconds=round(time.monotonic() - started, 2))
-        except (Interrupted, UserError):
-            # Not this backbone is at fault, but the images, or nothing.
-            raise
+        except UserError:
+            raise  # not this backbone is at fault, but the images
         except torch.AcceleratorError as error:
             if not is_out_of_memory(error):
                 found = " ".join(str(error).split())[:200]

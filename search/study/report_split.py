@@ -45,14 +45,15 @@ def score_what_is_missing(
         return
     workers = default_workers(device) if settings.workers is None else settings.workers
     runtime = Runtime(device, workers)
-    with open_reader(
+    reading = open_reader(
         splits,
         canvas_of(run),
         cache=settings.cache,
         runtime=runtime,
         quarantine=open_quarantine(run, console),
         console=console,
-    ) as reader:
+    )
+    with reading as reader, interruption.amid_passes(device):
         score_best_on_report(missing, splits.report, runtime, reader, console, interruption, run)
 
 

@@ -30,7 +30,6 @@ from search.machine.device import (
     native_half_precision,
 )
 from search.machine.files import cache_folder, read_json, write_json_atomically
-from search.machine.interruption import Interrupted
 from search.pixels.loading.batches import Batch, Shown
 from search.training.network import NUM_CLASSES
 from search.training.recipe import Recipe
@@ -128,8 +127,6 @@ def training_speed(
     plain, batch = _plain(recipe, runtime)
     try:
         measured = _measure(network, plain, runtime, batch, None, check)
-    except Interrupted:
-        raise
     except Exception:
         return None
     return None if measured is None else measured.images_per_second
@@ -233,8 +230,6 @@ def _measure_all(
         # An operation that bf16 lacks, no compiler, too little memory: the others are tried.
         try:
             measured = _measure(network, arithmetic.applied(plain), runtime, batch, limit, check)
-        except Interrupted:
-            raise
         except Exception:
             return
         if measured is not None and (not found or _agree(measured, found[0])):

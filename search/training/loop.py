@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -13,7 +14,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from search.errors import UserError
+from search.errors import Interrupted, UserError
 from search.machine.device import (
     Runtime,
     compile_anew,
@@ -224,7 +225,9 @@ class Training:
                 is_frozen = not is_frozen
                 set_batch_norm(self.network, training=not is_frozen)
             with self.seconds.spent_on("train"), fast_float32(self.runtime.device):
-                self._add(self.step(batch), len(batch.targets))
+                with self._as_if_never_begun():
+                    loss = self.step(batch)
+                self._add(loss, len(batch.targets))
                 self._scheduler.step_update(update)
                 if self._average is not None:
                     self._average.update(self.network, step=update)
@@ -241,6 +244,25 @@ class Training:
             started = time.perf_counter()
         # Batches that broken images left too small are done as well.
         self.batch = until
+
+    @contextmanager
+    def _as_if_never_begun(self) -> Iterator[None]:
+        """Undoes all that a step has changed where what the block raises stops it amid its passes;
+        nothing does on a GPU."""
+        if self.runtime.device.type != "cpu":
+            yield
+            return
+        random = random_state(self.runtime.device)
+        buffers = list(self.network.buffers())
+        before = [buffer.clone() for buffer in buffers]  # statistics of batch norm, mostly
+        try:
+            yield
+        except Interrupted:
+            restore_random_state(random, self.runtime.device)
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+            self._optimizer.zero_grad(set_to_none=True)
+            raise
 
     def look(self, evaluation: Evaluation | None) -> Look:
         """Takes a look at where the training is: its record, and its weights if they are the best

@@ -4,7 +4,7 @@
         --val-labels F --val-images D --val-groups G --backbones B --pool P --weights-dir W \\
         --image-size 80 --epochs 2 --folder W --output results/benchmarks/centre.csv
 
-The first backbone of the pool at the centre of the space, and with one thing changed at a time: the
+A backbone of the pool at the centre of the space, and with one thing changed at a time: the
 same images, every seed its own division, order and views. `centre_differences.csv` has the means
 over the seeds, and what a change makes against the centre, with 95% intervals that resample groups.
 The space's centre is chosen by select; report is told beside it. The same command goes on after a
@@ -13,6 +13,7 @@ stop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ CENTRE = "centre"
 CHANGES: dict[str, dict[str, Any]] = {
     CENTRE: {},
     "half as strong": {"augmentation_strength": 0.3},
+    "a quarter as strong": {"augmentation_strength": 0.15},
     "no label smoothing": {"label_smoothing": 0.0},
     "no average of the weights": {"average_power": None},
     "all three": {
@@ -68,6 +70,8 @@ def main(
     *,
     output: Path | None = None,
     folder: Path | None = None,
+    backbone: str | None = None,
+    changes: Sequence[str] = tuple(CHANGES),
     seeds: int = 3,
     quick: bool = False,
 ) -> None:
@@ -78,27 +82,32 @@ def main(
             default.
         output: CSV file, a row a change and seed.
         folder: keeps the trained candidates, so that the same command goes on; default: none.
+        backbone: of the pool; default: its first.
+        changes: those that are measured, beside the centre.
         seeds: divisions and trainings.
         quick: a few images: whether it works at all.
     """
     use_one_thread()
-    settings, changes, resamplings = settings or SearchSettings(), CHANGES, RESAMPLINGS
+    settings, resamplings = settings or SearchSettings(), RESAMPLINGS
+    measured = {name: change for name, change in CHANGES.items() if name in (CENTRE, *changes)}
     if quick:
         settings = replace(settings, limit_train=64, limit_val=80, image_size=32, epochs=1)
-        changes, seeds, resamplings = {CENTRE: {}, "all three": CHANGES["all three"]}, 1, 20
+        measured = {name: CHANGES[name] for name in (CENTRE, "all three")}
+        seeds, resamplings = 1, 20
     console, rows = Console(), list[dict[str, Any]]()
-    drawn: dict[str, list[Floats]] = {name: [] for name in changes}
+    drawn: dict[str, list[Floats]] = {name: [] for name in measured}
     with kept_in(folder) as kept:
         for seed in range(seeds):
             own = replace(settings, seed=seed, image_size=settings.image_size or 64).resolved()
             assert own.image_size is not None
             with opened_images(own, [own.image_size]) as (splits, reader):
                 space = space_of(own, own.image_size, reader.side)
-                centre = replace(
-                    space.recipe(space.centre(space.backbones[0])), epochs=own.epochs, seed=seed
-                )
+                chosen = space.backbones[0]
+                for other in space.backbones:
+                    chosen = other if other.name == backbone else chosen
+                centre = replace(space.recipe(space.centre(chosen)), epochs=own.epochs, seed=seed)
                 usual: list[Floats] | None = None
-                for name, change in changes.items():
+                for name, change in measured.items():
                     place = kept / f"{name.replace(' ', '-')}-{seed}"
                     scores = _scores(replace(centre, **change), splits, reader, place)
                     aucs = _aucs(splits, scores)

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     assert "going on with the training in" in distil.output
     assert_same(unbroken, broken)
     assert not distil.working.exists()
+
+
+def test_a_batch_that_a_stop_cuts_short_is_as_if_never_begun(distil: Run, tmp_path: Path) -> None:
+    """Its teacher is asked within the batch."""
+    changes: dict[str, Any] = {"live_teacher": True, "teachers": "0002,0003"}
+    other = tmp_path / "other"
+    shutil.copytree(distil.pool.run, other)
+    device, layers = distil.pool.runtime.device, StopAfter(10**9)
+    with layers.amid_passes(device):
+        unbroken = Run(open_pool(other, device="cpu", workers=0))(layers, **changes)
+    generator, each = random.Random("live"), (10**9 - layers.left) // 8
+    pieces, broken = 0, None
+    while broken is None:
+        pieces += 1
+        stop = StopAfter(generator.randint(1, 3 * each))
+        with suppress(Interrupted), stop.amid_passes(device):
+            broken = distil(stop, **changes)
+    assert pieces > 3
+    assert_same(unbroken, broken)
 
 
 def test_a_kill_while_the_student_is_kept_repeats_no_training(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from ensemble.distill import views
@@ -23,6 +24,7 @@ from tests.ensemble.distill.conftest import (
     KilledError,
     Recorder,
 )
+from tests.stopping import StopAfter
 
 
 def test_views_of_another_precision_are_not_used(recorder: Recorder) -> None:
@@ -76,6 +78,24 @@ def test_a_broken_recording_goes_on_and_ends_as_if_it_had_never_stopped(
         np.testing.assert_array_equal(resumed.features, whole.features)
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert {path.name for path in recorder.folder.iterdir()} == names
+
+
+def test_a_stop_while_the_teacher_looks_costs_that_batch_alone(
+    recorder: Recorder, tmp_path: Path, table: pd.DataFrame
+) -> None:
+    stop = StopAfter(10**9)
+
+    def soon(finished: int, _: int) -> None:
+        if finished == 4:
+            stop.left = 5
+
+    with pytest.raises(Interrupted), stop.amid_passes(torch.device("cpu")):
+        recorder(on_batch=soon)
+    seen: list[int] = []
+    resumed = recorder(on_batch=lambda finished, _: seen.append(finished))
+    assert seen == list(range(5, 10))
+    whole = Recorder(tmp_path / "whole", table)()
+    np.testing.assert_array_equal(resumed.margins, whole.margins)
 
 
 def test_a_recording_is_saved_when_it_is_due(recorder: Recorder) -> None:

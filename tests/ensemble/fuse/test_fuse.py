@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -193,8 +194,9 @@ def working(pool: Pool) -> Path:
     return pool.run / "merged" / ".fused"
 
 
+@pytest.mark.parametrize("amid_passes", [False, True])
 def test_going_on_from_any_batch_equals_never_having_stopped(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    amid_passes: bool, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JointTraining, "_evaluate", lambda *_: 0.0)
     other = tmp_path / "other"
@@ -206,9 +208,13 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     pieces, broken = 0, None
     while broken is None:
         pieces += 1
-        interruption = StopJointTraining(working(pool), generator.randint(1, 4))
+        # A batch has some hundred layers and gradients, an evaluation as many.
+        checks = generator.randint(1, 2000 if amid_passes else 4)
+        interruption = StopJointTraining(working(pool), checks)
+        device = pool.runtime.device
         try:
-            broken = run_fuse(pool, **arguments, console=console, interruption=interruption)
+            with interruption.amid_passes(device) if amid_passes else nullcontext():
+                broken = run_fuse(pool, **arguments, console=console, interruption=interruption)
         except Interrupted:
             assert working(pool).exists()
             assert merged_models(pool.run) == ()

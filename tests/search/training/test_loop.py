@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from search.errors import Interrupted
 from search.machine.device import AUTOCAST_DTYPES, Runtime
 from search.pixels.loading.batches import Batch, Shown
 from search.training.loop import NonFiniteLossError, StepRecord, Training
@@ -20,6 +21,7 @@ from search.training.recipe import Recipe
 from search.training.scoring import Evaluation, evaluate, predict, show
 from search.training.step import split_batch
 from tests.search.training.small import SMALL
+from tests.stopping import StopAfter
 
 CPU = Runtime(torch.device("cpu"))
 RECIPE = Recipe(
@@ -124,6 +126,20 @@ def test_looks_come_as_the_images_double(
         training.looked = training.next_look
         found.append(training.looked)
     assert found == steps
+
+
+def test_a_batch_that_is_cut_short_leaves_no_gradients() -> None:
+    recipe = replace(RECIPE, epochs=1)
+    whole, cut = begin(recipe), begin(recipe)
+    whole.run(whole.end)
+    stop = StopAfter(40)
+    with pytest.raises(Interrupted), stop.amid_passes(CPU.device):
+        cut.run(cut.end)
+    assert 0 < cut.done < cut.end
+    assert all(parameter.grad is None for parameter in cut.network.parameters())
+    cut.run(cut.end)
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, cut.network.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(("looked", "expected"), [(35, 40), (36, 80), (40, 80), (72, 144)])

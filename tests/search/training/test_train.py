@@ -4,6 +4,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -147,7 +148,13 @@ def timeless(candidate: Candidate) -> pd.DataFrame:
 
 
 def stop_often(
-    splits: Splits, folder: Path, recipe: Recipe, checks: Callable[[], int], **arguments: Any
+    splits: Splits,
+    folder: Path,
+    recipe: Recipe,
+    checks: Callable[[], int],
+    *,
+    amid_passes: bool = False,
+    **arguments: Any,
 ) -> int:
     """Trains in pieces until it is complete; returns how many there were."""
     for piece in range(1, 100):
@@ -155,8 +162,11 @@ def stop_often(
         torch.manual_seed(piece)
         random.seed(piece)
         np.random.seed(piece)  # noqa: NPY002 - the very one
+        stop = StopAfter(checks())
+        within = stop.amid_passes(CPU.device) if amid_passes else nullcontext()
         try:
-            train(recipe, splits, folder, None, StopAfter(checks()), runtime=CPU, **arguments)
+            with within:
+                train(recipe, splits, folder, None, stop, runtime=CPU, **arguments)
         except Interrupted:
             assert (folder / CHECKPOINT).exists()
             assert not (folder / METRICS).exists()
@@ -178,6 +188,28 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     assert unbroken.metrics["precision"] == recipe.precision
     generator = random.Random(str(changes))
     pieces = stop_often(splits, tmp_path / "broken", recipe, lambda: generator.randint(1, 7))
+    assert pieces > 3
+    assert_same(unbroken, Candidate(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_a_batch_that_a_stop_cuts_short_is_as_if_never_begun(
+    changes: dict[str, Any], splits: Splits, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, epochs=2, **changes)
+    unbroken = complete(splits, tmp_path / "unbroken", recipe)
+    layers = StopAfter(10**9)
+    with layers.amid_passes(CPU.device):
+        complete(splits, tmp_path / "counted", recipe, interruption=layers)
+    generator, each = random.Random(str(changes)), (10**9 - layers.left) // 8
+    pieces = stop_often(
+        splits,
+        tmp_path / "broken",
+        recipe,
+        # A batch, or an evaluation, must fit at times.
+        lambda: generator.randint(1, 3 * each),
+        amid_passes=True,
+    )
     assert pieces > 3
     assert_same(unbroken, Candidate(tmp_path / "broken"))
 
