@@ -247,6 +247,8 @@ def compile_anew(network: nn.Module) -> nn.Module:
     the ninth as it is without a word.
     """
     torch.compiler.reset()
+    # `Interruption.amid_passes` has one, which asks once more and no harm is done.
+    warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")
     return cast(nn.Module, torch.compile(network))
 
 

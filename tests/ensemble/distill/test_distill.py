@@ -161,14 +161,14 @@ def test_a_batch_that_a_stop_cuts_short_is_as_if_never_begun(distil: Run, tmp_pa
     other = tmp_path / "other"
     shutil.copytree(distil.pool.run, other)
     device, layers = distil.pool.runtime.device, StopAfter(10**9)
-    with layers.amid_passes(device):
+    with layers.amid_passes(device, 0.0):
         unbroken = Run(open_pool(other, device="cpu", workers=0))(layers, **changes)
     generator, each = random.Random("live"), (10**9 - layers.left) // 8
     pieces, broken = 0, None
     while broken is None:
         pieces += 1
         stop = StopAfter(generator.randint(1, 3 * each))
-        with suppress(Interrupted), stop.amid_passes(device):
+        with suppress(Interrupted), stop.amid_passes(device, 0.0):
             broken = distil(stop, **changes)
     assert pieces > 3
     assert_same(unbroken, broken)

@@ -89,7 +89,7 @@ def test_a_stop_while_the_teacher_looks_costs_that_batch_alone(
         if finished == 4:
             stop.left = 5
 
-    with pytest.raises(Interrupted), stop.amid_passes(torch.device("cpu")):
+    with pytest.raises(Interrupted), stop.amid_passes(torch.device("cpu"), 0.0):
         recorder(on_batch=soon)
     seen: list[int] = []
     resumed = recorder(on_batch=lambda finished, _: seen.append(finished))

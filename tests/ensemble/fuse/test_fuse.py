@@ -213,7 +213,7 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
         interruption = StopJointTraining(working(pool), checks)
         device = pool.runtime.device
         try:
-            with interruption.amid_passes(device) if amid_passes else nullcontext():
+            with interruption.amid_passes(device, 0.0) if amid_passes else nullcontext():
                 broken = run_fuse(pool, **arguments, console=console, interruption=interruption)
         except Interrupted:
             assert working(pool).exists()

@@ -46,7 +46,7 @@ def test_a_pass_on_the_cpu_ends_at_its_next_layer_forwards_and_backwards() -> No
 
     network = nn.Sequential(*(Layer() for _ in range(3)))
     images = torch.ones(1, requires_grad=True)
-    with interruption.amid_passes(torch.device("cpu")):
+    with interruption.amid_passes(torch.device("cpu"), 0.0):
         output = network(images)
         interruption.requested = True
         with pytest.raises(Interrupted):

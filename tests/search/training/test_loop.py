@@ -133,7 +133,7 @@ def test_a_batch_that_is_cut_short_leaves_no_gradients() -> None:
     whole, cut = begin(recipe), begin(recipe)
     whole.run(whole.end)
     stop = StopAfter(40)
-    with pytest.raises(Interrupted), stop.amid_passes(CPU.device):
+    with pytest.raises(Interrupted), stop.amid_passes(CPU.device, 0.0):
         cut.run(cut.end)
     assert 0 < cut.done < cut.end
     assert all(parameter.grad is None for parameter in cut.network.parameters())

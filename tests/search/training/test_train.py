@@ -163,7 +163,7 @@ def stop_often(
         random.seed(piece)
         np.random.seed(piece)  # noqa: NPY002 - the very one
         stop = StopAfter(checks())
-        within = stop.amid_passes(CPU.device) if amid_passes else nullcontext()
+        within = stop.amid_passes(CPU.device, 0.0) if amid_passes else nullcontext()
         try:
             with within:
                 train(recipe, splits, folder, None, stop, runtime=CPU, **arguments)
@@ -199,7 +199,7 @@ def test_a_batch_that_a_stop_cuts_short_is_as_if_never_begun(
     recipe = replace(RECIPE, epochs=2, **changes)
     unbroken = complete(splits, tmp_path / "unbroken", recipe)
     layers = StopAfter(10**9)
-    with layers.amid_passes(CPU.device):
+    with layers.amid_passes(CPU.device, 0.0):
         complete(splits, tmp_path / "counted", recipe, interruption=layers)
     generator, each = random.Random(str(changes)), (10**9 - layers.left) // 8
     pieces = stop_often(
