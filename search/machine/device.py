@@ -311,7 +311,7 @@ def keep_freed_memory() -> bool:
     glibc maps every block above 32 MB anew and unmaps it when it is freed, and a training step
     allocates hundreds of them. On two CPU cores mobilenetv2_100 at 192 px trained at 22 images/s,
     with 42% of its processor time in the kernel, and with this at 49 (medians of three rounds of
-    tests/benchmarks/bench_memory.py). The process then keeps its peak memory.
+    tests/benchmarks/pixels/bench_memory.py). The process then keeps its peak memory.
 
     Returns:
         Whether the C library took the settings; other libraries than glibc have no mallopt.

@@ -197,8 +197,9 @@ def delong_interval(
     three fakes of a clip) and with true AUCs from 0.75 to 0.99, 93.3% to 95.7% of these 95%
     intervals held the truth; 77% to 97% of those that take every image for its own group, which is
     plain DeLong; 88% to 96% of the quantiles of a bootstrap of groups, 91% to 97% of those
-    corrected for bias and acceleration, at 15 times the cost (tests/benchmarks/bench_coverage.py).
-    With 40 groups and a true AUC of 0.97, ours were 93% to 94%.
+    corrected for bias and acceleration, at 15 times the cost
+    (tests/benchmarks/validation/bench_coverage.py). With 40 groups and a true AUC of 0.97, ours
+    were 93% to 94%.
 
     Where that variance is zero (AUC exactly 0 or 1, or all scores equal) or unknown (a class lies
     in one group only), the interval is Newcombe's score interval, method 5 of

@@ -41,6 +41,9 @@ MEASURED = "measured.csv"
 """In a candidate's folder: y_pred of each row of `Judge.table`."""
 
 
+RESAMPLINGS = 2_000
+
+
 @dataclass(frozen=True, eq=False)
 class Judge:
     """The images of a division by methods, select and report altered as well."""
@@ -167,3 +170,19 @@ def scores_of(candidate: Candidate) -> Floats:
 def use_one_thread() -> None:
     """Small networks gain nothing by more."""
     torch.set_num_threads(1)
+
+
+def resampled_groups(
+    table: pd.DataFrame, resamplings: int = RESAMPLINGS
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of as many groups as there are, drawn with replacement, so many times; draws of one
+    class are left out."""
+    generator = np.random.default_rng(0)
+    groups, names = pd.factorize(table["group"])
+    members = [np.flatnonzero(groups == number) for number in range(len(names))]
+    targets = table["target"].to_numpy()
+    for _ in range(resamplings):
+        chosen = generator.integers(0, len(members), len(members))
+        index = np.concatenate([members[number] for number in chosen])
+        if 0 < targets[index].sum() < len(index):
+            yield index

@@ -1,16 +1,21 @@
-"""The images that a benchmark trains on, from the settings of a search."""
+"""The images that a benchmark trains on, and the space that it draws from, by the settings of a
+search."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
+from search.catalogue.backbones import DEFAULT_PATH, load_backbones
+from search.catalogue.dimensions import DIMENSIONS
 from search.data.inputs import read_splits
 from search.data.splits import Splits
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.loading.reading import Reader
 from search.pixels.opening import choose_canvas
 from search.settings.search import SearchSettings
+from search.study.decisions.space import Space
 
 
 @contextmanager
@@ -32,3 +37,28 @@ def opened_images(
         fill_cache(cache, lambda _: None)
     with Reader(side, cache=cache) as reader:
         yield splits, reader
+
+
+def space_of(settings: SearchSettings, image_size: int, canvas: int) -> Space:
+    """The space of a search with these settings, resolved, at one image size; dimensions are those
+    that a search has by default."""
+    assert settings.pool is not None
+    pool = load_backbones(settings.backbones or DEFAULT_PATH).pool(settings.pool)
+    return Space(
+        backbones=tuple(replace(backbone, image_sizes=(image_size,)) for backbone in pool),
+        baseline=None,
+        dimensions=DIMENSIONS,
+        weights=settings.weights_source,
+        weights_dir=settings.weights_dir,
+        epochs=None,
+        schedule="constant",
+        canvas=canvas,
+        batch_size=settings.batch_size or 32,
+        micro_batch_size=None,
+        select_limit="all",
+        objective="auc",
+        precision="fp32",
+        channels_last=True,
+        compile=False,
+        seed=settings.seed,
+    )

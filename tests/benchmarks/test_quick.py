@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks.bench_epoch import BEFORE
+from tests.benchmarks.pixels.bench_epoch import BEFORE
 from tests.processes import Process
 
 FOLDER = Path(__file__).parent
@@ -29,30 +29,30 @@ def has_history() -> bool:
     "command",
     [
         pytest.param(
-            ["bench_alterations.py"],
+            ["pixels.bench_alterations"],
             marks=pytest.mark.skipif(
                 importlib.util.find_spec("kornia") is None, reason="kornia is compared with"
             ),
         ),
         pytest.param(
-            ["bench_epoch.py", "seconds", "train_seconds", "score_seconds"],
+            ["pixels.bench_epoch", "seconds", "train_seconds", "score_seconds"],
             marks=pytest.mark.skipif(not has_history(), reason=f"commit {BEFORE} is not at hand"),
         ),
-        ["bench_anytime.py", "seconds", "auc_select", "auc_report"],
-        ["bench_audit.py"],
-        ["bench_centre.py", "auc_select", "auc_report"],
-        ["bench_clusters.py", "purity", "mutual_information"],
-        ["bench_coverage.py", "coverage", "median_width", "milliseconds"],
-        ["bench_criteria.py", "auc_unseen", "auc_stress", "report_unseen"],
-        ["bench_options.py", "auc_seen", "auc_unseen", "auc_stress"],
-        ["bench_leaks.py", "auc_of_headers"],
-        ["bench_memory.py"],
-        ["bench_objectives.py", "auc", "auc_seen", "auc_stress"],
-        ["bench_pipeline.py", "images_per_second", "times_challenge"],
-        ["bench_probe.py", "auc", "seconds"],
-        ["bench_scheduler.py", "auc", "difference", "best_share"],
-        ["bench_shrinking.py", "auc_select", "auc_report"],
-        ["record_curves.py", "seconds", "score_seconds", "auc_select", "auc_report"],
+        ["study.bench_anytime", "seconds", "auc_select", "auc_report"],
+        ["validation.bench_audit"],
+        ["study.bench_centre", "auc_select", "auc_report"],
+        ["validation.bench_clusters", "purity", "mutual_information"],
+        ["validation.bench_coverage", "coverage", "median_width", "milliseconds"],
+        ["validation.bench_criteria", "auc_unseen", "auc_stress", "report_unseen"],
+        ["validation.bench_options", "auc_seen", "auc_unseen", "auc_stress"],
+        ["validation.bench_leaks", "auc_of_headers"],
+        ["pixels.bench_memory"],
+        ["validation.bench_objectives", "auc", "auc_seen", "auc_stress"],
+        ["pixels.bench_pipeline", "images_per_second", "times_challenge"],
+        ["study.bench_probe", "auc", "seconds"],
+        ["study.bench_scheduler", "auc", "difference", "best_share"],
+        ["pixels.bench_shrinking", "auc_select", "auc_report"],
+        ["study.record_curves", "seconds", "score_seconds", "auc_select", "auc_report"],
     ],
     ids=lambda command: command[0],
 )
@@ -61,14 +61,14 @@ def test_it_runs(command: list[str], tmp_path: Path) -> None:
     name, *columns = command
     output = tmp_path / "found.csv"
     written = ["--output", str(output)] if columns else []
-    module = f"tests.benchmarks.{Path(name).stem}"
+    module = f"tests.benchmarks.{name}"
     process = Process(tmp_path / "told.txt", module, "--quick", *written)
     assert process.wait() == 0, process.told[-2000:]
     assert "A new study" not in process.told
     if columns:
         figures = pd.read_csv(output)
         assert len(figures)
-        if name == "bench_anytime.py":
+        if name == "study.bench_anytime":
             # Before the end of a training, report is not scored.
             is_end = figures["images"] == figures["images"].max()
             assert figures["auc_report"].notna().equals(is_end)

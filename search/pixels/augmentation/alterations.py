@@ -5,7 +5,7 @@ A result depends on an image and its parameters alone, never on its neighbours i
 
 Our own few lines, because parameters of each image are foreign to torchvision v2, and kornia 0.9
 draws them from one generator for the whole batch. Ours are also the faster where the time goes:
-`tests/benchmarks/bench_alterations.py` took, in ms for a face of 256 px on one core, ours /
+`tests/benchmarks/pixels/bench_alterations.py` took, in ms for a face of 256 px on one core, ours /
 torchvision on tensors / kornia on batches: crop and resize 0.27 / 0.28 / 2.29, jitter 0.86 / 3.49 /
 5.43, blur 0.87 / 3.47 / 1.41, equalize 0.57 / 0.67 / 1.51; the others lose a third of a millisecond
 at most (affine 1.06 / 0.95 / 1.15, noise 1.11 / 0.76 / 1.00). Resampling itself is torch's.

@@ -6,7 +6,7 @@ finished. With a time limit stretches are seconds, so that a backbone that takes
 must earn it; they take a tenth of the time, once again to twice as much, and the best gets all that
 is left, or, where it is said how long a training is, the next ones and more configurations do.
 Without one they are images: the same seed gives the same search. Where the shares come from:
-tests/benchmarks/bench_scheduler.py.
+tests/benchmarks/study/bench_scheduler.py.
 """
 
 from __future__ import annotations

@@ -23,8 +23,13 @@ from search.training.metrics import (
     roc_auc,
     tpr_at_fpr,
 )
-from tests.benchmarks.bench_coverage import DESIGNS, bootstrap_interval, coverage, rejections
-from tests.benchmarks.bench_coverage import draw_sample as draw_groups
+from tests.benchmarks.validation.bench_coverage import (
+    DESIGNS,
+    bootstrap_interval,
+    coverage,
+    rejections,
+)
+from tests.benchmarks.validation.bench_coverage import draw_sample as draw_groups
 
 Sample = tuple[NDArray[np.float64], NDArray[np.int64]]
 

@@ -1,0 +1,172 @@
+"""Whether the centre of the space is too regular for trainings as short as a search's.
+
+    python -m tests.benchmarks.study.bench_centre --train-labels F --train-images D \\
+        --train-groups G --val-labels F --val-images D --val-groups G --backbones B --pool P \\
+        --weights-dir W --image-size 80 --epochs 2 --folder W \\
+        --output results/benchmarks/centre.csv
+
+A backbone of the pool at the centre of the space, and with one thing changed at a time: the
+same images, every seed its own division, order and views. `centre_differences.csv` has the means
+over the seeds, and what a change makes against the centre, with 95% intervals that resample groups.
+The space's centre is chosen by select; report is told beside it. The same command goes on after a
+stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from cyclopts import run
+from rich.console import Console
+
+from search.data.splits import Splits
+from search.machine.device import Runtime, resolve_device
+from search.pixels.loading.reading import Reader
+from search.settings.search import SearchSettings
+from search.training.metrics import roc_auc
+from search.training.recipe import Recipe
+from search.training.train import train
+from tests.benchmarks.measured import (
+    Floats,
+    differences,
+    kept_in,
+    kept_scores,
+    resampled_groups,
+    use_one_thread,
+)
+from tests.benchmarks.opening import opened_images, space_of
+
+CENTRE = "centre"
+
+CHANGES: dict[str, dict[str, Any]] = {
+    CENTRE: {},
+    "half as strong": {"augmentation_strength": 0.3},
+    "a quarter as strong": {"augmentation_strength": 0.15},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "no average of the weights": {"average_power": None},
+    "all three": {
+        "augmentation_strength": 0.3,
+        "label_smoothing": 0.0,
+        "average_power": None,
+    },
+}
+"""What the default of 70bbfd5 that did best in the recorded curves had otherwise."""
+
+SPLITS = ("select", "report")
+
+MEASURED = "measured_{}.csv"
+"""In a candidate's folder: y_pred of each row of a split."""
+
+RESAMPLINGS = 1_000
+
+
+def main(
+    settings: SearchSettings | None = None,
+    *,
+    output: Path | None = None,
+    folder: Path | None = None,
+    backbone: str | None = None,
+    changes: Sequence[str] = tuple(CHANGES),
+    seeds: int = 3,
+    quick: bool = False,
+) -> None:
+    """Trains what is missing in the folder, and compares.
+
+    Args:
+        settings: of a search on these images, with its --epochs; the demo set's, from scratch, by
+            default.
+        output: CSV file, a row a change and seed.
+        folder: keeps the trained candidates, so that the same command goes on; default: none.
+        backbone: of the pool; default: its first.
+        changes: those that are measured, beside the centre.
+        seeds: divisions and trainings.
+        quick: a few images: whether it works at all.
+    """
+    use_one_thread()
+    settings, resamplings = settings or SearchSettings(), RESAMPLINGS
+    measured = {name: change for name, change in CHANGES.items() if name in (CENTRE, *changes)}
+    if quick:
+        settings = replace(settings, limit_train=64, limit_val=80, image_size=32, epochs=1)
+        measured = {name: CHANGES[name] for name in (CENTRE, "all three")}
+        seeds, resamplings = 1, 20
+    console, rows = Console(), list[dict[str, Any]]()
+    drawn: dict[str, list[Floats]] = {name: [] for name in measured}
+    with kept_in(folder) as kept:
+        for seed in range(seeds):
+            own = replace(settings, seed=seed, image_size=settings.image_size or 64).resolved()
+            assert own.image_size is not None
+            with opened_images(own, [own.image_size]) as (splits, reader):
+                space = space_of(own, own.image_size, reader.side)
+                chosen = space.backbones[0]
+                for other in space.backbones:
+                    chosen = other if other.name == backbone else chosen
+                centre = replace(space.recipe(space.centre(chosen)), epochs=own.epochs, seed=seed)
+                usual: list[Floats] | None = None
+                for name, change in measured.items():
+                    place = kept / f"{name.replace(' ', '-')}-{seed}"
+                    scores = _scores(replace(centre, **change), splits, reader, place)
+                    aucs = _aucs(splits, scores)
+                    told = dict(zip((f"auc_{split}" for split in SPLITS), aucs, strict=True))
+                    rows.append(
+                        {
+                            "change": name,
+                            "seed": seed,
+                            "backbone": centre.backbone,
+                            "images": round((own.epochs or 0) * len(splits.fit)),
+                            **told,
+                        }
+                    )
+                    console.print(rows[-1], highlight=False, soft_wrap=True)
+                    usual = scores if usual is None else usual
+                    drawn[name].append(_differences(splits, scores, usual, resamplings))
+    table = pd.DataFrame(rows)
+    compared = differences(table, drawn, "change", [f"auc_{split}" for split in SPLITS])
+    console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        table.round(5).to_csv(output, index=False)
+        compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
+
+
+def _scores(recipe: Recipe, splits: Splits, reader: Reader, folder: Path) -> list[Floats]:
+    """Of select and report, by the weights that a training keeps; what is there already is not done
+    again."""
+    runtime = Runtime(resolve_device("cpu"))
+    candidate = train(recipe, splits, folder, runtime=runtime, reader=reader)
+    return [
+        kept_scores(folder / MEASURED.format(split), candidate, reader, getattr(splits, split))
+        for split in SPLITS
+    ]
+
+
+def _aucs(splits: Splits, scores: list[Floats]) -> Floats:
+    targets = [getattr(splits, split)["target"] for split in SPLITS]
+    return np.array([roc_auc(*pair) for pair in zip(scores, targets, strict=True)], np.float64)
+
+
+def _differences(
+    splits: Splits, scores: list[Floats], usual: list[Floats], resamplings: int
+) -> Floats:
+    """(resamplings, 2): what a change makes on select and on report, of groups drawn again."""
+    found = []
+    for split, mine, other in zip(SPLITS, scores, usual, strict=True):
+        table = getattr(splits, split)
+        targets = table["target"].to_numpy()
+        found.append(
+            [
+                roc_auc(mine[rows], targets[rows]) - roc_auc(other[rows], targets[rows])
+                for rows in resampled_groups(table, resamplings)
+            ]
+        )
+    # Draws of one class are left out.
+    shortest = min(map(len, found))
+    return np.array([own[:shortest] for own in found]).T
+
+
+if __name__ == "__main__":
+    run(main)
