@@ -152,20 +152,20 @@ def stop_often(
     folder: Path,
     recipe: Recipe,
     checks: Callable[[], int],
-    *,
-    amid_passes: bool = False,
+    layers: Callable[[], int] | None = None,
     **arguments: Any,
 ) -> int:
-    """Trains in pieces until it is complete; returns how many there were."""
+    """Trains in pieces until it is complete, every other one stopped amid a pass if `layers` are
+    given; returns how many there were."""
     for piece in range(1, 100):
         # Another process has other generators, and draws from them before it goes on.
         torch.manual_seed(piece)
         random.seed(piece)
         np.random.seed(piece)  # noqa: NPY002 - the very one
-        stop = StopAfter(checks())
-        within = stop.amid_passes(CPU.device, 0.0) if amid_passes else nullcontext()
+        amid = layers if piece % 2 else None
+        stop = StopAfter(amid() if amid else checks())
         try:
-            with within:
+            with stop.amid_passes(CPU.device, 0.0) if amid else nullcontext():
                 train(recipe, splits, folder, None, stop, runtime=CPU, **arguments)
         except Interrupted:
             assert (folder / CHECKPOINT).exists()
@@ -176,7 +176,7 @@ def stop_often(
 
 
 @pytest.mark.parametrize("changes", SETTINGS)
-def test_going_on_from_any_batch_equals_never_having_stopped(
+def test_going_on_from_any_batch_and_layer_equals_never_having_stopped(
     changes: dict[str, Any], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A scale that overflows and rises again: a training that lost it would skip other steps.
@@ -187,28 +187,12 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
     assert unbroken.metrics["auc"] > 0.9
     assert unbroken.metrics["precision"] == recipe.precision
     generator = random.Random(str(changes))
-    pieces = stop_often(splits, tmp_path / "broken", recipe, lambda: generator.randint(1, 7))
-    assert pieces > 3
-    assert_same(unbroken, Candidate(tmp_path / "broken"))
-
-
-@pytest.mark.parametrize("changes", SETTINGS)
-def test_a_batch_that_a_stop_cuts_short_is_as_if_never_begun(
-    changes: dict[str, Any], splits: Splits, tmp_path: Path
-) -> None:
-    recipe = replace(RECIPE, epochs=2, **changes)
-    unbroken = complete(splits, tmp_path / "unbroken", recipe)
-    layers = StopAfter(10**9)
-    with layers.amid_passes(CPU.device, 0.0):
-        complete(splits, tmp_path / "counted", recipe, interruption=layers)
-    generator, each = random.Random(str(changes)), (10**9 - layers.left) // 8
     pieces = stop_often(
         splits,
         tmp_path / "broken",
         recipe,
-        # A batch, or an evaluation, must fit at times.
-        lambda: generator.randint(1, 3 * each),
-        amid_passes=True,
+        checks=lambda: generator.randint(1, 7),
+        layers=lambda: generator.randint(1, 150),
     )
     assert pieces > 3
     assert_same(unbroken, Candidate(tmp_path / "broken"))
