@@ -13,7 +13,7 @@ same command goes on after the last that came to its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -61,6 +61,7 @@ def main(
     *,
     output: Path | None = None,
     folder: Path | None = None,
+    objectives: Sequence[Objective] = OBJECTIVES,
     seeds: int = 3,
     quick: bool = False,
 ) -> None:
@@ -71,12 +72,13 @@ def main(
             default. Methods are held out whatever they say.
         output: CSV file, a row an objective and seed.
         folder: keeps the runs, so that the same command goes on; default: none.
+        objectives: the others are compared with the first.
         seeds: of divisions and searches.
         quick: a few images: whether it works at all.
     """
     use_one_thread()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    settings, objectives, resamplings = settings or SearchSettings(), OBJECTIVES, RESAMPLINGS
+    settings, resamplings = settings or SearchSettings(), RESAMPLINGS
     if quick:
         settings = replace(settings, limit_train=64, limit_val=80, image_size=32, probe=False)
         settings = replace(settings, trials=1, epochs=1, timeout=timedelta(minutes=10))
