@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from rich.console import Console
+
 from search.catalogue.backbones import DEFAULT_PATH, load_backbones
 from search.catalogue.dimensions import DIMENSIONS
 from search.data.inputs import read_splits
 from search.data.splits import Splits
+from search.machine.device import Runtime, resolve_device
 from search.pixels.cache import fill_cache, open_cache
 from search.pixels.loading.reading import Reader
 from search.pixels.opening import choose_canvas
 from search.settings.search import SearchSettings
 from search.study.decisions.space import Space
+from search.validation.forgeries.finding import finder
 
 
 @contextmanager
@@ -28,7 +32,10 @@ def opened_images(
         settings: resolved.
         image_sizes: of the networks, in pixels: they decide the side of the canvas.
     """
-    splits = read_splits(settings)
+    pool = load_backbones(settings.backbones or DEFAULT_PATH).pool(settings.pool or "")
+    runtime, console = Runtime(resolve_device("cpu")), Console(quiet=True)
+    # Whose methods are not named, as a search divides them.
+    splits = read_splits(settings, find=finder(settings, pool, runtime, console))
     side = choose_canvas(splits, image_sizes)
     tables = (splits.select, splits.report, splits.fit)
     paths = [path for table in tables for path in table["path"]]

@@ -27,6 +27,7 @@ import pytest
 from cyclopts import run
 from rich.console import Console
 
+from search.data.inputs import read_splits
 from search.machine.files import LEADERBOARD
 from search.report.leaderboard import read_leaderboard
 from search.run.search import run_search
@@ -129,6 +130,7 @@ def _searched(settings: SearchSettings, judge: Judge) -> tuple[dict[str, Any], F
     if not path.exists():
         with _no_figures():
             run_search(settings, Console(quiet=True))
+    _check_same_division(settings, judge)
     board = read_leaderboard(settings.out / LEADERBOARD)
     complete = board[board["state"] == "complete"]
     if complete.empty:
@@ -152,6 +154,13 @@ def _searched(settings: SearchSettings, judge: Judge) -> tuple[dict[str, Any], F
         **dict(zip(ALL_FIGURES, _figures(judge, scores), strict=True)),
     }
     return row, scores
+
+
+def _check_same_division(settings: SearchSettings, judge: Judge) -> None:
+    """Whether a run was searched on the images that the judge takes for its own."""
+    splits = read_splits(settings)
+    if splits.fingerprint() != replace(judge.splits, altered=None).fingerprint():
+        raise SystemExit(f"{settings.out} must be of the same division, found another; delete it")
 
 
 def _figures(judge: Judge, scores: Floats, rows: Any = None) -> Floats:
