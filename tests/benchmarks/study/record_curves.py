@@ -47,7 +47,7 @@ from search.training.loss import classification_loss, training_batches
 from search.training.network import build_network
 from search.training.recipe import Recipe
 from search.training.scoring import evaluate
-from tests.benchmarks.opening import opened_images, space_of
+from tests.benchmarks.opening import opened_images
 from tests.benchmarks.study.replay import earlier_space
 from tests.benchmarks.study.replay.curves import (
     COLUMNS,
@@ -56,6 +56,7 @@ from tests.benchmarks.study.replay.curves import (
     FALL,
     Configuration,
     configurations,
+    recorded_space,
 )
 
 SCORED_AT_ONCE = 64
@@ -122,7 +123,7 @@ def main(
     assert settings.image_size is not None
     rows = _read(output)
     with opened_images(settings, [settings.image_size]) as (splits, reader):
-        space = space_of(settings, settings.image_size, reader.side)
+        space = recorded_space(settings, settings.image_size, reader.side)
         wanted = configurations(space, count)
         check_same(rows, wanted, settings.image_size, lengths)
         missing = [one for one in wanted[first:] if one.number not in set(rows["config"])]

@@ -36,10 +36,10 @@ from scipy.stats import spearmanr
 
 from search.machine.files import write_atomically
 from search.settings.search import SearchSettings
-from tests.benchmarks.opening import space_of
 from tests.benchmarks.study.replay.arms import Arm, by_name, with_other_rules
 from tests.benchmarks.study.replay.clock import Clock, TimeIsUp
 from tests.benchmarks.study.replay.courses import read_courses
+from tests.benchmarks.study.replay.curves import recorded_space
 from tests.benchmarks.study.replay.pool import World, correlation_with_nearest
 from tests.benchmarks.study.replay.summary import summary, variants_summary
 
@@ -126,7 +126,7 @@ def read_world(table: pd.DataFrame, backbones: Path, pool: str) -> World:
         )
     settings = SearchSettings(backbones=backbones, pool=pool, weights_dir=Path("weights"))
     size = int(table["image_size"].iloc[0])
-    return World(space_of(settings, size, size), courses)
+    return World(recorded_space(settings, size, size), courses)
 
 
 def replay(world: World, arms: Mapping[str, Arm], seconds: float, seeds: int) -> pd.DataFrame:

@@ -13,6 +13,8 @@ import optuna
 from optuna.samplers import RandomSampler
 
 from search.catalogue.backbones import Backbone
+from search.catalogue.dimensions import DIMENSIONS
+from search.settings.search import SearchSettings
 from search.study.decisions.space import (
     AVERAGE_POWER,
     BACKBONE,
@@ -22,6 +24,7 @@ from search.study.decisions.space import (
     Space,
 )
 from search.training.recipe import Recipe
+from tests.benchmarks.opening import space_of
 from tests.benchmarks.study.replay import earlier_space
 
 Kind = Literal["hand", "preset", "old_preset", "near", "anywhere", "old"]
@@ -54,7 +57,9 @@ COSINE, CONSTANT, FALL = "cosine", "constant", "fall@"
 BY_HAND = "mobilenetv2_100"
 """The architecture of the recipe set by hand."""
 
-HAND_LEARNING_RATE, HAND_LAYER_DECAY, HAND_SIZE = 9.5e-4, 0.85, 192
+HAND_LEARNING_RATE, HAND_LAYER_DECAY, HAND_SIZE, HAND_STRENGTH = 9.5e-4, 0.85, 192, 0.6
+
+STRENGTH = "augmentation_strength"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,13 @@ class Configuration:
         )
 
 
+def recorded_space(settings: SearchSettings, image_size: int, canvas: int) -> Space:
+    """The space as it was when the curves were recorded: a series of configurations goes on only
+    with the same centre; arguments as for `space_of`."""
+    then = {STRENGTH: replace(DIMENSIONS[STRENGTH], centre=0.6)}
+    return replace(space_of(settings, image_size, canvas), dimensions=DIMENSIONS | then)
+
+
 def configurations(space: Space, count: int) -> list[Configuration]:
     """The first `count` of a series that never ends: by hand, the presets, then drawn ones; the
     space's seed decides the draws, of each number apart."""
@@ -136,13 +148,15 @@ def _draw(space: Space, kind: Kind, number: int) -> Parameters:
 
 def by_hand(space: Space) -> Parameters:
     """The recipe that was set by hand, as parameters of the space: mobilenetv2_100 at 192 px, or at
-    what is nearest to that in its list, a learning rate of 9.5e-4, lowered by 0.85 a layer; weight
-    decay 0.05, label smoothing 0.05 and `light` at 0.6 are the centre of the space, and 0.998 is
-    the average that goes with cosine."""
+    what is nearest to that in its list, a learning rate of 9.5e-4, lowered by 0.85 a layer, `light`
+    at 0.6; weight decay 0.05 and label smoothing 0.05 are the centre of the space, and 0.998 is the
+    average that goes with cosine."""
     backbone = _hand_backbone(space.backbones)
     low, high = backbone.learning_rate
     position = log(HAND_LEARNING_RATE / low) / log(high / low) if low < high else 0.0
     parameters = space.centre(backbone) | {LEARNING_RATE: min(max(position, 0.0), 1.0)}
+    if STRENGTH in parameters:
+        parameters[STRENGTH] = HAND_STRENGTH
     if IMAGE_SIZE in parameters:
         sizes = backbone.image_sizes
         parameters[IMAGE_SIZE] = sizes.index(min(sizes, key=lambda size: abs(size - HAND_SIZE)))

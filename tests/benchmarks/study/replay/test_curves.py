@@ -14,9 +14,8 @@ from search.errors import UserError
 from search.settings.search import SearchSettings
 from search.study.decisions.space import AVERAGE_POWER, Space
 from search.training.network import Network
-from tests.benchmarks.opening import space_of
 from tests.benchmarks.study.record_curves import Lengths, check_same
-from tests.benchmarks.study.replay.curves import Configuration, configurations
+from tests.benchmarks.study.replay.curves import Configuration, configurations, recorded_space
 from tests.benchmarks.study.replay.earlier_space import lowest_layer_scale
 
 FACES = Path(__file__).parents[4] / "results/published/dfdc-faces/backbones.yaml"
@@ -26,7 +25,7 @@ LENGTHS = Lengths(whole=8_000, first_look=1_000, first_fall=2_000)
 @pytest.fixture(scope="module")
 def space() -> Space:
     settings = SearchSettings(backbones=FACES, pool="local", weights_dir=Path("weights"))
-    return space_of(settings, image_size=64, canvas=64)
+    return recorded_space(settings, image_size=64, canvas=64)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_the_recipe_set_by_hand_is_that_of_the_issue(
 
 def test_where_several_image_sizes_are_searched_both_spaces_have_them() -> None:
     settings = SearchSettings(backbones=FACES, pool="local", weights_dir=Path("weights"))
-    one = space_of(settings, image_size=128, canvas=192)
+    one = recorded_space(settings, image_size=128, canvas=192)
     sizes = (128, 160, 192)
     wide = replace(one, backbones=tuple(replace(b, image_sizes=sizes) for b in one.backbones))
     drawn = configurations(wide, 40)

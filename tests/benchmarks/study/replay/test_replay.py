@@ -18,7 +18,6 @@ from optuna.distributions import (
 )
 
 from search.settings.search import SearchSettings
-from tests.benchmarks.opening import space_of
 from tests.benchmarks.study.replay.arms import (
     Arm,
     by_hand,
@@ -30,7 +29,13 @@ from tests.benchmarks.study.replay.arms import (
 )
 from tests.benchmarks.study.replay.clock import Clock, TimeIsUp, Training, cosine_looks
 from tests.benchmarks.study.replay.courses import Course, read_courses
-from tests.benchmarks.study.replay.curves import COLUMNS, Configuration, Kind, configurations
+from tests.benchmarks.study.replay.curves import (
+    COLUMNS,
+    Configuration,
+    Kind,
+    configurations,
+    recorded_space,
+)
 from tests.benchmarks.study.replay.pool import Pool, World, correlation_with_nearest, distance
 from tests.benchmarks.study.replay.summary import share_of_time, summary, variants_summary
 from tests.benchmarks.study.replay_search import (
@@ -82,7 +87,7 @@ def made_up(configuration: Configuration, quality: float) -> pd.DataFrame:
 def table() -> pd.DataFrame:
     """Forty configurations, of which number 17, one that is drawn near, is by far the best."""
     settings = SearchSettings(backbones=PUBLISHED, pool="local", weights_dir=Path("weights"))
-    drawn = configurations(space_of(settings, 64, 64), 40)
+    drawn = configurations(recorded_space(settings, 64, 64), 40)
     assert drawn[17].kind == "near"
     qualities = 0.7 + 0.05 * np.random.default_rng(0).random(40)
     qualities[17] = 0.9
