@@ -124,7 +124,7 @@ DIMENSIONS: dict[str, Dimension] = {
         ),
         Dimension("weight_decay", 0.05, low=1e-3, high=0.3, log=True, always=True),
         Dimension("augmentation", "light", SEARCHED_POLICIES, always=True),
-        Dimension("augmentation_strength", 0.6, always=True),
+        Dimension("augmentation_strength", 0.3, always=True),
         Dimension("label_smoothing", 0.05, high=0.15),
         Dimension("mixup_alpha", 0.0, (0.0, 0.2)),
         Dimension("cutmix_alpha", 0.0, (0.0, 1.0)),

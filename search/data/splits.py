@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +19,7 @@ from search.data.assignment import SPLITS
 from search.data.generated import Generated
 from search.data.labels import NO_METHOD, check_two_classes
 from search.data.placing import place_groups
-from search.data.unseen import TRAIN, VAL, Division
+from search.data.unseen import LEFT_OUT, TRAIN, VAL, Division
 from search.errors import UserError
 
 HELD_OUT_FOLDS = (3, 10)
@@ -57,6 +57,8 @@ class Splits:
     kind: Kind = "group"
     division: Division | None = None
     """Of all images, before limits; None unless forgeries are held out by method."""
+    left_out: pd.DataFrame | None = None
+    """Fakes that the division keeps from all three; None with limits, which keep others back."""
     altered: pd.DataFrame | None = None
     """Some images of select once more, altered, see `search.pixels.altered`."""
     images: tuple[str, ...] = ()
@@ -65,12 +67,14 @@ class Splits:
 
     def seen_by(self, trained_on: TrainedOn) -> Splits:
         """The same images as a training sees them: fit is all that it is trained on, and what that
-        takes from the other splits leaves them empty, so that nothing seen can be scored."""
+        takes from the other splits leaves them empty, so that nothing seen can be scored. Fakes
+        that were left out because they would have shown fit what these hold out come back."""
         named = {"fit": self.fit, "select": self.select, "report": self.report}
         seen = SEEN[trained_on]
         if seen == ("fit",):
             return self
-        fit = pd.concat([named[name] for name in seen], ignore_index=True)
+        back = [] if self.left_out is None else [self._come_back(self.left_out, seen)]
+        fit = pd.concat([*(named[name] for name in seen), *back], ignore_index=True)
         unseen = {name: table.iloc[:0] if name in seen else table for name, table in named.items()}
         select, report = told_apart(fit, [unseen["select"], unseen["report"]])
         return replace(
@@ -79,8 +83,21 @@ class Splits:
             select=select,
             report=report,
             generated=None,
+            left_out=None,
             altered=None if "select" in seen else self.altered,
         )
+
+    def _come_back(self, left_out: pd.DataFrame, seen: Collection[str]) -> pd.DataFrame:
+        """Those that show nothing of the splits that are not seen: no method, no group."""
+        assert self.division is not None
+        kept = self.division.rows[["split", "group"]]
+        groups = set(kept["group"][~kept["split"].isin({*seen, LEFT_OUT})])
+        others = set(SPLITS) - set(seen)
+        methods = {m for m, split in self.division.methods.items() if split in others}
+        if others:
+            methods.add(NO_METHOD)  # It may be one of theirs.
+        shows = left_out["group"].isin(groups) | left_out["method"].isin(methods)
+        return left_out[~shows]
 
     def fingerprint(self) -> str:
         """SHA-256 in hex of the names, targets and groups of all splits, in their order, and of
@@ -185,7 +202,10 @@ def splits_of(
     parts = [rows[rows["split"] == split].drop(columns="split") for split in SPLITS]
     _, *limit_seeds = _seeds(seed)
     fit, select, report = _limited(parts, limit_train, limit_val, limit_seeds)
-    return Splits(fit, select, report, kind="unseen", division=division)
+    left_out = None
+    if limit_train is None and limit_val is None:
+        left_out = rows[rows["split"] == LEFT_OUT].drop(columns="split")
+    return Splits(fit, select, report, kind="unseen", division=division, left_out=left_out)
 
 
 def _ungrouped(table: pd.DataFrame) -> pd.DataFrame:

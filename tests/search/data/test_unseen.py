@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search.data.assignment import SPLITS
-from search.data.splits import Splits, splits_of
+from search.data.labels import NO_METHOD
+from search.data.splits import SEEN, Splits, TrainedOn, splits_of
 from search.data.unseen import LEFT_OUT, Division, Found, divide_by_method, problem_of
 from search.errors import UserError
 
@@ -114,6 +115,35 @@ def test_groups_that_tie_all_methods_lose_what_they_must() -> None:
     ]
     # Two methods each in fit's 70 groups; in select's and in report's 15, those two and their own.
     assert division.left_out == 70 * 2 + 15 + 15
+
+
+@pytest.mark.parametrize(("trained_on", "back"), [("fit", 0), ("fit+select", 70), ("all", 171)])
+def test_what_was_left_out_for_a_split_comes_back_with_it(trained_on: TrainedOn, back: int) -> None:
+    table = table_of([["", *"abcd"]] * 100)
+    rows = divide(table)[0].rows
+    # One that could not be read when methods were found may be of any.
+    lost = rows.index[(rows["split"] == "fit") & (rows["target"] == 1)][0]
+    rows = rows.assign(
+        method=rows["method"].where(rows.index != lost, NO_METHOD),
+        split=rows["split"].where(rows.index != lost, LEFT_OUT),
+    )
+    splits = splits_of(Division(rows), table, None, limit_train=None, limit_val=None, seed=0)
+    seen = splits.seen_by(trained_on)
+    named = {"fit": splits.fit, "select": splits.select, "report": splits.report}
+    assert len(seen.fit) == back + sum(len(named[name]) for name in SEEN[trained_on])
+    assert seen.fit["img_name"].is_unique
+    assert not set(seen.fit["group"]) & set(seen.report["group"])
+    unseen = set(seen.report["method"][seen.report["unseen"].astype(bool)])
+    assert len(unseen) == (trained_on != "all")
+    assert not unseen & set(seen.fit["method"])
+
+
+def test_a_limit_holds_what_was_left_out_back() -> None:
+    table = table_of([["", *"abcd"]] * 100)
+    division, _ = divide(table)
+    splits = splits_of(division, table, None, limit_train=50, limit_val=None, seed=0)
+    parts = (splits.fit, splits.select, splits.report)
+    assert len(splits.seen_by("all").fit) == sum(map(len, parts))
 
 
 def test_what_is_left_out_is_the_least_that_can_be() -> None:

@@ -69,7 +69,7 @@ def test_the_centre_of_a_backbone_is_the_recipe_that_works(
     low, high = backbone.learning_rate
     assert recipe.learning_rate == pytest.approx((low * high) ** 0.5)
     assert (recipe.epochs, recipe.batch_size, recipe.seed) == (4, 32, 3)
-    assert (recipe.augmentation, recipe.augmentation_strength) == ("light", 0.6)
+    assert (recipe.augmentation, recipe.augmentation_strength) == ("light", 0.3)
     assert (recipe.weight_decay, recipe.label_smoothing) == (0.05, 0.05)
     assert backbone.kind is not None
     lowest = {"small-convnext": 0.28, "small-hybrid": 0.086, "vit": 0.12}.get(backbone.kind, 0.05)
