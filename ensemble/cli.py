@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -61,6 +61,12 @@ class _Merging:
     after_stop: str = GOES_ON
     """How to go on if it is stopped now; what is scored while the pool is opened is kept."""
 
+    def amid_passes(self) -> AbstractContextManager[None]:
+        """See `Interruption.amid_passes`."""
+        from search.machine.device import resolve_device
+
+        return self.interruption.amid_passes(resolve_device(self.settings.device))
+
     def open_pool(self, after_stop: str) -> Pool:
         """Opens the run's pool.
 
@@ -93,10 +99,11 @@ def distill(*, settings: DistillSettings) -> None:
         from ensemble.distill.distill import run_distill
 
     with _merging(settings, console, started) as merging:
-        pool = merging.open_pool(GOES_ON)
-        run_distill(pool, settings, console, merging.interruption)
+        with merging.amid_passes():
+            pool = merging.open_pool(GOES_ON)
+            run_distill(pool, settings, console, merging.interruption)
         merging.after_stop = _comparison(settings)
-        run_compare(pool, console, merging.interruption.check)
+        run_compare(pool, console, merging.interruption)
 
 
 @app.command
@@ -123,7 +130,7 @@ def fuse(
     with loading(console):
         from ensemble.fuse.fuse import run_fuse
 
-    with _merging(settings, console, started) as merging:
+    with _merging(settings, console, started) as merging, merging.amid_passes():
         run_fuse(
             merging.open_pool(GOES_ON if finetune_epochs else STARTS_ANEW),
             members=_names(members),
@@ -158,7 +165,7 @@ def soup(
     with loading(console):
         from ensemble.soup.soup import run_soup
 
-    with _merging(settings, console, started) as merging:
+    with _merging(settings, console, started) as merging, merging.amid_passes():
         run_soup(
             merging.open_pool(STARTS_ANEW),
             method,
@@ -184,9 +191,10 @@ def compare(*, settings: CompareSettings) -> None:
 
     with _merging(settings, console, started) as merging:
         # A model that was scored elsewhere keeps its scores.
-        pool = merging.open_pool(STARTS_ANEW if settings.name is None else GOES_ON)
+        with merging.amid_passes():
+            pool = merging.open_pool(STARTS_ANEW if settings.name is None else GOES_ON)
         source = open_elsewhere(pool, settings, console)
-        run_compare(pool, console, merging.interruption.check, source)
+        run_compare(pool, console, merging.interruption, source)
 
 
 @app.command
@@ -282,18 +290,12 @@ def _merging(settings: RunSettings, console: Console, started: float) -> Iterato
     ends there, and a line tells how to go on. The time limit was the user's wish and no failure;
     after Ctrl-C a script must not go on as if the merge had come to its end.
     """
-    from search.machine.device import resolve_device
     from search.machine.interruption import Interrupted, Interruption
 
-    device = resolve_device(settings.device)
     timeout = settings.timeout if isinstance(settings, MergeSettings) else None
     interruption = Interruption(None if timeout is None else timeout.total_seconds(), started)
     merging = _Merging(settings, console, interruption)
-    with (
-        _alone(settings.run),
-        interruption.handling_signals(),
-        interruption.amid_passes(device),
-    ):
+    with _alone(settings.run), interruption.handling_signals():
         try:
             yield merging
         except Interrupted as reason:

@@ -38,6 +38,7 @@ from search.catalogue.rules import count_parameters
 from search.data.splits import TrainedOn
 from search.drawing.figure import DARK, LIGHT
 from search.machine.files import CANDIDATES, COMPARISON, write_atomically
+from search.machine.interruption import Interruption
 from search.machine.progress import tell_line
 from search.settings.data import Objective
 from search.training.candidate import Candidate, complete_refits
@@ -118,7 +119,7 @@ class Contestant:
 def run_compare(
     pool: Pool,
     console: Console,
-    check: Callable[[], None] = lambda: None,
+    interruption: Interruption | None = None,
     source: Elsewhere | None = None,
 ) -> pd.DataFrame:
     """Compares all models of a run on report, writes comparison.csv and its plot, and recommends
@@ -130,16 +131,20 @@ def run_compare(
     Args:
         pool: of the run.
         console: where the table goes.
-        check: called before every measurement of a speed and after every batch that is scored; what
-            it raises ends the comparison.
+        interruption: asked before every measurement of a speed, and while images are scored.
         source: a set from elsewhere to score all models on.
 
     Raises:
+        Interrupted: if asked to stop; what was scored is kept.
         UserError: if a merged model was scored on other images than the candidates, or too many
             images are broken.
     """
-    pool = with_all_models(pool, console, check)
-    contestants = gather(pool, check)
+    interruption = interruption or Interruption()
+    check, device = interruption.check, pool.runtime.device
+    with interruption.amid_passes(device):
+        pool = with_all_models(pool, console, check)
+        contestants = gather(pool, check)
+    # Asked amid their passes, models of many layers would seem slower.
     with console.status("measuring speed"):
         speeds = _speeds(contestants, pool, check)
     targets, groups = pool.report["target"].to_numpy(np.int64), pool.report["group"].to_numpy()
@@ -147,7 +152,8 @@ def run_compare(
     path = pool.run / COMPARISON
     _write(table, path)
     if source is not None:
-        compare_elsewhere(pool, source, contestants, console, check)
+        with interruption.amid_passes(device):
+            compare_elsewhere(pool, source, contestants, console, check)
     sets = read_elsewhere(pool.run, table)
     table = pd.concat([table, *(own.add_suffix(f"@{name}") for name, own in sets.items())], axis=1)
     _write(table, path)

@@ -20,7 +20,7 @@ __all__ = ["Interrupted", "Interruption"]
 
 
 SECONDS_BETWEEN_LAYERS = 0.5
-"""Asked after each of its layers, a small network trains 4% slower."""
+"""Asked after each layer, mobilenetv2_100 trains 3% to 5% slower at 48 and 80 px on one core."""
 
 
 class Interruption:
@@ -93,8 +93,9 @@ class Interruption:
         """Checks also within the passes of networks on a CPU for the duration of the block, after
         layers forwards and backwards: there a batch of a large network may take minutes.
 
-        Compiled networks are not looked into: their layers are no longer apart. On other devices
-        this does nothing: passes are only ordered there, and asking would hold that up.
+        What was begun is lost: a time limit must leave room for one batch. Compiled networks are
+        not looked into, their layers are no longer apart. On other devices this does nothing:
+        passes are only ordered there, and asking would hold that up.
 
         Args:
             device: that networks compute on.

@@ -247,8 +247,8 @@ class Training:
 
     @contextmanager
     def _as_if_never_begun(self) -> Iterator[None]:
-        """Undoes all that a step has changed where what the block raises stops it amid its passes;
-        nothing does on a GPU."""
+        """Puts network and generators back where a request stops a step amid its passes, before it
+        steps the optimizer; on a GPU nothing does."""
         if self.runtime.device.type != "cpu":
             yield
             return

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,33 @@ from search.cli import main
 from search.machine.interruption import SECONDS_BETWEEN_LAYERS
 from search.training.candidate import REPORT_SCORES
 
-MERGES = ("soup", "fuse", "distill")
+GOES_ON = "the same command goes on from there"
 
 
-@pytest.mark.parametrize("command", ["run", "refit", "report", *MERGES])
+@pytest.mark.parametrize(
+    ("begin", "arguments", "told"),
+    [
+        (main, ["run", "--out", "RUN", "--trials", "12"], "interrupted: what was begun goes on"),
+        (main, ["refit", "--run", "RUN"], GOES_ON),
+        (main, ["report", "--out", "RUN"], "not scored on report: "),
+        (merge, ["compare", "--run", "RUN", "--device", "cpu"], GOES_ON),
+        (merge, ["soup", "--run", "RUN", "--device", "cpu"], "the same command starts anew"),
+        (merge, ["fuse", "--run", "RUN", "--device", "cpu"], "the same command starts anew"),
+        (merge, ["distill", "--run", "RUN", "--device", "cpu"], GOES_ON),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
 def test_a_stop_is_obeyed_after_the_layer_under_way(
-    command: str, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[[list[str]], int],
+    arguments: list[str],
+    told: str,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
-    if command in ("report", *MERGES):
+    if arguments[0] in ("report", "compare"):
         for scores in run.glob(f"candidates/*/{REPORT_SCORES}"):
             scores.unlink()
     layer, layers = nn.Conv2d.forward, list[nn.Module]()
@@ -37,9 +56,8 @@ def test_a_stop_is_obeyed_after_the_layer_under_way(
                 time.sleep(1.1 * SECONDS_BETWEEN_LAYERS)
         return layer(own, images)
 
-    monkeypatch.setattr(nn.Conv2d, "forward", struck)
-    where = {"run": "--out", "report": "--out"}.get(command, "--run")
-    more = ["--trials", "12"] if command == "run" else []
-    begin = merge if command in MERGES else main
-    assert begin([command, where, str(run), *more]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Conv2d, "forward", struck)
+        assert begin([str(run) if a == "RUN" else a for a in arguments]) == 130
     assert len(layers) == 1
+    assert told in " ".join(capsys.readouterr().out.split())

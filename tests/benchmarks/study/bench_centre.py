@@ -89,7 +89,7 @@ def main(
     """
     use_one_thread()
     settings, resamplings = settings or SearchSettings(), RESAMPLINGS
-    measured = {name: change for name, change in CHANGES.items() if name in (CENTRE, *changes)}
+    measured = {name: CHANGES[name] for name in dict.fromkeys((CENTRE, *changes))}
     if quick:
         settings = replace(settings, limit_train=64, limit_val=80, image_size=32, epochs=1)
         measured = {name: CHANGES[name] for name in (CENTRE, "all three")}
@@ -102,13 +102,12 @@ def main(
             assert own.image_size is not None
             with opened_images(own, [own.image_size]) as (splits, reader):
                 space = space_of(own, own.image_size, reader.side)
-                chosen = space.backbones[0]
-                for other in space.backbones:
-                    chosen = other if other.name == backbone else chosen
+                named = {one.name: one for one in space.backbones}
+                chosen = named[backbone or space.backbones[0].name]
                 centre = replace(space.recipe(space.centre(chosen)), epochs=own.epochs, seed=seed)
                 usual: list[Floats] | None = None
                 for name, change in measured.items():
-                    place = kept / f"{name.replace(' ', '-')}-{seed}"
+                    place = kept / f"{chosen.name}-{name.replace(' ', '-')}-{seed}"
                     scores = _scores(replace(centre, **change), splits, reader, place)
                     aucs = _aucs(splits, scores)
                     told = dict(zip((f"auc_{split}" for split in SPLITS), aucs, strict=True))

@@ -26,6 +26,7 @@ from ensemble.settings import CompareSettings
 from ensemble.soup.soup import run_soup
 from search.data.labels import read_labels
 from search.errors import UserError
+from search.machine.interruption import Interruption
 from search.pixels.loading.epochs import eval_batches
 from search.pixels.loading.reading import Reader
 from search.training.metrics import delong_interval, delong_test, roc_auc
@@ -187,13 +188,14 @@ def test_going_on_after_a_stop_scores_no_model_again(
     source = open_elsewhere(pool, told(files, pool.run), QUIET)
     scores = pool.best.path / "elsewhere-celeb.csv"
 
-    def stop_after_the_first() -> None:
-        if scores.exists():
-            raise KeyboardInterrupt
+    class StopAfterTheFirst(Interruption):
+        def check(self) -> None:
+            if scores.exists():
+                raise KeyboardInterrupt
 
     run_soup(pool, "greedy")
     with pytest.raises(KeyboardInterrupt):
-        run_compare(pool, QUIET, stop_after_the_first, source)
+        run_compare(pool, QUIET, StopAfterTheFirst(), source)
     assert (pool.run / "comparison.csv").exists()
     written = scores.stat().st_mtime_ns
     compare(pool, told(files, pool.run), Console(width=120))

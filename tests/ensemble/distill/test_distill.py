@@ -157,7 +157,11 @@ def test_going_on_from_any_batch_equals_never_having_stopped(
 
 def test_a_batch_that_a_stop_cuts_short_is_as_if_never_begun(distil: Run, tmp_path: Path) -> None:
     """Its teacher is asked within the batch."""
-    changes: dict[str, Any] = {"live_teacher": True, "teachers": "0002,0003"}
+    changes: dict[str, Any] = {
+        "live_teacher": True,
+        "teachers": "0002,0003",
+        "student": "test_resnet.r160_in1k",  # has batch norm
+    }
     other = tmp_path / "other"
     shutil.copytree(distil.pool.run, other)
     device, layers = distil.pool.runtime.device, StopAfter(10**9)
