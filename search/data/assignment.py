@@ -59,8 +59,14 @@ PROMISING = 10
 FINALISTS = 4
 """Of what was tried, that whole groups are placed by."""
 
-SOLVER = {"node_limit": 200, "mip_rel_gap": 0.005}
+SOLVER = {"node_limit": 200, "mip_rel_gap": 0.0}
 """Limits of the integer program: unlike seconds, nodes are the same on every machine."""
+
+TASTES = 1e-4
+"""What it costs at most, in images, to place a group in a split rather than in another: drawn, so
+that among placements that are as good as each other every version of the solver finds the same."""
+DIGITS = 5
+"""Of a value; below lies what the solver's tolerance leaves."""
 
 _Integers = NDArray[np.int64]
 _Floats = NDArray[np.float64]
@@ -202,6 +208,8 @@ class _Program:
         sums += np.einsum("k,as->aks", kinds.reals, self.aim_reals)
         kept, sums = kept / kinds.counts[:, None], sums / kinds.counts[:, None]
         costs = np.concatenate([-kept.ravel(), self.costs])
+        tastes = np.zeros(len(costs))
+        tastes[: kept.size] = np.random.default_rng(0).random(kept.size) * TASTES
         count, size = len(sums), kept.size
         reached = hstack([csr_array(sums.reshape(count, size)), eye_array(count)], format="csr")
         each = kron(eye_array(len(kept)), np.ones((1, len(SPLITS))))
@@ -211,7 +219,7 @@ class _Program:
         result: OptimizeResult
         if whole:
             result = milp(
-                costs,
+                costs + tastes,
                 integrality=np.append(np.repeat(kinds.exact, len(SPLITS)), np.zeros(count)),
                 bounds=bounds,
                 constraints=[
@@ -225,7 +233,7 @@ class _Program:
             prices = np.zeros(count)
         else:
             result = linprog(
-                costs,
+                costs + tastes,
                 A_ub=-reached,
                 b_ub=-self.least,
                 A_eq=each,
@@ -235,7 +243,7 @@ class _Program:
             prices = -np.asarray(result.ineqlin.marginals, np.float64)
         assert result.x is not None  # what is missing costs, and forbids nothing
         counts = result.x[:size].reshape(kept.shape)
-        return _Placement(kinds, counts, -float(result.fun), prices)
+        return _Placement(kinds, counts, round(-float(costs @ result.x), DIGITS), prices)
 
     def bound(self, prices: _Floats, owners: _Integers) -> float:
         """What placements for some owners, (M,), are worth at most, by prices that those for any
