@@ -144,9 +144,8 @@ def run_compare(
     with interruption.amid_passes(device):
         pool = with_all_models(pool, console, check)
         contestants = gather(pool, check)
-    # Asked amid their passes, models of many layers would seem slower.
     with console.status("measuring speed"):
-        speeds = _speeds(contestants, pool, check)
+        speeds = _speeds(contestants, pool, interruption)
     targets, groups = pool.report["target"].to_numpy(np.int64), pool.report["group"].to_numpy()
     table = compare(contestants, targets, speeds, groups, pool.objective)
     path = pool.run / COMPARISON
@@ -390,8 +389,8 @@ def _sum_costs(pool: Pool, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _speeds(
-    contestants: list[Contestant], pool: Pool, on_model: Callable[[], None]
+    contestants: list[Contestant], pool: Pool, interruption: Interruption
 ) -> dict[int, dict[str, float]]:
     models = {c.path: c.network for c in contestants if c.network is not None}
     device = pool.runtime.device
-    return {size: measure_speed(models, device, size, on_model) for size in BATCH_SIZES}
+    return {size: measure_speed(models, device, size, interruption) for size in BATCH_SIZES}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from statistics import median
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from search.machine.device import exact_float32, is_out_of_memory
+from search.machine.interruption import Interruption
 
 # Importing the timer looks for a CUDA compiler, and warns where there is none.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -24,12 +26,16 @@ ROUNDS = 3
 
 SECONDS_PER_MEASUREMENT = 0.5
 
+LONG_PASS = 1.0
+"""Seconds of a pass that is measured once, and may be stopped: asking amid passes would make models
+of many layers seem slower, but not by anything that a second shows."""
+
 
 def measure_speed(
     models: Mapping[str, nn.Module],
     device: torch.device,
     batch_size: int,
-    on_model: Callable[[], None] = lambda: None,
+    interruption: Interruption,
 ) -> dict[str, float]:
     """Images a second of models in fp32, by their names.
 
@@ -40,7 +46,7 @@ def measure_speed(
             as `canvas`.
         device: to compute on.
         batch_size: images in one forward pass.
-        on_model: called before every measurement.
+        interruption: asked before every measurement, and amid long passes.
 
     Returns:
         NaN for a model that does not fit into memory with so large a batch.
@@ -49,11 +55,11 @@ def measure_speed(
     # The timer waits for the current GPU, whichever the models are on.
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with current, torch.inference_mode(), exact_float32():
-        for round_number in range(ROUNDS):
+        for _ in range(ROUNDS):
             for name, model in models.items():
-                on_model()
+                interruption.check()
                 try:
-                    seconds = _seconds(model, device, batch_size, is_first=round_number == 0)
+                    seconds = _seconds(model, device, batch_size, interruption)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
@@ -63,13 +69,22 @@ def measure_speed(
     return {name: median(values) for name, values in speeds.items()}
 
 
-def _seconds(model: nn.Module, device: torch.device, batch_size: int, *, is_first: bool) -> float:
+def _seconds(
+    model: nn.Module, device: torch.device, batch_size: int, interruption: Interruption
+) -> float:
     """Median time of one forward pass."""
     model.to(device).eval()
     size = int(model.canvas)  # type: ignore[arg-type]
     images = torch.rand(batch_size, 3, size, size, device=device)
-    if is_first:
+    with interruption.amid_passes(device):
         model(images)  # Kernels are chosen and memory is taken at the first call.
+        started = time.perf_counter()
+        model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+    if seconds >= LONG_PASS:
+        return seconds
     timer = Timer(
         "model(images)",
         globals={"model": model, "images": images},

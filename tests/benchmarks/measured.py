@@ -136,25 +136,34 @@ def differences(
     table: pd.DataFrame, drawn: Mapping[str, Sequence[Floats]], column: str, figures: Sequence[str]
 ) -> pd.DataFrame:
     """Means over the seeds of each arm's figures, and how they differ from those of the first arm,
-    with 95% intervals.
+    both with 95% intervals.
 
     Args:
         table: a row an arm and seed.
-        drawn: of each arm, for each seed, the differences (resamplings, figures) of groups that
-            were drawn again.
+        drawn: of each arm, for each seed, the figures (resamplings, figures) of groups that were
+            drawn again: the same ones for all arms.
         column: of the table, that names the arm.
         figures: columns of the table.
     """
     means, usual = table.groupby(column, sort=False)[list(figures)].mean(), next(iter(drawn))
+    # Draws of one class alone are left out, by some seeds' divisions more than by others'.
+    shortest = min(len(own) for of_seeds in drawn.values() for own in of_seeds)
+    drawn_means = {
+        name: np.mean([own[:shortest] for own in of_seeds], axis=0)
+        for name, of_seeds in drawn.items()
+    }
     told = []
     for name, of_seeds in drawn.items():
         row: dict[str, Any] = {column: name, "seeds": len(of_seeds)}
-        # Draws of one class alone are left out, by some seeds' divisions more than by others'.
-        shortest = min(map(len, of_seeds))
-        mean = np.mean([own[:shortest] for own in of_seeds], axis=0)
-        low, high = np.nanquantile(mean, (0.025, 0.975), axis=0)
+        mean = drawn_means[name]
+        mean_low, mean_high = np.nanquantile(mean, (0.025, 0.975), axis=0)
+        low, high = np.nanquantile(mean - drawn_means[usual], (0.025, 0.975), axis=0)
         for number, figure in enumerate(figures):
             row[figure] = means.loc[name, figure]
+            row[f"{figure}_mean_low"], row[f"{figure}_mean_high"] = (
+                mean_low[number],
+                mean_high[number],
+            )
             row[f"{figure}_difference"] = row[figure] - means.loc[usual, figure]
             row[f"{figure}_low"], row[f"{figure}_high"] = low[number], high[number]
         told.append(row)

@@ -101,7 +101,6 @@ def main(
                 named = {one.name: one for one in space.backbones}
                 chosen = named[backbone or space.backbones[0].name]
                 centre = replace(space.recipe(space.centre(chosen)), epochs=own.epochs, seed=seed)
-                usual: list[Floats] | None = None
                 for name, variant in measured.items():
                     place = kept / f"{chosen.name}, {name}, {seed}"
                     scores = _scores(replace(centre, **variant), splits, reader, place)
@@ -117,8 +116,7 @@ def main(
                         }
                     )
                     console.print(rows[-1], highlight=False, soft_wrap=True)
-                    usual = scores if usual is None else usual
-                    drawn[name].append(_differences(splits, scores, usual, resamplings))
+                    drawn[name].append(_drawn(splits, scores, resamplings))
     table = pd.DataFrame(rows)
     compared = differences(table, drawn, "variant", [f"auc_{split}" for split in SPLITS])
     console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
@@ -144,19 +142,14 @@ def _aucs(splits: Splits, scores: list[Floats]) -> Floats:
     return np.array([roc_auc(*pair) for pair in zip(scores, targets, strict=True)], np.float64)
 
 
-def _differences(
-    splits: Splits, scores: list[Floats], usual: list[Floats], resamplings: int
-) -> Floats:
-    """(resamplings, 2): what a change makes on select and on report, of groups drawn again."""
+def _drawn(splits: Splits, scores: list[Floats], resamplings: int) -> Floats:
+    """(resamplings, 2): the AUC on select and on report, of groups drawn again."""
     found = []
-    for split, mine, other in zip(SPLITS, scores, usual, strict=True):
+    for split, own in zip(SPLITS, scores, strict=True):
         table = getattr(splits, split)
         targets = table["target"].to_numpy()
         found.append(
-            [
-                roc_auc(mine[rows], targets[rows]) - roc_auc(other[rows], targets[rows])
-                for rows in resampled_groups(table, resamplings)
-            ]
+            [roc_auc(own[rows], targets[rows]) for rows in resampled_groups(table, resamplings)]
         )
     # Draws of one class are left out.
     shortest = min(map(len, found))

@@ -7,8 +7,8 @@
 time of the clock, results included. Figures are of the candidate that ranks first, on report, which
 chooses nothing: all fakes, those of methods that fit has, those of methods that neither fit nor
 select shows, and altered images. `objectives_differences.csv` has the means over the seeds and what
-an objective changes against `auc`, with 95% intervals that resample groups. Arms take turns; the
-same command goes on after the last that came to its end.
+an objective changes against `auc`, both with 95% intervals that resample groups. Arms take turns;
+the same command goes on after the last that came to its end.
 """
 
 from __future__ import annotations
@@ -90,7 +90,6 @@ def main(
     drawn: dict[str, list[Floats]] = {objective: [] for objective in objectives}
     with kept_in(folder) as kept:
         for seed, _, judge in divisions(settings, seeds, kept):
-            usual: Floats | None = None
             for objective in objectives:
                 own = replace(
                     settings,
@@ -104,11 +103,10 @@ def main(
                 rows.append({"objective": objective, "seed": seed, **row})
                 told = ", ".join(f"{figure} {row[figure]:.4f}" for figure in ALL_FIGURES)
                 console.print(f"seed {seed}, by {objective}: {told}", highlight=False)
-                usual = scores if usual is None else usual
                 drawn[objective].append(
                     np.array(
                         [
-                            _figures(judge, scores, index) - _figures(judge, usual, index)
+                            _figures(judge, scores, index)
                             for index in resampled_groups(judge.table, resamplings)
                         ]
                     )

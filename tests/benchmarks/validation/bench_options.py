@@ -85,7 +85,6 @@ def main(
         for seed, own, judge in divisions(settings, seeds, kept):
             recipe = replace(_recipe(own, judge.reader.side), epochs=epochs)
             held_out = judge.splits.report["method"][judge.splits.report["unseen"]]
-            plain: np.ndarray[Any, Any] | None = None
             for name, changes in options.items():
                 began = time.monotonic()
                 changed = replace(recipe, **changes)
@@ -103,11 +102,10 @@ def main(
                 told = ", ".join(f"{figure} {rows[-1][figure]:.4f}" for figure in FIGURES)
                 seconds = time.monotonic() - began
                 console.print(f"seed {seed}, {name}: {told}; {seconds:.0f} s", highlight=False)
-                plain = scores if plain is None else plain
                 drawn[name].append(
                     np.array(
                         [
-                            judge.figures(scores, index) - judge.figures(plain, index)
+                            judge.figures(scores, index)
                             for index in resampled_groups(judge.table, resamplings)
                         ]
                     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from ensemble.compare.compare import COLUMNS, Contestant, compare, gather, run_compare
 from ensemble.compare.on_report import with_all_models
 from ensemble.compare.recommended import choose_model
-from ensemble.compare.speed import measure_speed
+from ensemble.compare.speed import LONG_PASS, ROUNDS, measure_speed
 from ensemble.fuse.fuse import run_fuse
 from ensemble.pool.pool import Pool
 from ensemble.soup.soup import run_soup
 from search.errors import UserError
+from search.machine.interruption import Interrupted, Interruption
 from search.training.metrics import delong_test, measure, roc_auc
 from search.training.network import build_network
 from tests.ensemble.conftest import RESNET, VIT
@@ -192,7 +194,7 @@ def test_a_model_scored_on_too_few_images_is_refused(pool: Pool) -> None:
 
 def test_speed_is_told_for_every_model() -> None:
     models = {"resnet": build_network(RESNET), "vit": build_network(VIT)}
-    speeds = measure_speed(models, torch.device("cpu"), 2)
+    speeds = measure_speed(models, torch.device("cpu"), 2, Interruption())
     assert speeds.keys() == models.keys()
     assert min(speeds.values()) > 0
 
@@ -205,10 +207,32 @@ def test_a_model_too_large_for_the_batch_has_no_speed() -> None:
             raise torch.OutOfMemoryError
 
     speeds = measure_speed(
-        {"small": build_network(RESNET), "large": Greedy()}, torch.device("cpu"), 2
+        {"small": build_network(RESNET), "large": Greedy()}, torch.device("cpu"), 2, Interruption()
     )
     assert speeds["small"] > 0
     assert math.isnan(speeds["large"])
+
+
+def test_a_long_pass_is_measured_once_and_stops_at_a_layer() -> None:
+    interruption, passes = Interruption(), list[int]()
+
+    class Slow(nn.Sequential):
+        canvas = 16
+
+        def forward(self, images: Tensor) -> Tensor:
+            passes.append(len(images))
+            time.sleep(LONG_PASS)
+            output: Tensor = super().forward(images)
+            return output
+
+    model = Slow(nn.Flatten(), nn.Identity())
+    speed = measure_speed({"slow": model}, torch.device("cpu"), 2, interruption)["slow"]
+    assert 0 < speed < 2 / LONG_PASS
+    assert len(passes) == 2 * ROUNDS
+    model[0].register_forward_pre_hook(lambda *_: setattr(interruption, "requested", True))
+    with pytest.raises(Interrupted):
+        measure_speed({"slow": model}, torch.device("cpu"), 2, interruption)
+    assert len(passes) == 2 * ROUNDS + 1
 
 
 def test_the_single_candidate_comes_first(tiny_pool: Pool, tmp_path: Path) -> None:
