@@ -14,10 +14,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from ensemble.compare import speed as speed_module
 from ensemble.compare.compare import COLUMNS, Contestant, compare, gather, run_compare
 from ensemble.compare.on_report import with_all_models
 from ensemble.compare.recommended import choose_model
-from ensemble.compare.speed import LONG_PASS, ROUNDS, measure_speed
+from ensemble.compare.speed import LONG_PASS, measure_speed
 from ensemble.fuse.fuse import run_fuse
 from ensemble.pool.pool import Pool
 from ensemble.soup.soup import run_soup
@@ -228,11 +229,12 @@ def test_a_long_pass_is_measured_once_and_stops_at_a_layer() -> None:
     model = Slow(nn.Flatten(), nn.Identity())
     speed = measure_speed({"slow": model}, torch.device("cpu"), 2, interruption)["slow"]
     assert 0 < speed < 2 / LONG_PASS
-    assert len(passes) == 2 * ROUNDS
+    measured = len(passes)
+    assert measured == 2 * speed_module.ROUNDS
     model[0].register_forward_pre_hook(lambda *_: setattr(interruption, "requested", True))
     with pytest.raises(Interrupted):
         measure_speed({"slow": model}, torch.device("cpu"), 2, interruption)
-    assert len(passes) == 2 * ROUNDS + 1
+    assert len(passes) == measured + 1
 
 
 def test_the_single_candidate_comes_first(tiny_pool: Pool, tmp_path: Path) -> None:
