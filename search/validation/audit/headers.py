@@ -36,8 +36,8 @@ class Carrier:
 
 
 RECOMPRESSING = (
-    "train with `space: {augmentation: [degrade, strong]}` in the backbones file, which compress "
-    "both classes anew"
+    "train with `space: {compression_quality: 80}` in the backbones file, which gives both classes "
+    "one history of compression, or with `{augmentation: [degrade, strong]}`"
 )
 
 FORMAT = Carrier("format", True, f"write both classes in one format; {RECOMPRESSING}")

@@ -24,7 +24,7 @@ from tests.search.validation.audit.planted import add_samples, make_set
     ("plant", "expected"),
     [
         ("format", ["file format alone tells fakes at AUC 1.00", "degrade"]),
-        ("compression", ["JPEG quality alone", "augmentation: [degrade, strong]"]),
+        ("compression", ["JPEG quality alone", "space: {compression_quality: 80}"]),
         ("dimensions", ["alone tells fakes", "crop or resize both classes alike"]),
         ("duplicates", ["equal files lie in several splits", "search audit"]),
         ("time", []),  # no network sees it
