@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 from search.data.splits import Splits
 from search.machine.device import Runtime, resolve_device
@@ -168,6 +169,22 @@ def differences(
             row[f"{figure}_low"], row[f"{figure}_high"] = low[number], high[number]
         told.append(row)
     return pd.DataFrame(told)
+
+
+def publish(
+    table: pd.DataFrame,
+    drawn: Mapping[str, Sequence[Floats]],
+    column: str,
+    figures: Sequence[str],
+    output: Path | None,
+) -> None:
+    """Prints `differences`, whose arguments these are, and writes them beside the table."""
+    compared = differences(table, drawn, column, figures)
+    Console().print(compared.to_string(index=False), highlight=False, soft_wrap=True)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        table.round(5).to_csv(output, index=False)
+        compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
 
 
 def scores_of(candidate: Candidate) -> Floats:

@@ -32,9 +32,9 @@ from search.training.recipe import Recipe
 from search.training.train import train
 from tests.benchmarks.measured import (
     Floats,
-    differences,
     kept_in,
     kept_scores,
+    publish,
     resampled_groups,
     use_one_thread,
 )
@@ -117,13 +117,7 @@ def main(
                     )
                     console.print(rows[-1], highlight=False, soft_wrap=True)
                     drawn[name].append(_drawn(splits, scores, resamplings))
-    table = pd.DataFrame(rows)
-    compared = differences(table, drawn, "variant", [f"auc_{split}" for split in SPLITS])
-    console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        table.round(5).to_csv(output, index=False)
-        compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
+    publish(pd.DataFrame(rows), drawn, "variant", [f"auc_{split}" for split in SPLITS], output)
 
 
 def _scores(recipe: Recipe, splits: Splits, reader: Reader, folder: Path) -> list[Floats]:

@@ -41,10 +41,10 @@ from tests.benchmarks.measured import (
     MEASURED,
     Floats,
     Judge,
-    differences,
     divisions,
     kept_in,
     kept_scores,
+    publish,
     resampled_groups,
     use_one_thread,
 )
@@ -111,13 +111,7 @@ def main(
                         ]
                     )
                 )
-    table = pd.DataFrame(rows)
-    compared = differences(table, drawn, "objective", ALL_FIGURES)
-    console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        table.round(5).to_csv(output, index=False)
-        compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
+    publish(pd.DataFrame(rows), drawn, "objective", ALL_FIGURES, output)
 
 
 def _searched(settings: SearchSettings, judge: Judge) -> tuple[dict[str, Any], Floats]:

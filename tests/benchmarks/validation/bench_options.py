@@ -26,9 +26,9 @@ from search.settings.search import SearchSettings
 from search.training.recipe import Recipe
 from tests.benchmarks.measured import (
     FIGURES,
-    differences,
     divisions,
     kept_in,
+    publish,
     resampled_groups,
     scores_of,
     use_one_thread,
@@ -110,13 +110,7 @@ def main(
                         ]
                     )
                 )
-    table = pd.DataFrame(rows)
-    compared = differences(table, drawn, "option", FIGURES)
-    console.print(compared.to_string(index=False), highlight=False, soft_wrap=True)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        table.round(5).to_csv(output, index=False)
-        compared.round(5).to_csv(output.with_name(f"{output.stem}_differences.csv"), index=False)
+    publish(pd.DataFrame(rows), drawn, "option", FIGURES, output)
 
 
 def _recipe(settings: SearchSettings, canvas: int) -> Recipe:
